@@ -1,0 +1,513 @@
+"""Every setting of the project: one home each, with its meaning, unit and check.
+
+`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it (see `override`).
+Checks run when a dataclass is built, so a bad value stops the program before anything compiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+BUCKETS: tuple[tuple[float, float], ...] = (
+  (0.0, 0.1),
+  (0.1, 0.2),
+  (0.2, 0.3),
+  (0.3, 0.4),
+  (0.4, 0.5),
+  (0.5, 0.6),
+)
+"""Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
+
+MASK_KINDS = ("free_form", "thick", "medium", "thin", "rectangles", "centre")
+
+
+class ConfigError(ValueError):
+  """A setting, flag, file or folder that the user must change; `run.py` prints it as one line."""
+
+
+def require(condition: bool, message: str) -> None:
+  """Raises ConfigError with the message unless the condition holds."""
+  if not condition:
+    raise ConfigError(message)
+
+
+def _share(name: str, value: float) -> None:
+  require(0.0 <= value <= 1.0, f"{name}={value} is no share: give a number from 0 to 1")
+
+
+def _positive(name: str, value: float) -> None:
+  require(value > 0, f"{name}={value} must be greater than 0")
+
+
+def _not_negative(name: str, value: float) -> None:
+  require(value >= 0, f"{name}={value} must not be negative")
+
+
+def _one_of(name: str, value: str, choices: Sequence[str]) -> None:
+  require(value in choices, f"{name}={value!r} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
+
+
+def suggest(name: str, choices: Sequence[str]) -> str:
+  """`did you mean 'x'? ` for the closest choice, or nothing when none is close."""
+  close = difflib.get_close_matches(name, choices, n=1)
+  return f"did you mean {close[0]!r}? " if close else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Networks. `size` names a preset of `SIZES`; `--set model.size=` takes all of it, then other settings apply."""
+
+  size: str  # tiny, small, base or large
+  image_size: int  # side of the square training image, pixels
+  widths: tuple[int, ...]  # channels per scale, from half resolution (after space-to-depth by 2) to the bottleneck
+  blocks: int  # residual blocks per scale in encoder, generator and decoder each
+  context_blocks: int  # self-attention blocks on the bottleneck grid
+  heads: int  # attention heads of a context block
+  discriminator_width: int  # channels of the discriminator's first layer, doubled by each later one
+  discriminator_layers: int  # strided layers of the discriminator
+
+  def __post_init__(self):
+    _positive("model.image_size", self.image_size)
+    _positive("model.blocks", self.blocks)
+    _not_negative("model.context_blocks", self.context_blocks)
+    _positive("model.discriminator_width", self.discriminator_width)
+    _positive("model.discriminator_layers", self.discriminator_layers)
+    require(len(self.widths) >= 2, f"model.widths={self.widths} needs at least two scales")
+    for width in self.widths:
+      require(
+        width > 0 and width % 8 == 0, f"model.widths={self.widths}: {width} is no positive multiple of 8; make it one"
+      )
+    require(
+      self.heads > 0 and self.widths[-1] % (4 * self.heads) == 0,
+      f"model.heads={self.heads}: 4 x heads must divide the bottleneck width {self.widths[-1]}",
+    )
+    lower = self.image_size // self.stride * self.stride
+    require(
+      self.image_size % self.stride == 0 and lower > 0,
+      f"model.image_size={self.image_size} is no multiple of the stride {self.stride}: "
+      f"use {max(lower, self.stride)} or {lower + self.stride}",
+    )
+
+  @property
+  def stride(self) -> int:
+    """Pixels per position of the bottleneck grid."""
+    return 2 ** len(self.widths)
+
+
+SIZES: dict[str, ModelConfig] = {
+  "tiny": ModelConfig("tiny", 64, (32, 64, 128), 1, 2, 4, 32, 3),
+  "small": ModelConfig("small", 128, (32, 128, 256), 1, 2, 8, 32, 3),
+  "base": ModelConfig("base", 256, (64, 128, 256, 384), 2, 4, 8, 64, 4),
+  "large": ModelConfig("large", 512, (64, 128, 256, 384, 512), 2, 6, 8, 64, 4),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+  """The generative memory: codebook and retrieval."""
+
+  enabled: bool = True  # false: an MLP of the same size stands in for the codebook (the no-memory twin)
+  pretrain: bool = True  # false: stage 1 is skipped and the memory is learned from scratch in stage 2
+  num_groups: int = 16  # sets of slots, each with an anchor; 1 is a flat memory
+  slots_per_group: int = 32  # slots in each group
+  slot_dim: int = 128  # channels of a slot's key and of its value
+  heads: int = 4  # heads of the retrieval attention, over slot_dim
+  group_temperature: float = 0.1  # initial softmax temperature on cosine scores of the anchors
+  slot_temperature: float = 0.1  # initial softmax temperature on cosine scores of the keys
+  usage_decay: float = 0.99  # decay per step of the running mean of slot usage
+  revive_every: int = 50  # steps of stage 1 between revivals of dead slots; 0 never
+  revive_below: float = 0.05  # a slot is dead when its usage is below this share of the uniform usage
+  finetune: float = 0.0  # learning-rate factor of the memory in stage 2; 0 keeps it frozen
+
+  def __post_init__(self):
+    for name in ("num_groups", "slots_per_group", "slot_dim", "heads", "group_temperature", "slot_temperature"):
+      _positive(f"memory.{name}", getattr(self, name))
+    require(
+      self.slot_dim % self.heads == 0,
+      f"memory.slot_dim={self.slot_dim} is not divisible by memory.heads={self.heads}: choose a multiple",
+    )
+    _share("memory.usage_decay", self.usage_decay)
+    _share("memory.revive_below", self.revive_below)
+    _not_negative("memory.revive_every", self.revive_every)
+    _not_negative("memory.finetune", self.finetune)
+
+  @property
+  def num_slots(self) -> int:
+    return self.num_groups * self.slots_per_group
+
+
+@dataclasses.dataclass(frozen=True)
+class VariationConfig:
+  """Conditional stochastic variation: noise in the memory's priors."""
+
+  enabled: bool = True  # false: no noise and no strength heads
+  probability: float = 0.5  # share of training images of stage 2 that get noise
+
+  def __post_init__(self):
+    _share("variation.probability", self.probability)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskConfig:
+  """Holes drawn on the fly: a kind by its weight, then an area uniform in [area_min, area_max]."""
+
+  free_form: float = 1.0  # weight of random brush walks (DeepFill v2)
+  thick: float = 1.0  # weight of LaMa-style wide strokes and boxes
+  medium: float = 1.0  # weight of LaMa-style medium strokes
+  thin: float = 0.5  # weight of LaMa-style narrow strokes
+  rectangles: float = 1.0  # weight of random rectangles
+  centre: float = 0.25  # weight of a centred square
+  area_min: float = 0.05  # smallest hole area, share of the image
+  area_max: float = 0.6  # largest hole area, share of the image
+
+  def __post_init__(self):
+    for kind in MASK_KINDS:
+      _not_negative(f"mask.{kind}", getattr(self, kind))
+    require(any(getattr(self, kind) > 0 for kind in MASK_KINDS), "every mask weight is 0: give one mask kind a weight")
+    _share("mask.area_min", self.area_min)
+    _share("mask.area_max", self.area_max)
+    _positive("mask.area_max", self.area_max)
+    require(
+      self.area_min <= self.area_max,
+      f"mask.area_min={self.area_min} exceeds mask.area_max={self.area_max}: swap them",
+    )
+
+  @property
+  def weights(self) -> dict[str, float]:
+    """Mask kind to its weight, in the order of MASK_KINDS."""
+    return {kind: getattr(self, kind) for kind in MASK_KINDS}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Images: where they are and how they are cropped."""
+
+  train: str = ""  # folder of training images, read recursively; or 'skimage' for the demo's photographs
+  val: str = ""  # folder of held-out images; or 'skimage'
+  crop_min: float = 0.8  # smallest random crop, share of the image's short side; 1 takes the whole short side
+  flip: bool = True  # mirror half of the training images left-right
+  threads: int = 2  # threads that decode images
+  prefetch: int = 16  # decoded examples kept ready
+  max_bad_share: float = 0.01  # more undecodable files than this share is an error
+
+  def __post_init__(self):
+    require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
+    _positive("data.threads", self.threads)
+    _positive("data.prefetch", self.prefetch)
+    _share("data.max_bad_share", self.max_bad_share)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Weights of the terms; 0 leaves a term out of the step."""
+
+  features: str = "vgg16"  # network of the perceptual and style terms: vgg16, or recognition (no ImageNet weights)
+  vgg_stages: int = 5  # VGG16 stages the feature terms compare: relu1_2 alone up to relu1_2 … relu5_3
+  feature_crop: int = 0  # side of the random window the feature terms look at, pixels; 0 is the whole image
+  l1: float = 6.0  # stage 1: mean absolute error of the reconstruction
+  hole: float = 6.0  # stage 2: L1 over the hole (RFR)
+  valid: float = 1.0  # stage 2: L1 over the known pixels (RFR)
+  perceptual: float = 0.1  # both stages: L1 between features (AOT-GAN)
+  style: float = 250.0  # stage 2: L1 between Gram matrices (AOT-GAN)
+  adversarial: float = 0.05  # both stages: hinge loss of the generator
+  retrieval: float = 0.5  # stage 2: KL from the teacher's retrieval weights, over hole positions (CodeFormer)
+  read: float = 1.0  # stage 2: squared error to the teacher's read, over hole positions (CodeFormer)
+  balance: float = 0.1  # stage 1: log(slots) minus the entropy of the mean retrieval weights (ours)
+  memory_image: float = 1.0  # stage 2: L1 over the hole of the memory generator's own image (ours)
+
+  def __post_init__(self):
+    _one_of("loss.features", self.features, ("vgg16", "recognition"))
+    require(1 <= self.vgg_stages <= 5, f"loss.vgg_stages={self.vgg_stages} is out of range: give 1 to 5")
+    _not_negative("loss.feature_crop", self.feature_crop)
+    for field in dataclasses.fields(self):
+      if field.name not in ("features", "vgg_stages", "feature_crop"):
+        _not_negative(f"loss.{field.name}", getattr(self, field.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class StageConfig:
+  """Length and optimiser of one training stage."""
+
+  steps: int = 1000  # training steps; 0 skips the stage
+  learning_rate: float = 2e-4  # peak of Adam's learning rate for the generator side
+  discriminator_rate: float = 2e-4  # peak of Adam's learning rate for the discriminator
+  warmup: int = 100  # steps of linear warm-up, at most a fifth of the stage
+  adversarial_start: float = 0.3  # share of the stage after which the adversarial term is switched on
+  final_rate: float = 0.05  # learning rate at the end, as a share of the peak (cosine decay)
+  beta1: float = 0.9  # Adam
+  beta2: float = 0.99  # Adam
+  clip_norm: float = 5.0  # gradients are scaled down to this global norm
+  ema_decay: float = 0.999  # decay of the parameter average; warmed up as (1 + step) / (10 + step)
+
+  def __post_init__(self):
+    _not_negative("steps", self.steps)
+    _not_negative("warmup", self.warmup)
+    for name in ("learning_rate", "discriminator_rate", "clip_norm"):
+      _positive(name, getattr(self, name))
+    for name in ("adversarial_start", "final_rate", "ema_decay"):
+      _share(name, getattr(self, name))
+    for name in ("beta1", "beta2"):
+      value = getattr(self, name)
+      require(0 <= value < 1, f"{name}={value} is out of range: give a number from 0 to below 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+  """Held-out evaluation: one fixed mask per image and bucket."""
+
+  batch_size: int = 8  # images per step; does not change the numbers
+  max_images: int = 0  # evaluate the first N images in name order; 0 takes all
+  mask_seed: int = 2022  # with the file name and bucket, decides every evaluation mask
+  telea_radius: float = 3.0  # radius of OpenCV's Telea baseline, pixels
+
+  def __post_init__(self):
+    _positive("eval.batch_size", self.batch_size)
+    _not_negative("eval.max_images", self.max_images)
+    _not_negative("eval.mask_seed", self.mask_seed)
+    _positive("eval.telea_radius", self.telea_radius)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """The loop: what is written and when."""
+
+  seed: int = 0  # root of every random stream of training
+  batch_size: int = 8  # images per step over all devices and hosts
+  log_every: int = 20  # steps between lines of metrics.jsonl
+  save_every: int = 500  # steps between checkpoints
+  keep: int = 2  # checkpoints kept per stage
+  panel_every: int = 500  # steps between sample panels
+  panel_images: int = 4  # held-out images on the panel
+  fsdp: int = 1  # devices over which parameters are sharded; the others replicate them
+  compute_dtype: str = "auto"  # auto (bfloat16 on gpu and tpu, float32 on cpu), float32 or bfloat16
+
+  def __post_init__(self):
+    for name in ("batch_size", "log_every", "save_every", "keep", "panel_every", "panel_images", "fsdp"):
+      _positive(f"run.{name}", getattr(self, name))
+    _not_negative("run.seed", self.seed)
+    _one_of("run.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment, whole."""
+
+  name: str  # of the experiment
+  model: ModelConfig
+  memory: MemoryConfig = MemoryConfig()
+  variation: VariationConfig = VariationConfig()
+  mask: MaskConfig = MaskConfig()
+  data: DataConfig = DataConfig()
+  loss: LossConfig = LossConfig()
+  stage1: StageConfig = StageConfig()
+  stage2: StageConfig = StageConfig()
+  eval: EvalConfig = EvalConfig()
+  run: RunConfig = RunConfig()
+
+  def __post_init__(self):
+    require(
+      self.loss.feature_crop <= self.model.image_size,
+      f"loss.feature_crop={self.loss.feature_crop} exceeds model.image_size={self.model.image_size}: lower it or use 0",
+    )
+
+
+def override(config: Config, assignments: Sequence[str]) -> Config:
+  """Applies KEY=VALUE strings with dotted keys, such as `memory.num_groups=1`.
+
+  `model.size` takes its whole preset first, wherever it stands. The configuration is built once, after the last
+  assignment, so a check sees only final values.
+
+  Raises:
+    ConfigError: the key is unknown or given twice, the value has the wrong type, or a check fails.
+  """
+  types = _setting_types()
+  texts: dict[str, str] = {}
+  for assignment in assignments:
+    key, equals, text = assignment.partition("=")
+    key = key.strip()
+    require(bool(equals), f"--set {assignment!r} has no '=': write KEY=VALUE, for example memory.num_groups=1")
+    require(key in types, _unknown_setting(key))
+    require(key not in texts, f"setting {key!r} is given twice, {texts.get(key)!r} and {text.strip()!r}: give it once")
+    texts[key] = text.strip()
+  values = {key: _parse(key, text, types[key]) for key, text in texts.items()}
+
+  tree = to_dict(config)
+  if "model.size" in values:
+    _one_of("model.size", values["model.size"], tuple(SIZES))
+    tree["model"] = to_dict(SIZES[values["model.size"]])
+  for key, value in values.items():
+    section, _, name = key.rpartition(".")
+    (tree[section] if section else tree)[name] = value
+  return from_dict(tree)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """The configuration, or one section of it, as nested dicts and lists that JSON can hold."""
+  return {
+    field.name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if type(value) is tuple else value
+    for field in dataclasses.fields(config)
+    for value in [getattr(config, field.name)]
+  }
+
+
+def to_json(config: Config) -> str:
+  """The configuration as JSON text that `from_dict(json.loads(text))` reads back."""
+  return json.dumps(to_dict(config), indent=2) + "\n"
+
+
+def from_dict(tree: Mapping[str, Any]) -> Config:
+  """Inverts `to_dict`.
+
+  Raises:
+    ConfigError: a setting is unknown, missing or of the wrong type, or a check fails.
+  """
+  classes, types = _section_classes(), _setting_types()
+  given: dict[str, Any] = {}
+  for name, value in tree.items():
+    if name in classes and isinstance(value, Mapping):
+      given |= {f"{name}.{key}": item for key, item in value.items()}
+    else:
+      given[name] = value
+  for key in given:
+    require(key in types, _unknown_setting(key))
+  for key in types:
+    require(key in given, f"setting {key!r} is missing: the configuration was written by another version")
+  values = {key: _convert(key, value, types[key]) for key, value in given.items()}
+  _one_of("model.size", values["model.size"], tuple(SIZES))
+
+  sections = {}
+  for name, section in classes.items():
+    arguments = {field.name: values[f"{name}.{field.name}"] for field in dataclasses.fields(section)}
+    try:
+      sections[name] = section(**arguments)
+    except ConfigError as error:
+      # A StageConfig cannot know which stage it configures; the other sections name themselves.
+      raise (ConfigError(f"{name}.{error}") if section is StageConfig else error) from None
+  return Config(**{key: value for key, value in values.items() if "." not in key}, **sections)
+
+
+def differences(old: Config, new: Config) -> list[str]:
+  """One line `key: old -> new` for every setting that differs."""
+  before, after = _flat(old), _flat(new)
+  return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
+
+
+def shrink(config: Config) -> Config:
+  """The same experiment, tiny and short, for tests."""
+
+  def short(stage: StageConfig) -> StageConfig:
+    return dataclasses.replace(stage, steps=min(4, stage.steps), warmup=min(1, stage.warmup))
+
+  return dataclasses.replace(
+    config,
+    model=ModelConfig("tiny", 32, (8, 16, 16), 1, 1, 2, 8, 2),
+    memory=dataclasses.replace(
+      config.memory,
+      num_groups=4,
+      slots_per_group=4,
+      slot_dim=16,
+      heads=2,
+      revive_every=min(2, config.memory.revive_every),
+    ),
+    data=dataclasses.replace(config.data, threads=1, prefetch=2),
+    loss=dataclasses.replace(config.loss, features="recognition", feature_crop=0),
+    stage1=short(config.stage1),
+    stage2=short(config.stage2),
+    eval=dataclasses.replace(config.eval, batch_size=2, max_images=4),
+    run=dataclasses.replace(
+      config.run,
+      batch_size=2,
+      log_every=1,
+      save_every=2,
+      panel_every=4,
+      panel_images=2,
+      fsdp=1,
+      compute_dtype="float32",
+    ),
+  )
+
+
+def _section_classes() -> dict[str, Any]:
+  """Section to its dataclass."""
+  return {name: hint for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
+
+
+def _setting_types() -> dict[str, Any]:
+  """Dotted key to type, for every setting."""
+  classes = _section_classes()
+  types: dict[str, Any] = {}
+  for name, hint in typing.get_type_hints(Config).items():
+    if name in classes:
+      types |= {f"{name}.{key}": inner for key, inner in typing.get_type_hints(hint).items()}
+    else:
+      types[name] = hint
+  return types
+
+
+def _flat(config: Config) -> dict[str, Any]:
+  """Dotted key to value, for every setting."""
+  flat: dict[str, Any] = {}
+  for name, value in to_dict(config).items():
+    flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+  return flat
+
+
+def _unknown_setting(key: str) -> str:
+  """The one line for a key that names no setting."""
+  keys = list(_setting_types())
+  section, _, leaf = key.rpartition(".")
+  inside = [other for other in keys if other.startswith(f"{section or key}.")]
+  if inside and not section:
+    return f"{key!r} is a section, not a setting: set one of {', '.join(inside)}"
+  # The right setting in the wrong section, or in none, is likelier than a similar spelling.
+  close = [other for other in keys if other.rpartition(".")[2] == leaf] or difflib.get_close_matches(key, keys, n=1)
+  hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+  names = [other.rpartition(".")[2] for other in inside] or ["name", *_section_classes()]
+  return f"unknown setting {key!r}: {hint}{f'settings of {section}' if inside else 'sections'}: {', '.join(names)}"
+
+
+_EXAMPLES: dict[Any, tuple[str, str]] = {
+  str: ("text", "NAME"),
+  bool: ("true or false", "true"),
+  int: ("a whole number", "4"),
+  float: ("a finite number", "0.5"),
+  tuple[int, ...]: ("whole numbers with commas between", "32,64,128"),
+}
+
+
+def _wrong_type(key: str, value: Any, kind: Any) -> str:
+  expected, example = _EXAMPLES[kind]
+  return f"{key}={value} has the wrong type: give {expected}, for example {key}={example}"
+
+
+def _parse(key: str, text: str, kind: Any) -> Any:
+  """Reads the text of one assignment as the type of its setting."""
+  if kind is bool:
+    require(text.lower() in ("true", "false"), _wrong_type(key, repr(text), kind))
+    return text.lower() == "true"
+  try:
+    if kind == tuple[int, ...]:
+      return tuple(int(item) for item in text.strip("()[], ").split(","))
+    value = kind(text)
+  except ValueError:
+    raise ConfigError(_wrong_type(key, repr(text), kind)) from None
+  return _convert(key, value, kind)
+
+
+def _convert(key: str, value: Any, kind: Any) -> Any:
+  """Checks a value from JSON against the type of its setting: lists become tuples, whole numbers floats."""
+  if kind == tuple[int, ...]:
+    fits = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
+    require(fits, _wrong_type(key, value, kind))
+    return tuple(value)
+  if kind is float:
+    require(type(value) in (int, float) and math.isfinite(value), _wrong_type(key, value, kind))
+    return float(value)
+  require(type(value) is kind, _wrong_type(key, value, kind))
+  return value

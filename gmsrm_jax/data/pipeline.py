@@ -1,0 +1,152 @@
+"""Batches for training and evaluation. Only this module knows grain.
+
+A training example is a pure function of (run.seed, stream, index): the shuffle of its epoch, its crop, its flip and
+its hole. Threads, prefetching, processes and restarts cannot change it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import grain
+import numpy as np
+from jaxtyping import Bool, UInt8
+
+from gmsrm_jax.config import Config, require
+from gmsrm_jax.data import masks, sources
+
+
+def _resized_square(
+  image: UInt8[np.ndarray, "_ _ 3"], top: int, left: int, side: int, size: int
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Cuts out a square and resizes it: by area averages when it shrinks, by cubic interpolation when it grows."""
+  square = image[top : top + side, left : left + side]
+  if side == size:
+    return square
+  return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+
+
+def _training_example(
+  example: sources.Example, rng: np.random.Generator, *, config: Config
+) -> dict[str, UInt8[np.ndarray, "_ _ _"]]:
+  """Crops, resizes, mirrors and draws the hole."""
+  size = config.model.image_size
+  height, width = example.image.shape[:2]
+  side = max(1, round(rng.uniform(config.data.crop_min, 1.0) * min(height, width)))
+  top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+  mirrored = rng.random() < 0.5
+  image = _resized_square(example.image, top, left, side, size)
+  if config.data.flip and mirrored:
+    image = image[:, ::-1]
+  mask = masks.draw(rng, size, size, config.mask)
+  return {"image": np.ascontiguousarray(image), "mask": mask[:, :, None]}
+
+
+def stream_seed(seed: int, stream: str) -> int:
+  """The root seed of a named random stream, 32 bits."""
+  return int.from_bytes(hashlib.sha256(f"{seed}\0{stream}".encode()).digest()[:4], "big")
+
+
+def training_iterator(
+  config: Config, stream: str, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+  """Endless training batches: dict(image=uint8 [b h w 3], mask=uint8 [b h w 1] of 0 and 1), b per process.
+
+  The batches of all processes together are exactly the batches of one process. `get_state` and `set_state`, or
+  grain.checkpoint.CheckpointSave and CheckpointRestore, resume it at the same batch, to the bit.
+
+  Args:
+    config: the experiment.
+    stream: name of the random stream ('memory' or 'inpaint'), so that the stages see different orders and holes.
+    process_index: which process this is, from 0.
+    process_count: how many processes share `run.batch_size`.
+
+  Raises:
+    ConfigError: the batch cannot be shared among the processes, or `data.train` cannot be read.
+  """
+  batch_size = config.run.batch_size
+  require(
+    batch_size % process_count == 0,
+    f"run.batch_size={batch_size} is not divisible by the {process_count} processes: "
+    f"use {max(batch_size // process_count, 1) * process_count}",
+  )
+  source = sources.open_source(config.data.train, "train", config.data.max_bad_share)
+  examples = (
+    grain.MapDataset.source(source)
+    .seed(stream_seed(config.run.seed, stream))
+    .shuffle()
+    .repeat()
+    .random_map(functools.partial(_training_example, config=config))
+  )
+  # Sliced last, so that an example's index, and with it its randomness, is the same however many processes there are.
+  local = examples[process_index::process_count]
+  options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
+  return iter(local.to_iter_dataset(options).batch(batch_size // process_count, drop_remainder=True))
+
+
+class EvaluationBatch(NamedTuple):
+  """Held-out images and their holes; what is not `valid` is padding and must count zero."""
+
+  names: list[str]
+  images: UInt8[np.ndarray, "b h w 3"]
+  masks: UInt8[np.ndarray, "b h w 1"]
+  valid: Bool[np.ndarray, " b"]
+
+
+class EvaluationSet:
+  """The held-out images in name order, square, and the fixed hole of each for every bucket."""
+
+  def __init__(self, config: Config):
+    self._config = config
+    self.source = sources.open_source(config.data.val, "val", config.data.max_bad_share)
+    self.names = self.source.names[: config.eval.max_images or None]
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> tuple[str, UInt8[np.ndarray, "_ _ 3"]]:
+    """The image's name, and its largest centred square at `model.image_size`.
+
+    The name is another one than `names[index]` where that file cannot be decoded and the next one stands in.
+    """
+    image, name = self.source[range(len(self))[index]]
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return name, np.ascontiguousarray(_resized_square(image, top, left, side, self._config.model.image_size))
+
+  def mask(self, index: int, bucket: tuple[float, float]) -> UInt8[np.ndarray, "_ _"]:
+    """The hole of image `index` for a bucket: a function of its name, the bucket and `eval.mask_seed`."""
+    size = self._config.model.image_size
+    seed = self._config.eval.mask_seed
+    return masks.evaluation_mask(self.names[index], bucket, seed, size, size, self._config.mask)
+
+  def batches(self, bucket: tuple[float, float], batch_size: int) -> Iterator[EvaluationBatch]:
+    """All images in batches of one size; the last is padded with copies of its last example.
+
+    The stand-in of an undecodable file is padding too: it is evaluated under its own name.
+    """
+    for start in range(0, len(self), batch_size):
+      indices = range(start, min(start + batch_size, len(self)))
+      padded = [indices[min(i, len(indices) - 1)] for i in range(batch_size)]
+      rows = {index: (*self[index], self.mask(index, bucket)) for index in indices}
+      names, images, holes = zip(*(rows[index] for index in padded), strict=True)
+      yield EvaluationBatch(
+        names=list(names),
+        images=np.stack(images),
+        masks=np.stack(holes)[..., None],
+        valid=np.array([i < len(indices) and names[i] == self.names[padded[i]] for i in range(batch_size)]),
+      )
+
+
+def evaluation_set(config: Config) -> EvaluationSet:
+  """The held-out images of `data.val`; the first `eval.max_images` in name order if that is set.
+
+  Raises:
+    ConfigError: `data.val` cannot be read.
+  """
+  return EvaluationSet(config)

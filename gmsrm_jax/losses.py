@@ -1,0 +1,175 @@
+"""One pure function per loss term, each one float32 value per image; `weigh` alone applies weights.
+
+Targets (the second features, the teacher's weights and read) receive no gradient. Statistics are float32 whatever the
+type of the arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from gmsrm_jax.arrays import Image, Mask, PerImage
+
+# Layers differ in all axes but the batch.
+Features = Sequence[Float[Array, "b _h _w _c"]]
+Logits = Float[Array, "b h w 1"]
+
+
+def _absolute(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+  return jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))
+
+
+def _masked_mean(error: Float[Array, "b h w c"], mask: Mask) -> PerImage:
+  mask = mask.astype(jnp.float32)
+  pixels = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1.0)
+  return jnp.sum(error * mask, axis=(1, 2, 3)) / (error.shape[-1] * pixels)
+
+
+def hole_l1(prediction: Image, image: Image, mask: Mask) -> PerImage:
+  """Mean absolute error over the hole, in units of [-1, 1]; 0 for an image without a hole."""
+  return _masked_mean(_absolute(prediction, image), mask)
+
+
+def valid_l1(prediction: Image, image: Image, mask: Mask) -> PerImage:
+  """Mean absolute error over the known pixels, in units of [-1, 1]; 0 for an image that is all hole."""
+  return _masked_mean(_absolute(prediction, image), 1.0 - mask)
+
+
+def l1(prediction: Image, image: Image) -> PerImage:
+  """Mean absolute error over all pixels, in units of [-1, 1]."""
+  return jnp.mean(_absolute(prediction, image), axis=(1, 2, 3))
+
+
+def perceptual(features: Features, target_features: Features) -> PerImage:
+  """Sum over layers of the mean absolute difference of features.
+
+  As AOT-GAN (Zeng et al. 2021), which takes other layers, of VGG19.
+  """
+  total = jnp.zeros(features[0].shape[0], jnp.float32)
+  for a, b in zip(features, target_features, strict=True):
+    total = total + jnp.mean(_absolute(a, jax.lax.stop_gradient(b)), axis=(1, 2, 3))
+  return total
+
+
+def gram(x: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
+  """Gram matrix F^T F / (h w c) of the channels, float32."""
+  _, height, width, channels = x.shape
+  x = x.astype(jnp.float32)
+  product = jnp.einsum("bhwc,bhwe->bce", x, x, precision=jax.lax.Precision.HIGHEST)
+  return product / (height * width * channels)
+
+
+def style(features: Features, target_features: Features) -> PerImage:
+  """Sum over layers of the mean absolute difference of Gram matrices.
+
+  As AOT-GAN (Zeng et al. 2021), which takes other layers, of VGG19. Blind to where in the image a feature lies.
+  """
+  total = jnp.zeros(features[0].shape[0], jnp.float32)
+  for a, b in zip(features, target_features, strict=True):
+    total = total + jnp.mean(jnp.abs(gram(a) - gram(jax.lax.stop_gradient(b))), axis=(1, 2))
+  return total
+
+
+def hinge_generator(fake_logits: Logits) -> PerImage:
+  """The generator's hinge loss: minus the mean logit of its image's patches (Lim & Ye 2017)."""
+  return -jnp.mean(fake_logits.astype(jnp.float32), axis=(1, 2, 3))
+
+
+def hinge_discriminator(real_logits: Logits, fake_logits: Logits, *, hole: Logits | None = None) -> PerImage:
+  """The discriminator's hinge loss: mean over patches of max(0, 1 - real) + max(0, 1 + fake) (Lim & Ye 2017).
+
+  With `hole`, each patch's share of hole in [0, 1] at the logits' resolution, a patch of the inpainted image is as fake
+  as it has hole: hole max(0, 1 + fake) + (1 - hole) max(0, 1 - fake). The soft target is AOT-GAN's (SM-PatchGAN), which
+  takes squared errors.
+  """
+  real = jax.nn.relu(1.0 - real_logits.astype(jnp.float32))
+  logits = fake_logits.astype(jnp.float32)
+  fake = jax.nn.relu(1.0 + logits)
+  if hole is not None:
+    share = hole.astype(jnp.float32)
+    fake = share * fake + (1.0 - share) * jax.nn.relu(1.0 - logits)
+  return jnp.mean(real, axis=(1, 2, 3)) + jnp.mean(fake, axis=(1, 2, 3))
+
+
+def _hole_mean(values: Float[Array, "b q"], hole: Float[Array, "b q"]) -> PerImage:
+  hole = hole.astype(jnp.float32)
+  return jnp.sum(values * hole, axis=1) / jnp.maximum(jnp.sum(hole, axis=1), 1.0)
+
+
+def retrieval_kl(
+  teacher_log_weights: Float[Array, "b n q s"], student_log_weights: Float[Array, "b n q s"], hole: Float[Array, "b q"]
+) -> PerImage:
+  """KL(teacher || student) of the retrieval weights in nats, mean over heads and over hole positions.
+
+  Takes log-probabilities over all slots; `hole` is the share of hole at each position. At least 0, and 0 only when both
+  agree wherever there is hole. The idea is CodeFormer's (Zhou et al. 2022), whose codes are hard.
+  """
+  teacher = jax.lax.stop_gradient(teacher_log_weights.astype(jnp.float32))
+  student = student_log_weights.astype(jnp.float32)
+  weights = jnp.exp(teacher)
+  # A weight of 0 adds 0, also where its logarithm is -inf.
+  divergence = jnp.sum(jnp.where(weights > 0, weights * (teacher - student), 0.0), axis=-1)
+  return _hole_mean(jnp.mean(divergence, axis=1), hole)
+
+
+def read_loss(
+  teacher_read: Float[Array, "b q d"], student_read: Float[Array, "b q d"], hole: Float[Array, "b q"]
+) -> PerImage:
+  """Squared error of the student's read, mean over channels and over hole positions (CodeFormer's feature loss)."""
+  teacher = jax.lax.stop_gradient(teacher_read.astype(jnp.float32))
+  return _hole_mean(jnp.mean(jnp.square(student_read.astype(jnp.float32) - teacher), axis=-1), hole)
+
+
+def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:
+  """log(s) minus the entropy, in nats, of retrieval weights averaged over the batch: 0 when all slots are used alike.
+
+  Not a value per image but a statistic of the batch, averaged over any leading axes (heads). Lies in [0, log(s)].
+  """
+  p = mean_weights.astype(jnp.float32)
+  # The floor keeps the gradient of a slot that nobody uses finite, and large.
+  entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)), axis=-1)
+  return jnp.log(jnp.float32(p.shape[-1])) - jnp.mean(entropy)
+
+
+def weigh(
+  terms: Mapping[str, PerImage | Float[Array, ""]], weights: Mapping[str, float | Float[Array, ""]]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+  """The weighted sum of the terms' means, and every mean without its weight, for the log.
+
+  Weights of absent terms are ignored; a term without a weight raises KeyError.
+  """
+  missing = sorted(set(terms) - set(weights))
+  if missing:
+    raise KeyError(f"no weight for the loss terms {', '.join(missing)}: there are weights for {', '.join(weights)}")
+  means = {name: jnp.mean(term.astype(jnp.float32)) for name, term in terms.items()}
+  total = jnp.zeros((), jnp.float32)
+  for name, mean in means.items():
+    total = total + weights[name] * mean
+  return total, means
+
+
+def random_window(
+  key: PRNGKeyArray, arrays: tuple[Float[Array, "b h w _c"], ...], side: int
+) -> tuple[Float[Array, "b side side _c"], ...]:
+  """The same random window of `side` x `side` pixels of each image, from every array.
+
+  Each image has its own window, uniform over the places that lie inside. Bounds what the feature losses cost (ours).
+  """
+  batch, height, width, _ = arrays[0].shape
+  if not 0 < side <= min(height, width):
+    raise ValueError(f"side={side} does not fit into {height}x{width} pixels")
+  for array in arrays:
+    if array.shape[:3] != (batch, height, width):
+      raise ValueError(f"arrays of {array.shape[:3]} and {(batch, height, width)} have no windows in common")
+  row_key, column_key = jax.random.split(key)
+  rows = jax.random.randint(row_key, (batch,), 0, height - side + 1)
+  columns = jax.random.randint(column_key, (batch,), 0, width - side + 1)
+
+  def cut(array: Float[Array, "h w c"], row: Array, column: Array) -> Float[Array, "side side c"]:
+    return jax.lax.dynamic_slice(array, (row, column, 0), (side, side, array.shape[-1]))
+
+  return tuple(jax.vmap(cut)(array, rows, columns) for array in arrays)

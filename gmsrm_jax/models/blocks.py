@@ -1,0 +1,134 @@
+"""Layers that every network shares: norm, residual block, resampling, the mask pyramid and the initial fill.
+
+All are local or translation-equivariant, so a network accepts any image whose sides are multiples of its stride.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gmsrm_jax.arrays import Image, Mask
+
+KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+# A residual branch starts small, so that a deep stack starts near the identity.
+BRANCH_INIT = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+
+
+def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
+  """Folds 2x2 pixels into channels."""
+  return einops.rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=2, j=2)
+
+
+def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
+  """Unfolds channels into 2x2 pixels: the inverse of `space_to_depth`."""
+  return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=2, j=2)
+
+
+def conv3x3(channels: int, dtype: Any, kernel_init=KERNEL_INIT, name: str | None = None) -> nn.Conv:
+  """A 3x3 convolution that keeps the size."""
+  return nn.Conv(channels, (3, 3), padding="SAME", dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+def conv1x1(channels: int, dtype: Any, kernel_init=KERNEL_INIT, name: str | None = None) -> nn.Dense:
+  """A 1x1 convolution, as a matrix product."""
+  return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+class ChannelNorm(nn.Module):
+  """Layer norm over channels at each position, statistics in float32.
+
+  Position-local on purpose (ours): no statistic depends on the image's size or on what lies far away, so padding
+  or cropping a photo cannot shift the colours of its fill, as group norm would.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "*b c"]) -> Float[Array, "*b c"]:
+    return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False)(x)
+
+
+class ResidualBlock(nn.Module):
+  """Pre-norm residual block; with a mask, its hidden features are gated by features and mask.
+
+  The gate is the dynamic feature selection of gated convolution (Yu et al. 2019), from a 1x1 product instead of a
+  second 3x3 convolution (ours: a ninth of the cost).
+  """
+
+  channels: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"] | None = None
+  ) -> Float[Array, "b h w c"]:
+    hidden = nn.silu(conv3x3(self.channels, self.dtype, name="expand")(ChannelNorm(self.dtype)(x)))
+    if mask is not None:
+      context = jnp.concatenate([hidden, mask.astype(hidden.dtype)], axis=-1)
+      hidden = hidden * nn.sigmoid(conv1x1(self.channels, self.dtype, name="gate")(context))
+    return x + conv3x3(self.channels, self.dtype, BRANCH_INIT, name="project")(hidden)
+
+
+class Downsample(nn.Module):
+  """Halves the size: a 2x2 convolution of stride 2."""
+
+  channels: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    return conv1x1(self.channels, self.dtype)(space_to_depth(x))
+
+
+class Upsample(nn.Module):
+  """Doubles the size: a 2x2 transposed convolution of stride 2."""
+
+  channels: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+    return depth_to_space(conv1x1(4 * self.channels, self.dtype)(x))
+
+
+def mask_pyramid(mask: Mask, scales: int) -> tuple[Float[Array, "b h w 1"], ...]:
+  """The hole's share of each cell at 1/2, 1/4 … of the size, in [0, 1]."""
+  pyramid = []
+  for _ in range(scales):
+    mask = nn.avg_pool(mask, (2, 2), (2, 2))
+    pyramid.append(mask)
+  return tuple(pyramid)
+
+
+def push_pull_fill(image: Image, mask: Mask) -> Image:
+  """Fills the hole smoothly from known pixels only, and keeps these unchanged.
+
+  A normalised-convolution pyramid (push-pull, Gortler et al. 1996): known colours are averaged down, and cells
+  without any take the upsampled colour of the coarser level. An image without known pixels becomes 0.
+  """
+  known = 1.0 - mask
+  # `where`, not a product: whatever lies in the hole, even NaN, must not leak.
+  colour = jnp.where(known > 0.5, image, 0.0)
+  return _push_pull(colour * known, known)
+
+
+def _push_pull(colour: Image, weight: Mask) -> Image:
+  """Returns colour where weight is 1 and blends in the coarser levels by 1 - weight; colour is given times weight."""
+  _, height, width, _ = colour.shape
+  if height == 1 and width == 1:
+    return colour
+  padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
+  both = jnp.pad(jnp.concatenate([colour, weight], axis=-1), padding)
+  sums = 4.0 * nn.avg_pool(both, (2, 2), (2, 2))
+  coarse_weight = jnp.minimum(sums[..., 3:], 1.0)
+  mean = sums[..., :3] / jnp.maximum(sums[..., 3:], 1e-6)
+  coarse = _push_pull(mean * coarse_weight, coarse_weight)
+  batch, rows, columns, _ = coarse.shape
+  fine = jax.image.resize(coarse, (batch, 2 * rows, 2 * columns, 3), "bilinear")[:, :height, :width]
+  return colour + (1.0 - weight) * fine

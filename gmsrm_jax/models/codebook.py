@@ -1,0 +1,94 @@
+"""The memory codebook: routed groups of slots, and the statistics that keep it alive.
+
+A slot has a key, which queries are compared with, and a value, which is read. Slots come in groups, each with an
+anchor that routes queries to it (after the semantic sets of Cross-Image Context Memory, NeurIPS 2022).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, Scalar
+
+from gmsrm_jax.config import MemoryConfig
+
+
+class Slots(NamedTuple):
+  """What a codebook holds. One group is a flat memory: its anchor then changes nothing."""
+
+  anchors: Float[Array, "g d"]
+  keys: Float[Array, "g k d"]
+  values: Float[Array, "g k d"]
+
+
+class Codebook(nn.Module):
+  """Learned slots."""
+
+  config: MemoryConfig
+
+  @nn.compact
+  def __call__(self) -> Slots:
+    groups, slots, dim = self.config.num_groups, self.config.slots_per_group, self.config.slot_dim
+    normal = nn.initializers.normal(1.0)
+    return Slots(
+      anchors=self.param("anchors", normal, (groups, dim)),
+      keys=self.param("keys", normal, (groups, slots, dim)),
+      values=self.param("values", normal, (groups, slots, dim)),
+    )
+
+
+def mean_weights(log_weights: Float[Array, "b n q s"]) -> Float[Array, " s"]:
+  """The retrieval weights averaged over batch, heads and positions; sums to one."""
+  return jnp.mean(jnp.exp(log_weights), axis=(0, 1, 2))
+
+
+def perplexity(usage: Float[Array, " s"]) -> Scalar:
+  """exp(entropy) of the mean weights: how many slots are in even use, from 1 (collapsed) to all."""
+  usage = usage / jnp.sum(usage)
+  return jnp.exp(-jnp.sum(usage * jnp.log(jnp.maximum(usage, 1e-12))))
+
+
+def used_slots(usage: Float[Array, " s"], revive_below: float) -> Scalar:
+  """How many slots are used at least `revive_below` times as much as under uniform use."""
+  return jnp.sum(usage >= revive_below / usage.shape[0]).astype(jnp.float32)
+
+
+def revive(
+  key: Key[Array, ""],
+  slots: Slots,
+  usage: Float[Array, " s"],
+  queries: Float[Array, "b q d"],
+  reads: Float[Array, "b q d"],
+  *,
+  revive_below: float,
+) -> tuple[Slots, Float[Array, " s"], Scalar]:
+  """Re-seeds dead slots from the batch and returns slots, usage and how many were dead (ours).
+
+  A dead slot takes a query of this batch as its key and what was read there as its value: it starts as a
+  double of something in use and then specialises. A group whose slots are all dead gets a query as anchor, too.
+  Its optimiser moments are near zero already, because a slot without weight has no gradient.
+  """
+  groups, per_group, dim = slots.keys.shape
+  flat_queries = queries.reshape(-1, dim)
+  flat_reads = reads.reshape(-1, dim)
+  anchor_key, slot_key = jax.random.split(key)
+
+  dead = (usage < revive_below / usage.shape[0]).reshape(groups, per_group)
+  dead_group = jnp.all(dead, axis=1)
+  chosen = jax.random.randint(anchor_key, (groups,), 0, flat_queries.shape[0])
+  anchors = jnp.where(dead_group[:, None], flat_queries[chosen], slots.anchors)
+
+  # A slot lives in its group, so it is seeded with queries that are routed there.
+  unit = flat_queries / (jnp.linalg.norm(flat_queries, axis=-1, keepdims=True) + 1e-6)
+  unit_anchors = anchors / (jnp.linalg.norm(anchors, axis=-1, keepdims=True) + 1e-6)
+  affinity = jnp.einsum("gd,pd->gp", unit_anchors, unit) / 0.1
+  picks = jax.random.categorical(slot_key, affinity[:, None, :], axis=-1, shape=(groups, per_group))
+  keys = jnp.where(dead[..., None], flat_queries[picks], slots.keys)
+  values = jnp.where(dead[..., None], flat_reads[picks], slots.values)
+
+  # A revived slot gets a fresh start: it is not dead again before its usage could be measured.
+  usage = jnp.where(dead.reshape(-1), 1.0 / usage.shape[0], usage)
+  return Slots(anchors, keys, values), usage, jnp.sum(dead).astype(jnp.float32)

@@ -1,0 +1,47 @@
+"""The memory generator: renders what was retrieved into priors at every scale and into an image."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gmsrm_jax.arrays import Image
+from gmsrm_jax.config import ModelConfig
+from gmsrm_jax.models.blocks import ChannelNorm, ResidualBlock, Upsample, conv1x1, conv3x3, depth_to_space
+
+Pyramid = tuple[Float[Array, "b h w c"], ...]
+"""Features from the finest scale (half the image's size) to the bottleneck; each scale has its own h, w and c."""
+
+
+class Rendering(NamedTuple):
+  """What the memory draws: priors for the decoder, and the image that shows what they stand for."""
+
+  priors: Any  # Pyramid
+  image: Image
+
+
+class MemoryGenerator(nn.Module):
+  """Bottleneck to full size, progressively."""
+
+  config: ModelConfig
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, read: Float[Array, "b h w d"], noise: tuple | None = None) -> Rendering:
+    """Renders a read; `noise`, finest scale first, is added to the features at each scale (None adds nothing)."""
+    widths = self.config.widths
+    h = conv1x1(widths[-1], self.dtype, name="lift")(read.astype(self.dtype))
+    priors = []
+    for scale in reversed(range(len(widths))):
+      if scale < len(widths) - 1:
+        h = Upsample(widths[scale], self.dtype, name=f"up{scale}")(h)
+      if noise is not None:
+        h = h + noise[scale].astype(self.dtype)
+      for block in range(self.config.blocks):
+        h = ResidualBlock(widths[scale], self.dtype, name=f"block{scale}_{block}")(h)
+      priors.append(h)
+    pixels = conv3x3(12, self.dtype, name="to_pixels")(ChannelNorm(self.dtype)(h))
+    return Rendering(tuple(reversed(priors)), depth_to_space(pixels).astype(jnp.float32))

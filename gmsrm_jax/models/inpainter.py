@@ -1,0 +1,167 @@
+"""The two models that are trained: the memory with its recognition encoder (stage 1), and the inpainter (stage 2).
+
+Both hold a submodule named `memory` with equal parameters, so that stage 2 takes over the tree of stage 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from gmsrm_jax.arrays import Image, Mask
+from gmsrm_jax.config import Config, MemoryConfig, ModelConfig
+from gmsrm_jax.models.blocks import ChannelNorm, conv1x1, push_pull_fill
+from gmsrm_jax.models.codebook import Codebook
+from gmsrm_jax.models.decoder import Decoder
+from gmsrm_jax.models.encoder import Encoder, RecognitionEncoder
+from gmsrm_jax.models.generator import MemoryGenerator, Pyramid, Rendering
+from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
+
+
+class Memory(nn.Module):
+  """Codebook, retrieval attention and generator: query map in, priors out."""
+
+  model: ModelConfig
+  memory: MemoryConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.generator = MemoryGenerator(self.model, self.dtype)
+    if self.memory.enabled:
+      self.codebook = Codebook(self.memory)
+      self.retrieval = RetrievalAttention(self.memory)
+    else:
+      # The no-memory twin: an MLP whose two matrices have the sizes of keys and values.
+      self.expand = nn.Dense(self.memory.num_slots, dtype=jnp.float32)
+      self.contract = nn.Dense(self.memory.slot_dim, dtype=jnp.float32)
+
+  def retrieve(self, query: Float[Array, "b h w d"]) -> Retrieval | None:
+    """Reads the codebook at every position of the query map; None for the no-memory twin."""
+    if not self.memory.enabled:
+      return None
+    batch, height, width, dim = query.shape
+    return self.retrieval(query.reshape(batch, height * width, dim), self.codebook())
+
+  def __call__(self, query: Float[Array, "b h w d"], noise: tuple | None = None) -> tuple[Rendering, Retrieval | None]:
+    retrieval = self.retrieve(query)
+    read = self.contract(nn.gelu(self.expand(query))) if retrieval is None else retrieval.read.reshape(query.shape)
+    return self.generator(read, noise), retrieval
+
+
+class QueryHead(nn.Module):
+  """Bottleneck features to the query map."""
+
+  dim: int
+
+  @nn.compact
+  def __call__(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+    return conv1x1(self.dim, jnp.float32)(ChannelNorm()(features.astype(jnp.float32)))
+
+
+class Recognised(NamedTuple):
+  """Stage 1's view of an image."""
+
+  query: Float[Array, "b h w d"]
+  rendering: Rendering
+  retrieval: Retrieval
+
+
+class MemoryLearner(nn.Module):
+  """Stage 1: recognises the whole image, retrieves, and draws it again. In stage 2 it is the teacher."""
+
+  model: ModelConfig
+  memory_config: MemoryConfig
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.recognition = RecognitionEncoder(self.model, self.dtype)
+    self.query = QueryHead(self.memory_config.slot_dim)
+    self.memory = Memory(self.model, self.memory_config, self.dtype)
+
+  def __call__(self, image: Image) -> Recognised:
+    query = self.query(self.recognition(image)[-1])
+    rendering, retrieval = self.memory(query)
+    return Recognised(query, rendering, retrieval)
+
+  def teach(self, image: Image) -> Retrieval:
+    """What the memory holds for the whole image, without drawing it."""
+    return self.memory.retrieve(self.query(self.recognition(image)[-1]))
+
+  def features(self, image: Image) -> Pyramid:
+    """The recognition encoder's features, for the perceptual terms without ImageNet weights."""
+    return self.recognition(image)
+
+
+class Inpainted(NamedTuple):
+  """Stage 2's outputs; `prediction` is raw, not yet composited."""
+
+  prediction: Image
+  memory_image: Image
+  retrieval: Retrieval | None
+  strengths: Any  # Pyramid of the variation's strengths, () when there is none
+
+
+class Inpainter(nn.Module):
+  """Stage 2: encoder, retrieval from the memory, generator with conditional variation, decoder."""
+
+  model: ModelConfig
+  memory_config: MemoryConfig
+  variation: bool
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    self.encoder = Encoder(self.model, self.dtype)
+    self.query = QueryHead(self.memory_config.slot_dim)
+    self.memory = Memory(self.model, self.memory_config, self.dtype)
+    self.decoder = Decoder(self.model, self.dtype)
+    if self.variation:
+      # softplus(-2) = 0.13: the noise starts well below the features it is added to.
+      self.strength = [
+        nn.Dense(
+          width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.constant(-2.0)
+        )
+        for width in self.model.widths
+      ]
+
+  def __call__(self, image: Image, mask: Mask, noise: tuple | None = None) -> Inpainted:
+    """Fills the hole; nothing in `image` under the mask is looked at.
+
+    Args:
+      image: the picture; the hole may hold anything.
+      mask: 1 in the hole.
+      noise: one standard normal map per scale (see `draw_noise`); None is the deterministic fill.
+    """
+    filled = push_pull_fill(image, mask)
+    features = self.encoder(filled, mask)
+    strengths = ()
+    if self.variation:
+      strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
+    scaled = None
+    if self.variation and noise is not None:
+      scaled = tuple(n.astype(s.dtype) * s for n, s in zip(noise, strengths, strict=True))
+    rendering, retrieval = self.memory(self.query(features[-1]), scaled)
+    residual = self.decoder(features, rendering.priors, mask)
+    return Inpainted(filled + residual, rendering.image, retrieval, strengths)
+
+
+def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: int, height: int, width: int) -> tuple:
+  """Standard normal maps [b h w 1], one per scale, finest first, for an image of height x width pixels."""
+  scales = range(1, len(model.widths) + 1)
+  keys = jax.random.split(key, len(model.widths))
+  return tuple(
+    jax.random.normal(k, (batch, height // 2**s, width // 2**s, 1)) for k, s in zip(keys, scales, strict=True)
+  )
+
+
+def make_memory_learner(config: Config, dtype: Any = jnp.float32) -> MemoryLearner:
+  """The model of stage 1."""
+  return MemoryLearner(config.model, config.memory, dtype)
+
+
+def make_inpainter(config: Config, dtype: Any = jnp.float32) -> Inpainter:
+  """The model of stage 2, and the one that ships."""
+  return Inpainter(config.model, config.memory, config.variation.enabled, dtype)

@@ -1,0 +1,46 @@
+"""Optimisers: Adam with warm-up, cosine decay and a clipped norm; and the moving average of parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gmsrm_jax.config import StageConfig
+
+
+def make_schedule(stage: StageConfig, peak: float) -> optax.Schedule:
+  """Linear warm-up to the peak, then cosine decay to `final_rate` of it."""
+  steps = max(stage.steps, 1)
+  # optax wants at least one step of decay.
+  warmup = min(stage.warmup, steps // 5)
+  return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, peak * stage.final_rate)
+
+
+def make_optimiser(
+  stage: StageConfig, *, memory_rate: float = 1.0, discriminator: bool = False
+) -> optax.GradientTransformation:
+  """Adam for one player.
+
+  Args:
+    stage: rates and length.
+    memory_rate: factor of the rate for the subtree `memory`.
+    discriminator: take the discriminator's rate and beta1 = 0 (MAT, StyleGAN: no momentum against a moving player).
+  """
+  schedule = make_schedule(stage, stage.discriminator_rate if discriminator else stage.learning_rate)
+  parts = [
+    optax.clip_by_global_norm(stage.clip_norm),
+    optax.scale_by_adam(b1=0.0 if discriminator else stage.beta1, b2=stage.beta2),
+    optax.scale_by_learning_rate(schedule),
+  ]
+  if memory_rate != 1.0:
+    parts.append(optax.masked(optax.scale(memory_rate), lambda params: {name: name == "memory" for name in params}))
+  return optax.chain(*parts)
+
+
+def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:
+  """Moves the average towards the parameters; early steps average over the steps there are."""
+  now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return jax.tree.map(lambda e, p: e + (1.0 - now) * (p - e), ema, params)

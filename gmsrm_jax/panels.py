@@ -1,0 +1,67 @@
+"""The fixed sample panel: what the model makes of the same few held-out images, at every stage of a run."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import UInt8
+
+from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8
+from gmsrm_jax.config import BUCKETS, Config
+from gmsrm_jax.data.pipeline import EvaluationSet
+from gmsrm_jax.state import TrainState, make_networks, release_params
+from gmsrm_jax.writer import save_panel
+
+PANEL_BUCKETS = (2, 3, 4, 5)
+"""Buckets whose masks the rows take in turn: 20-30 to 50-60 %, large holes being the point."""
+
+
+def panel_inputs(config: Config, evaluation: EvaluationSet) -> tuple[np.ndarray, np.ndarray]:
+  """The panel's images [b h w 3] and masks [b h w 1], uint8; spread over the held-out set."""
+  count = min(config.run.panel_images, len(evaluation))
+  chosen = [index * len(evaluation) // count for index in range(count)]
+  images = [evaluation[index][1] for index in chosen]
+  masks = [evaluation.mask(index, BUCKETS[PANEL_BUCKETS[row % len(PANEL_BUCKETS)]]) for row, index in enumerate(chosen)]
+  return np.stack(images), np.stack(masks)[..., None]
+
+
+def make_panel_writer(
+  config: Config, stage: str, images: UInt8[np.ndarray, "b h w 3"], masks: UInt8[np.ndarray, "b h w 1"]
+) -> Callable[[TrainState, pathlib.Path], None]:
+  """A function that draws the panel of a state, with the averaged parameters, into a PNG file."""
+  networks = make_networks(config)
+
+  @jax.jit
+  def memory_columns(params: Any) -> dict[str, jax.Array]:
+    drawn = networks.learner.apply({"params": params}, image_from_uint8(images)).rendering.image
+    return {"memory's drawing": image_to_uint8(drawn)}
+
+  @jax.jit
+  def inpaint_columns(params: Any, teacher: Any) -> dict[str, jax.Array]:
+    image, mask = image_from_uint8(images), mask_from_uint8(masks)
+    out = networks.inpainter.apply({"params": params}, image, mask)
+    columns = {
+      "masked": image_to_uint8(image * (1.0 - mask)),
+      "prediction": image_to_uint8(out.prediction),
+      "inpainted": image_to_uint8(composite(out.prediction, image, mask)),
+      "memory's drawing": image_to_uint8(out.memory_image),
+    }
+    if teacher is not None:
+      # What the frozen generator makes of the teacher's read: the semantics the student is to infer.
+      whole = {**teacher, "memory": {**teacher["memory"], "generator": params["memory"]["generator"]}}
+      read = networks.learner.apply({"params": whole}, image).rendering.image
+      columns["teacher's read"] = image_to_uint8(read)
+    return columns
+
+  def write(state: TrainState, path: pathlib.Path) -> None:
+    if stage == "memory":
+      columns = memory_columns(state.ema)
+    else:
+      columns = inpaint_columns(release_params(state), state.frozen.get("teacher"))
+    save_panel(path, {"image": images, **{name: np.asarray(value) for name, value in columns.items()}})
+
+  return write

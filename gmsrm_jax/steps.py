@@ -1,0 +1,259 @@
+"""The two pure train steps: memory pre-learning and inpainting, each updating generator side and discriminator.
+
+A step maps (state, batch, feature_params) to (state, metrics). Randomness is a function of (seed, stream, step);
+the loop decides how a step is compiled and sharded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key
+
+from gmsrm_jax import features, losses
+from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
+from gmsrm_jax.config import Config
+from gmsrm_jax.models import codebook
+from gmsrm_jax.models.inpainter import Recognised, draw_noise
+from gmsrm_jax.optim import update_ema
+from gmsrm_jax.state import Networks, TrainState, compute_dtype, make_networks, make_optimisers
+
+Metrics = dict[str, jax.Array]
+
+_STREAMS = {"memory": 1, "inpaint": 2}
+
+
+def step_key(config: Config, stage: str, step: jax.Array) -> Key[Array, ""]:
+  """The root of a step's randomness."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _STREAMS[stage]), step)
+
+
+def decode_batch(batch: Mapping[str, jax.Array]) -> tuple[Image, Mask]:
+  """The pipeline's uint8 image and mask as floats."""
+  return image_from_uint8(batch["image"]), mask_from_uint8(batch["mask"])
+
+
+def _feature_terms(
+  config: Config,
+  networks: Networks,
+  key: Key[Array, ""],
+  feature_params: Any,
+  prediction: Image,
+  target: Image,
+  *,
+  style: bool,
+) -> dict[str, Float[Array, " b"]]:
+  """The perceptual and style terms that have a weight, on a random window where the setting asks for one."""
+  wanted = {"perceptual": config.loss.perceptual > 0, "style": style and config.loss.style > 0}
+  if not any(wanted.values()):
+    return {}
+  if config.loss.feature_crop:
+    prediction, target = losses.random_window(key, (prediction, target), config.loss.feature_crop)
+
+  def extract(x: Image) -> tuple:
+    if config.loss.features == "vgg16":
+      layers = features.VGG16_LAYERS[: config.loss.vgg_stages]
+      return features.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
+    return networks.learner.apply({"params": feature_params}, x, method="features")
+
+  predicted, wished = extract(prediction), jax.lax.stop_gradient(extract(target))
+  functions = {"perceptual": losses.perceptual, "style": losses.style}
+  return {name: functions[name](predicted, wished) for name, on in wanted.items() if on}
+
+
+def memory_step(
+  state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, adversarial: bool
+) -> tuple[TrainState, Metrics]:
+  """Stage 1: recognise, retrieve and redraw whole images, so that the codebook holds what the generator can draw."""
+  networks = make_networks(config)
+  image, _ = decode_batch(batch)
+  whole = jnp.ones_like(image[..., :1])
+  window_key, revive_key = jax.random.split(step_key(config, "memory", state.step))
+
+  def objective(params: Any):
+    recognised = networks.learner.apply({"params": params}, image)
+    drawn = recognised.rendering.image
+    # Stopped: the moving encoder must not make the term small by making its features small.
+    extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
+    terms = {
+      "l1": losses.l1(drawn, image),
+      **_feature_terms(config, networks, window_key, extractor, drawn, image, style=False),
+      "balance": losses.balance(codebook.mean_weights(recognised.retrieval.log_weights)),
+    }
+    if adversarial:
+      terms["adversarial"] = _generator_term(networks, state, drawn, whole)
+    total, means = losses.weigh(terms, _weights(config))
+    return total, (means, recognised)
+
+  (total, (means, recognised)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  state, metrics = _update(config, "memory", state, grads)
+  metrics.update({"loss": total, **means})
+  if adversarial:
+    state, more = _update_discriminator(
+      config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, hole=False
+    )
+    metrics.update(more)
+
+  batch_usage = codebook.mean_weights(recognised.retrieval.log_weights)
+  decay = config.memory.usage_decay
+  usage = decay * state.usage + (1.0 - decay) * batch_usage
+  metrics["perplexity"] = codebook.perplexity(usage)
+  metrics["used_slots"] = codebook.used_slots(usage, config.memory.revive_below)
+  if config.memory.revive_every:
+    state, usage, metrics["revived"] = _revive(config, state, usage, recognised, revive_key)
+  return state.replace(usage=usage, step=state.step + 1), metrics
+
+
+def _revive(
+  config: Config, state: TrainState, usage: Array, recognised: Recognised, key: Key[Array, ""]
+) -> tuple[TrainState, Array, Array]:
+  """Re-seeds dead slots in parameters and average, on the steps that are due."""
+  due = (state.step + 1) % config.memory.revive_every == 0
+  old = state.params["memory"]["codebook"]
+  new, new_usage, dead = codebook.revive(
+    key,
+    codebook.Slots(**old),
+    usage,
+    recognised.query.reshape(recognised.retrieval.read.shape),
+    recognised.retrieval.read,
+    revive_below=config.memory.revive_below,
+  )
+  new = jax.tree.map(lambda n, o: jnp.where(due, n, o), new._asdict(), old)
+
+  def put(params: Any, slots: Any) -> Any:
+    return {**params, "memory": {**params["memory"], "codebook": slots}}
+
+  # What changed goes into the average, too, which would otherwise drag a revived slot back to where it died.
+  ema = jax.tree.map(lambda n, o, e: jnp.where(n != o, n, e), new, old, state.ema["memory"]["codebook"])
+  state = state.replace(params=put(state.params, new), ema=put(state.ema, ema))
+  return state, jnp.where(due, new_usage, usage), jnp.where(due, dead, 0.0)
+
+
+def inpaint_step(
+  state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, adversarial: bool
+) -> tuple[TrainState, Metrics]:
+  """Stage 2: fill holes, with the frozen memory as prior and the recognition of the whole image as teacher."""
+  networks = make_networks(config)
+  image, mask = decode_batch(batch)
+  window_key, noise_key, coin_key = jax.random.split(step_key(config, "inpaint", state.step), 3)
+  frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
+  extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
+  hole = nn.avg_pool(mask, (config.model.stride,) * 2, (config.model.stride,) * 2).reshape(image.shape[0], -1)
+
+  teacher = None
+  if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
+    teacher = networks.learner.apply({"params": state.frozen["teacher"]}, image, method="teach")
+  noise = None
+  if config.variation.enabled:
+    noise = draw_noise(noise_key, config.model, image.shape[0], *image.shape[1:3])
+    coin = jax.random.bernoulli(coin_key, config.variation.probability, (image.shape[0], 1, 1, 1))
+    noise = tuple(n * coin for n in noise)
+
+  def objective(params: Any):
+    out = networks.inpainter.apply({"params": {**frozen_memory, **params}}, image, mask, noise)
+    inpainted = composite(out.prediction, image, mask)
+    terms = {
+      "hole": losses.hole_l1(out.prediction, image, mask),
+      "valid": losses.valid_l1(out.prediction, image, mask),
+      "memory_image": losses.hole_l1(out.memory_image, image, mask),
+      **_feature_terms(config, networks, window_key, extractor, inpainted, image, style=True),
+    }
+    if teacher is not None:
+      terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
+      terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
+    if adversarial:
+      terms["adversarial"] = _generator_term(networks, state, inpainted, mask)
+    total, means = losses.weigh(terms, _weights(config))
+    return total, (means, out, inpainted)
+
+  (total, (means, out, inpainted)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  state, metrics = _update(config, "inpaint", state, grads)
+  metrics.update({"loss": total, **means, "hole_area": jnp.mean(hole_area(mask))})
+  if out.retrieval is not None:
+    metrics["perplexity"] = codebook.perplexity(codebook.mean_weights(out.retrieval.log_weights))
+  if out.strengths:
+    metrics["strength"] = jnp.mean(jnp.stack([jnp.mean(s.astype(jnp.float32)) for s in out.strengths]))
+  if adversarial:
+    state, more = _update_discriminator(
+      config, "inpaint", networks, state, real=image, fake=inpainted, mask=mask, hole=True
+    )
+    metrics.update(more)
+  return state.replace(step=state.step + 1), metrics
+
+
+STEPS = {"memory": memory_step, "inpaint": inpaint_step}
+
+
+def _weights(config: Config) -> dict[str, float]:
+  """The weight of every term, by its name."""
+  names = (
+    "l1",
+    "hole",
+    "valid",
+    "memory_image",
+    "perceptual",
+    "style",
+    "adversarial",
+    "retrieval",
+    "read",
+    "balance",
+  )
+  return {name: getattr(config.loss, name) for name in names}
+
+
+def _update(config: Config, stage: str, state: TrainState, grads: Any) -> tuple[TrainState, Metrics]:
+  """Applies the generator side's gradients."""
+  settings = config.stage1 if stage == "memory" else config.stage2
+  updates, opt_state = make_optimisers(config, stage).generator.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  ema = update_ema(state.ema, params, state.step, settings.ema_decay)
+  return state.replace(params=params, ema=ema, opt_state=opt_state), {"grad_norm": optax.tree.norm(grads)}
+
+
+def _judge(networks: Networks, params: Any, stats: Any, image: Image, mask: Mask) -> Float[Array, "b h w 1"]:
+  """The discriminator's logits, its power iterations left alone."""
+  variables = {"params": params, "batch_stats": stats}
+  return networks.discriminator.apply(variables, image, mask, update_stats=False)
+
+
+def _generator_term(networks: Networks, state: TrainState, fake: Image, mask: Mask) -> Float[Array, " b"]:
+  return losses.hinge_generator(_judge(networks, state.disc_params, state.disc_stats, fake, mask))
+
+
+def _update_discriminator(
+  config: Config, stage: str, networks: Networks, state: TrainState, *, real: Image, fake: Image, mask: Mask, hole: bool
+) -> tuple[TrainState, Metrics]:
+  """One step of the other player, on the fakes that the generator's step has just drawn."""
+  fake = jax.lax.stop_gradient(fake)
+
+  def objective(params: Any):
+    variables = {"params": params, "batch_stats": state.disc_stats}
+    both = jnp.concatenate([real, fake])
+    logits, new = networks.discriminator.apply(
+      variables, both, jnp.concatenate([mask, mask]), update_stats=True, mutable=["batch_stats"]
+    )
+    real_logits, fake_logits = jnp.split(logits, 2)
+    share = None
+    if hole:
+      window = real.shape[1] // logits.shape[1]
+      share = nn.avg_pool(mask, (window, window), (window, window))
+    loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
+    return loss, (new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits))
+
+  (loss, (stats, real_mean, fake_mean)), grads = jax.value_and_grad(objective, has_aux=True)(state.disc_params)
+  updates, opt_state = make_optimisers(config, stage).discriminator.update(
+    grads, state.disc_opt_state, state.disc_params
+  )
+  params = optax.apply_updates(state.disc_params, updates)
+  metrics = {
+    "disc_loss": loss,
+    "disc_real": real_mean,
+    "disc_fake": fake_mean,
+    "disc_grad_norm": optax.tree.norm(grads),
+  }
+  return state.replace(disc_params=params, disc_stats=stats, disc_opt_state=opt_state), metrics

@@ -1,0 +1,154 @@
+"""Trains, evaluates and applies GM-SRM: `python run.py --experiment=paris --platform=tpu`.
+
+Without any flag it trains and evaluates the small demo on whatever is here. The same command again resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import experiments
+from gmsrm_jax import config as config_lib
+from gmsrm_jax import platform
+from gmsrm_jax.config import Config, ConfigError, require, suggest
+
+_COMMON = {"experiment", "platform", "mode", "workdir"}
+MODES = {  # mode to the flags it reads
+  "train": _COMMON | {"set"},
+  "evaluate": _COMMON | {"set", "checkpoint"},
+  "inpaint": _COMMON | {"images", "masks", "output", "checkpoint", "num_samples", "seed"},
+}
+
+# What the user can change; anything else is a bug of ours and keeps its traceback.
+_USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    raise ConfigError(message)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+  """Reads the flags and refuses those that the mode would not read."""
+  parser = _Parser(prog="run.py", description=__doc__, allow_abbrev=False)
+  parser.add_argument("--experiment", metavar="NAME", help=f"{', '.join(experiments.names())} (default: demo)")
+  parser.add_argument("--platform", metavar="|".join(platform.PLATFORMS), help="back end of JAX (default: auto)")
+  parser.add_argument("--mode", metavar="|".join(MODES), help="what to do (default: train)")
+  parser.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/EXPERIMENT)")
+  parser.add_argument(
+    "--set", metavar="KEY=VALUE", nargs="+", action="extend", help="settings to change, such as memory.num_groups=1"
+  )
+  inpaint = parser.add_argument_group("flags of --mode=inpaint")
+  inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
+  inpaint.add_argument("--masks", metavar="FILE|DIR", help="masks with the same file stems, white in the hole")
+  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go")
+  inpaint.add_argument("--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate)")
+  inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
+  inpaint.add_argument("--seed", metavar="S", type=int, help="another seed, another plausible fill (default: 0)")
+
+  flags, unknown = parser.parse_known_args(argv)
+  known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+  for argument in unknown:
+    name = argument.partition("=")[0]
+    require(False, f"unknown flag {name!r}: {suggest(name, known)}see python run.py --help")
+
+  flags.mode = flags.mode or "train"
+  flags.platform = flags.platform or "auto"
+  for name, choices in (("mode", tuple(MODES)), ("platform", platform.PLATFORMS)):
+    value = getattr(flags, name)
+    require(value in choices, f"--{name}={value} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
+  for name, value in vars(flags).items():
+    if value is not None and name not in MODES[flags.mode]:
+      readers = [mode for mode, names in MODES.items() if name in names]
+      raise ConfigError(f"--{name} is not read by --mode={flags.mode}: remove it, or use --mode={' or '.join(readers)}")
+  if flags.mode == "inpaint":
+    for name in ("images", "masks", "output"):
+      require(getattr(flags, name) is not None, f"--mode=inpaint needs --{name}: give a file or folder")
+    flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
+    flags.seed = flags.seed or 0
+    require(flags.num_samples > 0, f"--num_samples={flags.num_samples} must be greater than 0")
+    require(flags.seed >= 0, f"--seed={flags.seed} must not be negative")
+  require(
+    "://" not in (flags.workdir or ""),
+    f"--workdir={flags.workdir} is no local folder: mount the bucket and name the path it is mounted at",
+  )
+  return flags
+
+
+def load_trained(workdir: str, experiment: str | None) -> Config:
+  """The configuration that a trained folder describes itself with."""
+  path = pathlib.Path(workdir) / "config.json"
+  require(path.is_file(), f"--workdir={workdir} holds no config.json: train there first, or name a folder that was")
+  from gmsrm_jax import writer
+
+  described = writer.read_json(path)
+  require(
+    isinstance(described, dict) and "config" in described,
+    f"{path} describes no run: it has no 'config'; restore it, or use another folder",
+  )
+  config = config_lib.from_dict(described["config"])
+  require(
+    experiment in (None, config.name),
+    f"--workdir={workdir} holds experiment {config.name!r}, not {experiment!r}: leave out --experiment",
+  )
+  return config
+
+
+def dispatch(flags: argparse.Namespace) -> None:
+  """Calls the function of the mode. JAX is first imported here, after the back end was chosen."""
+  platform.select(flags.platform)
+  name = flags.experiment or "demo"
+  workdir = flags.workdir or f"runs/{name}"
+  experiment = experiments.load(name)  # in every mode, so that a misspelt name is refused
+  if flags.mode == "train":
+    config = config_lib.override(experiment, flags.set or [])
+    platform.check(flags.platform)
+    from gmsrm_jax import train
+
+    train.train(config, workdir)
+  elif flags.mode == "evaluate":
+    config = config_lib.override(load_trained(workdir, flags.experiment), flags.set or [])
+    platform.check(flags.platform)
+    from gmsrm_jax import evaluate
+
+    evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint)
+  elif flags.mode == "inpaint":
+    platform.check(flags.platform)
+    from gmsrm_jax import inpaint
+
+    inpaint.inpaint(
+      images=flags.images,
+      masks=flags.masks,
+      output=flags.output,
+      checkpoint=flags.checkpoint,
+      workdir=workdir,
+      num_samples=flags.num_samples,
+      seed=flags.seed,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Returns the exit code: 0, 2 for what the user must change, 130 when interrupted."""
+  try:
+    dispatch(parse(sys.argv[1:] if argv is None else argv))
+  except ConfigError as error:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("interrupted: the same command again resumes from the last checkpoint", file=sys.stderr)
+    return 130
+  except OSError as error:
+    if error.errno not in _USER_ERRNOS:
+      raise
+    print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+    return 2
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,151 @@
+"""The command line as the user meets it: one line on standard error, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+import experiments
+import run
+from gmsrm_jax import config as config_lib
+from gmsrm_jax.config import ConfigError
+
+ROOT = pathlib.Path(run.__file__).parent
+
+
+def command(*flags: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProcess[str]:
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
+  return subprocess.run(
+    [sys.executable, str(ROOT / "run.py"), *flags],
+    cwd=cwd,
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ("flags", "parts"),
+  [
+    (["--experiment=pars"], ["--experiment=pars", "did you mean 'paris'?", "celebahq, demo, paris, places2"]),
+    (["--set", "memory.num_group=1"], ["memory.num_group", "did you mean 'memory.num_groups'?"]),
+    (["--exprment=paris"], ["--exprment", "did you mean '--experiment'?"]),
+    (["--mode=evaluate"], ["runs/demo", "config.json", "train there first"]),
+  ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, flags, parts):
+  done = command(*flags, cwd=tmp_path)
+  assert done.returncode == 2
+  assert done.stdout == ""
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: ")
+  for part in parts:
+    assert part in lines[0]
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("platform", "package"), [("tpu", "jax[tpu]"), ("gpu", "jax[cuda13]")])
+def test_a_back_end_that_is_not_here_is_one_line_and_exit_code_2(tmp_path, platform, package):
+  if list(pathlib.Path("/dev").glob("accel*" if platform == "tpu" else "nvidia[0-9]*")):
+    pytest.skip("this machine has one")
+  done = command("--experiment=paris", f"--platform={platform}", cwd=tmp_path)
+  assert done.returncode == 2
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1, done.stderr
+  assert f"--platform={platform}" in lines[0] and package in lines[0] and "--platform=cpu" in lines[0]
+
+
+def test_help_names_every_experiment_and_mode_without_importing_jax():
+  start = time.monotonic()
+  done = command("--help")
+  assert time.monotonic() - start < 5
+  assert done.returncode == 0 and done.stderr == ""
+  for word in [*experiments.names(), "train", "evaluate", "inpaint", "--num_samples"]:
+    assert word in done.stdout
+  program = "import sys, run, experiments; experiments.load('paris'); print('jax' in sys.modules)"
+  loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+  assert loaded.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    (["--mode=trian"], "--mode=trian is unknown: did you mean 'train'?"),
+    (["--platform=tpuu"], "--platform=tpuu is unknown: did you mean 'tpu'?"),
+    (["--images=x"], "--images is not read by --mode=train: remove it, or use --mode=inpaint"),
+    (["--seed=0"], "--seed is not read by --mode=train"),
+    (["--checkpoint=x"], "use --mode=evaluate or inpaint"),
+    (["--mode=inpaint", "--set", "run.seed=1"], "--set is not read by --mode=inpaint"),
+    (["--mode=inpaint", "--images=x", "--masks=y"], "--mode=inpaint needs --output"),
+    (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"], "--num_samples=0 must be"),
+    (["--seed=x"], "argument --seed: invalid int value: 'x'"),
+    (["--exp=paris"], "unknown flag '--exp'"),
+    (["demo"], "unknown flag 'demo'"),
+    (["--workdir=gs://bucket/run"], "--workdir=gs://bucket/run is no local folder"),
+  ],
+)
+def test_flags_are_refused_with_the_way_out(flags, message):
+  with pytest.raises(ConfigError) as caught:
+    run.parse(flags)
+  assert message in str(caught.value)
+
+
+def test_set_takes_several_and_repeats():
+  flags = run.parse(["--set", "run.seed=1", "data.flip=false", "--set", "run.batch_size=2"])
+  assert flags.set == ["run.seed=1", "data.flip=false", "run.batch_size=2"]
+
+
+def test_a_trained_folder_says_which_experiment_it_is(tmp_path):
+  config = config_lib.override(experiments.load("demo"), ["run.seed=3"])
+  path = tmp_path / "config.json"
+  path.write_text(json.dumps({"config": config_lib.to_dict(config), "versions": {}}))
+  assert run.load_trained(str(tmp_path), None) == config
+  with pytest.raises(ConfigError, match="holds experiment 'demo', not 'paris'"):
+    run.load_trained(str(tmp_path), "paris")
+  path.write_text(config_lib.to_json(config))
+  with pytest.raises(ConfigError, match="config.json describes no run"):
+    run.load_trained(str(tmp_path), None)
+  path.write_text(config_lib.to_json(config)[:-5])
+  with pytest.raises(ConfigError, match="config.json is no JSON file"):
+    run.load_trained(str(tmp_path), None)
+
+
+@pytest.mark.parametrize(
+  ("error", "code", "line"),
+  [
+    (ConfigError("two\nlines"), 2, "error: two lines\n"),
+    (OSError(28, "No space left on device", "x/metrics.jsonl"), 2, "error: No space left on device: x/metrics.jsonl\n"),
+    (KeyboardInterrupt(), 130, "interrupted: the same command again resumes from the last checkpoint\n"),
+  ],
+)
+def test_what_stops_a_run_is_one_line(monkeypatch, capsys, error, code, line):
+  def stop(flags):
+    raise error
+
+  monkeypatch.setattr(run, "dispatch", stop)
+  assert run.main([]) == code
+  assert capsys.readouterr().err == line
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
+  def stop(flags):
+    raise FileNotFoundError(2, "No such file or directory")
+
+  monkeypatch.setattr(run, "dispatch", stop)
+  with pytest.raises(FileNotFoundError):
+    run.main([])
+
+
+def test_the_modes_exist():
+  for mode in run.MODES:
+    assert importlib.util.find_spec(f"gmsrm_jax.{mode}") is not None, mode

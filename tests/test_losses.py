@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reference
+
+from gmsrm_jax import losses
+
+
+def _images(seed, batch=3, side=8):
+  rng = np.random.default_rng(seed)
+  prediction, image = rng.uniform(-1, 1, (2, batch, side, side, 3)).astype(np.float32)
+  mask = (rng.uniform(size=(batch, side, side, 1)) < 0.3).astype(np.float32)
+  return jnp.asarray(prediction), jnp.asarray(image), jnp.asarray(mask)
+
+
+def _features(seed, batch=2):
+  rng = np.random.default_rng(seed)
+  shapes = ((batch, 8, 6, 5), (batch, 4, 3, 7))
+  return tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+
+
+def _log_weights(seed, shape=(2, 2, 5, 7)):
+  return jax.nn.log_softmax(2 * jax.random.normal(jax.random.key(seed), shape), axis=-1)
+
+
+def _close(actual, expected, tolerance=1e-5):
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_l1_terms_equal_numpy():
+  prediction, image, mask = _images(0)
+  _close(losses.hole_l1(prediction, image, mask), reference.masked_l1(prediction, image, mask))
+  _close(losses.valid_l1(prediction, image, mask), reference.masked_l1(prediction, image, 1 - mask))
+  _close(losses.l1(prediction, image), reference.masked_l1(prediction, image, jnp.ones_like(mask)))
+
+
+def test_l1_terms_without_a_pixel_to_look_at_are_zero():
+  prediction, image, mask = _images(1)
+  assert not np.any(losses.hole_l1(prediction, image, jnp.zeros_like(mask)))
+  assert not np.any(losses.valid_l1(prediction, image, jnp.ones_like(mask)))
+
+
+def test_hole_and_known_pixels_divide_the_gradient():
+  prediction, image, mask = _images(2)
+  hole = jax.grad(lambda x: jnp.sum(losses.hole_l1(x, image, mask)))(prediction)
+  valid = jax.grad(lambda x: jnp.sum(losses.valid_l1(x, image, mask)))(prediction)
+  inside = np.broadcast_to(np.asarray(mask) > 0.5, prediction.shape)
+  assert np.all(np.asarray(hole)[~inside] == 0) and np.all(np.asarray(hole)[inside] != 0)
+  assert np.all(np.asarray(valid)[inside] == 0) and np.all(np.asarray(valid)[~inside] != 0)
+
+
+def test_hole_l1_weighs_a_small_hole_as_a_large_one():
+  image = jnp.zeros((2, 8, 8, 3))
+  mask = jnp.zeros((2, 8, 8, 1)).at[0, 0, 0].set(1).at[1, :6].set(1)
+  _close(losses.hole_l1(image + 0.25, image, mask), [0.25, 0.25])
+
+
+def test_feature_losses_equal_numpy():
+  a, b = _features(3), _features(4)
+  _close(losses.perceptual(a, b), reference.perceptual(a, b))
+  _close(losses.style(a, b), reference.style(a, b))
+
+
+def test_style_is_blind_to_place_and_perceptual_is_not():
+  a = _features(5)
+  order = np.random.default_rng(0).permutation(48)
+  moved = (a[0].reshape(2, 48, 5)[:, order].reshape(a[0].shape), a[1])
+  np.testing.assert_allclose(losses.style(moved, a), 0, atol=1e-7)
+  assert np.all(losses.perceptual(moved, a) > 0.1)
+
+
+@pytest.mark.parametrize("loss", [losses.perceptual, losses.style])
+def test_target_features_receive_no_gradient(loss):
+  a, b = _features(6), _features(7)
+  to_features, to_target = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(a, b)
+  assert all(np.any(leaf != 0) for leaf in to_features)
+  assert all(np.all(leaf == 0) for leaf in to_target)
+
+
+def test_hinge_equals_numpy():
+  rng = np.random.default_rng(8)
+  real, fake = jnp.asarray(2 * rng.normal(size=(2, 3, 4, 5, 1)), jnp.float32)
+  hole = jnp.asarray(rng.uniform(size=(3, 4, 5, 1)), jnp.float32)
+  _close(losses.hinge_generator(fake), -np.float64(fake).mean(axis=(1, 2, 3)))
+  _close(losses.hinge_discriminator(real, fake), reference.hinge_discriminator(real, fake, np.ones_like(hole)))
+  _close(losses.hinge_discriminator(real, fake, hole=hole), reference.hinge_discriminator(real, fake, hole))
+
+
+def test_discriminator_pushes_known_patches_of_an_inpainted_image_up_and_hole_patches_down():
+  fake, hole = jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)).at[0, 0].set(1)
+  slope = jax.grad(lambda x: jnp.sum(losses.hinge_discriminator(fake, x, hole=hole)))(fake)
+  assert np.all(slope[0, 0] > 0) and np.all(slope[0, 1] < 0)
+
+
+def test_retrieval_kl_equals_numpy():
+  teacher, student = _log_weights(0), _log_weights(1)
+  hole = jax.random.uniform(jax.random.key(2), (2, 5))
+  expected = reference.retrieval_kl(np.exp(np.float64(teacher)), np.exp(np.float64(student)), np.float64(hole))
+  _close(losses.retrieval_kl(teacher, student, hole), expected)
+
+
+def test_retrieval_kl_is_positive_and_zero_only_for_equal_weights():
+  teacher, student, hole = _log_weights(3), _log_weights(4), jnp.ones((2, 5))
+  np.testing.assert_allclose(losses.retrieval_kl(teacher, teacher, hole), 0, atol=1e-7)
+  assert np.all(losses.retrieval_kl(teacher, student, hole) > 0.1)
+  one_place = jnp.where(jnp.arange(5).reshape(1, 1, 5, 1) == 2, student, teacher)
+  assert np.all(losses.retrieval_kl(teacher, one_place, hole) > 0.01)
+  np.testing.assert_allclose(losses.retrieval_kl(teacher, one_place, hole.at[:, 2].set(0)), 0, atol=1e-7)
+
+
+def test_retrieval_kl_survives_slots_of_no_weight():
+  teacher = jnp.log(jnp.array([1.0, 0.0, 0.0])).reshape(1, 1, 1, 3)
+  student = jnp.log(jnp.array([0.5, 0.5, 0.0])).reshape(1, 1, 1, 3)
+  measure = jax.value_and_grad(lambda x: jnp.sum(losses.retrieval_kl(teacher, x, jnp.ones((1, 1)))))
+  value, slope = jax.jit(measure)(student)
+  _close(value, np.log(2))
+  assert np.all(np.isfinite(slope))
+
+
+def test_only_the_student_learns_and_only_in_the_hole():
+  teacher, student, hole = _log_weights(5), _log_weights(6), jnp.ones((2, 5)).at[:, 3:].set(0)
+  both = lambda loss: jax.jit(jax.grad(lambda t, s: jnp.sum(loss(t, s, hole)), argnums=(0, 1)))  # noqa: E731
+  to_teacher, to_student = both(lambda t, s, h: losses.retrieval_kl(t, jax.nn.log_softmax(s), h))(teacher, student)
+  assert np.all(to_teacher == 0) and np.all(to_student[:, :, 3:] == 0) and np.any(to_student[:, :, :3] != 0)
+  reads = teacher[:, 0], student[:, 0]
+  to_teacher, to_student = both(losses.read_loss)(*reads)
+  assert np.all(to_teacher == 0) and np.all(to_student[:, 3:] == 0) and np.all(to_student[:, :3] != 0)
+
+
+def test_read_loss_equals_numpy():
+  rng = np.random.default_rng(9)
+  teacher, student = jnp.asarray(rng.normal(size=(2, 3, 5, 6)), jnp.float32)
+  hole = jnp.asarray(rng.uniform(size=(3, 5)), jnp.float32).at[2].set(0)
+  _close(losses.read_loss(teacher, student, hole), reference.read_loss(teacher, student, np.float64(hole)))
+
+
+def test_balance_is_the_distance_in_entropy_from_uniform_use():
+  p = jnp.exp(_log_weights(7, (4, 9)))
+  _close(losses.balance(p), reference.balance(p))
+  np.testing.assert_allclose(losses.balance(jnp.full((4, 9), 1 / 9)), 0, atol=1e-6)
+  one = jnp.zeros((1, 9)).at[0, 3].set(1)
+  _close(losses.balance(one), np.log(9))
+  assert np.all(np.isfinite(jax.jit(jax.grad(losses.balance))(one)))
+
+
+def test_balance_falls_when_the_mean_weights_move_towards_uniform():
+  logits = jax.random.normal(jax.random.key(8), (2, 9))
+  measure = jax.jit(jax.value_and_grad(lambda x: losses.balance(jax.nn.softmax(x))))
+  value, slope = measure(logits)
+  assert measure(logits - 0.5 * slope)[0] < value
+
+
+def test_weigh_adds_weighted_means_and_returns_the_means_without_weights():
+  terms = {"hole": jnp.array([1.0, 3.0]), "balance": jnp.array(0.5), "off": jnp.array([4.0, 4.0])}
+  total, means = losses.weigh(terms, {"hole": 6.0, "balance": 0.1, "off": 0.0, "absent": 9.0})
+  _close(total, 6 * 2 + 0.05)
+  assert {name: float(mean) for name, mean in means.items()} == {"hole": 2.0, "balance": 0.5, "off": 4.0}
+
+
+def test_weigh_refuses_a_term_without_a_weight():
+  with pytest.raises(KeyError, match=r"no weight for the loss terms style.*hole"):
+    losses.weigh({"style": jnp.ones(2)}, {"hole": 1.0})
+
+
+def test_per_image_terms_do_not_mix_the_images_of_a_batch():
+  prediction, image, mask = _images(10)
+  fake = prediction[..., :1]
+  a, b = _features(11), _features(12)
+  log_weights, hole = (_log_weights(9), _log_weights(10)), jnp.ones((2, 5))
+  cases = [
+    (losses.hole_l1, (prediction, image, mask)),
+    (losses.valid_l1, (prediction, image, mask)),
+    (losses.l1, (prediction, image)),
+    (losses.hinge_generator, (fake,)),
+    (losses.hinge_discriminator, (fake, image[..., :1])),
+    (losses.perceptual, (a, b)),
+    (losses.style, (a, b)),
+    (losses.retrieval_kl, (*log_weights, hole)),
+    (losses.read_loss, (a[0][:, 0], b[0][:, 0], jnp.ones((2, 6)).at[0, 1:].set(0))),
+  ]
+  for loss, arguments in cases:
+    second = jax.tree.map(lambda x: x[1:2], arguments)
+    loss_of_all, loss_of_second = jax.jit(lambda x, y, f=loss: (f(*x), f(*y)))(arguments, second)
+    np.testing.assert_allclose(loss_of_all[1:2], loss_of_second, rtol=1e-5, err_msg=loss.__name__)
+
+
+def test_half_precision_inputs_are_summed_in_float32():
+  image = jnp.zeros((1, 64, 64, 3), jnp.bfloat16)
+  assert losses.l1(image + 0.5, image).dtype == jnp.float32
+  # 12,288 equal terms would stall far below their sum in bfloat16.
+  _close(losses.hole_l1(image + 0.5, image, jnp.ones((1, 64, 64, 1), jnp.bfloat16)), [0.5])
+  _close(losses.style((image + 0.5,), (image,)), [0.25 / 3])
+
+
+def test_random_window_cuts_the_same_place_from_every_array():
+  rows, columns = jnp.meshgrid(jnp.arange(10.0), jnp.arange(12.0), indexing="ij")
+  place = jnp.broadcast_to(jnp.stack((rows, columns), axis=-1), (16, 10, 12, 2))
+  a, b = losses.random_window(jax.random.key(0), (place, place.sum(axis=-1, keepdims=True)), 4)
+  assert a.shape == (16, 4, 4, 2)
+  np.testing.assert_array_equal(a.sum(axis=-1, keepdims=True), b)
+  corners = a[:, :1, :1]
+  np.testing.assert_array_equal(a - corners, jnp.broadcast_to(place[:1, :4, :4], a.shape))
+  assert len({tuple(corner) for corner in np.asarray(corners).reshape(16, 2)}) > 4
+
+
+def test_random_window_reaches_every_place_and_the_gradient_returns_to_it():
+  place = jnp.broadcast_to(jnp.arange(5.0).reshape(1, 5, 1, 1), (200, 5, 5, 1))
+  (cut,) = losses.random_window(jax.random.key(1), (place,), 3)
+  assert set(np.asarray(cut)[:, 0, 0, 0]) == {0.0, 1.0, 2.0}
+  slope = jax.grad(lambda x: losses.random_window(jax.random.key(1), (x,), 3)[0].sum())(place)
+  np.testing.assert_array_equal(slope.sum(axis=(1, 2, 3)), 9)
+  np.testing.assert_array_equal(slope[:, :, 2, 0] > 0, (place[:, :, 0, 0] - cut[:, :1, 0, 0]) // 3 == 0)
+
+
+def test_random_window_refuses_a_side_that_does_not_fit():
+  with pytest.raises(ValueError, match="side=9 does not fit into 8x8"):
+    losses.random_window(jax.random.key(0), (jnp.zeros((1, 8, 8, 3)),), 9)
+  with pytest.raises(ValueError, match="no windows in common"):
+    losses.random_window(jax.random.key(0), (jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 9, 8, 3))), 4)

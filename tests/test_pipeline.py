@@ -1,0 +1,266 @@
+"""The pipeline: one function of (seed, stream, index), whatever the threads, processes and restarts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import grain
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from gmsrm_jax.config import (
+  SIZES,
+  Config,
+  ConfigError,
+  DataConfig,
+  EvalConfig,
+  MaskConfig,
+  RunConfig,
+)
+from gmsrm_jax.data import masks, pipeline
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """Seven images of other sizes; image i is of level 30 * i + 20 with a gradient of its own."""
+  path = tmp_path_factory.mktemp("images")
+  for i in range(7):
+    height, width = 70 + 10 * i, 120 - 5 * i
+    level = np.full((height, width, 3), 30 * i + 20, np.uint8)
+    level[..., 0] += np.linspace(0, 20, width).astype(np.uint8)
+    level[..., 1] += np.linspace(0, 20, height).astype(np.uint8)[:, None]
+    Image.fromarray(level).save(path / f"{i}.png")
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def config(folder):
+  return Config(
+    name="test",
+    model=SIZES["tiny"],
+    data=DataConfig(train=folder, val=folder),
+    run=RunConfig(batch_size=4, seed=5),
+  )
+
+
+def _with(config, group, **changes):
+  return dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **changes)})
+
+
+def _take(iterator, count):
+  return [next(iterator) for _ in range(count)]
+
+
+def _assert_equal(first, second):
+  assert len(first) == len(second)
+  for one, other in zip(first, second, strict=True):
+    assert one.keys() == other.keys()
+    for key in one:
+      np.testing.assert_array_equal(one[key], other[key])
+
+
+def _image_ids(batch):
+  return [int(round((float(np.median(image[..., 2])) - 20) / 30)) for image in batch["image"]]
+
+
+def test_a_batch_holds_images_and_holes_of_the_settings(config):
+  (batch,) = _take(pipeline.training_iterator(config, "memory"), 1)
+  assert batch["image"].shape == (4, 64, 64, 3)
+  assert batch["mask"].shape == (4, 64, 64, 1)
+  assert batch["image"].dtype == batch["mask"].dtype == np.uint8
+  assert set(np.unique(batch["mask"])) == {0, 1}
+  areas = batch["mask"].mean(axis=(1, 2, 3))
+  assert (areas >= config.mask.area_min).all()
+  assert (areas <= config.mask.area_max).all()
+  assert len({mask.tobytes() for mask in batch["mask"]}) == 4
+
+
+def test_the_same_seed_gives_the_same_batches_whatever_the_threads(config):
+  first = _take(pipeline.training_iterator(config, "memory"), 4)
+  _assert_equal(first, _take(pipeline.training_iterator(_with(config, "data", threads=5, prefetch=3), "memory"), 4))
+
+
+def test_stream_and_seed_change_the_order_and_the_holes(config):
+  first = _take(pipeline.training_iterator(config, "memory"), 4)
+  for other_config, stream in ((config, "inpaint"), (_with(config, "run", seed=6), "memory")):
+    other = _take(pipeline.training_iterator(other_config, stream), 4)
+    assert [_image_ids(batch) for batch in first] != [_image_ids(batch) for batch in other]
+    assert not any(np.array_equal(one["mask"], two["mask"]) for one, two in zip(first, other, strict=True))
+
+
+def test_each_epoch_holds_every_image_once_in_a_new_order_with_new_crops_and_holes(config):
+  batches = _take(pipeline.training_iterator(_with(config, "run", batch_size=7), "memory"), 4)
+  orders = [_image_ids(batch) for batch in batches]
+  assert all(sorted(order) == list(range(7)) for order in orders)
+  assert len({tuple(order) for order in orders}) > 1
+  crops = [batch["image"][order.index(6)].tobytes() for batch, order in zip(batches, orders, strict=True)]
+  holes = [batch["mask"][order.index(6)].tobytes() for batch, order in zip(batches, orders, strict=True)]
+  assert len(set(crops)) == len(set(holes)) == 4
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_the_batches_of_all_processes_are_the_batch_of_one(config, process_count):
+  whole = _take(pipeline.training_iterator(config, "inpaint"), 5)
+  parts = [_take(pipeline.training_iterator(config, "inpaint", i, process_count), 5) for i in range(process_count)]
+  for step, batch in enumerate(whole):
+    for key in batch:
+      assert parts[0][step][key].shape[0] == 4 // process_count
+      union = sorted(row.tobytes() for part in parts for row in part[step][key])
+      assert union == sorted(row.tobytes() for row in batch[key])
+
+
+def test_a_restored_iterator_continues_at_the_same_batch(config):
+  iterator = pipeline.training_iterator(config, "memory")
+  _take(iterator, 3)
+  state = json.loads(json.dumps(iterator.get_state()))
+  expected = _take(iterator, 4)
+  resumed = pipeline.training_iterator(config, "memory")
+  resumed.set_state(state)
+  _assert_equal(_take(resumed, 4), expected)
+
+
+def test_the_iterator_goes_into_an_orbax_checkpoint(config, tmp_path):
+  iterator = pipeline.training_iterator(config, "memory")
+  _take(iterator, 2)
+  with ocp.CheckpointManager(tmp_path) as manager:
+    manager.save(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
+    manager.wait_until_finished()
+    expected = _take(iterator, 2)
+    resumed = pipeline.training_iterator(config, "memory")
+    manager.restore(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
+  _assert_equal(_take(resumed, 2), expected)
+
+
+def test_fewer_images_than_a_batch_repeat(config, tmp_path):
+  Image.new("RGB", (30, 20), (200, 10, 10)).save(tmp_path / "only.png")
+  few = _with(_with(config, "data", train=str(tmp_path)), "run", batch_size=8)
+  batches = _take(pipeline.training_iterator(few, "memory"), 2)
+  assert all((batch["image"] == (200, 10, 10)).all() for batch in batches)
+  assert len({mask.tobytes() for batch in batches for mask in batch["mask"]}) == 16
+
+
+def test_the_demo_photographs_feed_a_batch(config):
+  pytest.importorskip("skimage")
+  (batch,) = _take(pipeline.training_iterator(_with(config, "data", train="skimage"), "memory"), 1)
+  assert batch["image"].std() > 10
+
+
+def test_flip_mirrors_half_of_the_images_and_may_be_switched_off(config):
+  def rises(flip):
+    many = _with(_with(config, "data", flip=flip), "run", batch_size=64)
+    (batch,) = _take(pipeline.training_iterator(many, "memory"), 1)
+    red = batch["image"][..., 0].astype(int)
+    return red[:, :, -1].mean(1) > red[:, :, 0].mean(1)
+
+  assert rises(flip=False).all()
+  assert 16 < rises(flip=True).sum() < 48
+
+
+def test_crops_are_squares_between_crop_min_and_the_short_side(config, tmp_path):
+  # Red is the column and green the row, in pixels: a crop's span over 64 pixels gives its side.
+  rows, columns = np.mgrid[:128, :200].astype(np.uint8)
+  Image.fromarray(np.dstack([columns, rows, rows])).save(tmp_path / "x.png")
+  many = _with(_with(config, "data", train=str(tmp_path), crop_min=0.6, flip=False), "run", batch_size=64)
+  (batch,) = _take(pipeline.training_iterator(many, "memory"), 1)
+  image = batch["image"].astype(int)
+  across = (image[:, 32, -1, 0] - image[:, 32, 0, 0]) * 64 / 63
+  down = (image[:, -1, 32, 1] - image[:, 0, 32, 1]) * 64 / 63
+  np.testing.assert_allclose(across, down, atol=3)
+  assert across.min() > 0.6 * 128 - 4
+  assert across.max() < 128 + 4
+  assert across.max() - across.min() > 30
+  assert image[:, 32, 0, 0].min() < 15
+  assert image[:, 32, -1, 0].max() > 185
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(config):
+  with pytest.raises(ConfigError, match=r"run\.batch_size=4 is not divisible by the 3 processes: use 3"):
+    pipeline.training_iterator(config, "memory", 0, 3)
+
+
+def test_too_many_bad_files_reach_the_caller_through_the_threads(config, tmp_path):
+  for i in range(4):
+    Image.new("RGB", (30, 20)).save(tmp_path / f"{i}.png")
+  for i in range(2):
+    (tmp_path / f"{i}.png").write_bytes(b"x")
+  with pytest.raises(ConfigError, match="2 of 4 image files cannot be decoded"):
+    _take(pipeline.training_iterator(_with(config, "data", train=str(tmp_path)), "memory"), 2)
+
+
+def test_evaluation_images_are_centre_squares_in_name_order(config, tmp_path):
+  for name, turned in (("b.png", False), ("a.png", True)):
+    pixels = np.zeros((128, 384, 3), np.uint8)
+    pixels[:, 128:256] = 255
+    Image.fromarray(pixels.swapaxes(0, 1) if turned else pixels).save(tmp_path / name)
+  images = pipeline.evaluation_set(_with(config, "data", val=str(tmp_path)))
+  assert [images[i][0] for i in range(len(images))] == images.names == ["a.png", "b.png"]
+  for i in range(2):
+    assert images[i][1].shape == (64, 64, 3)
+    assert (images[i][1] == 255).all()
+
+
+def test_evaluation_masks_do_not_depend_on_the_other_images(config):
+  images, fewer = pipeline.evaluation_set(config), pipeline.evaluation_set(_with(config, "eval", max_images=3))
+  assert fewer.names == images.names[:3]
+  assert len(fewer) == 3
+  with pytest.raises(IndexError):
+    fewer[3]
+  bucket = (0.3, 0.4)
+  for i in range(3):
+    np.testing.assert_array_equal(images.mask(i, bucket), fewer.mask(i, bucket))
+    expected = masks.evaluation_mask(images.names[i], bucket, config.eval.mask_seed, 64, 64, config.mask)
+    np.testing.assert_array_equal(images.mask(i, bucket), expected)
+  assert (images.mask(0, bucket) != images.mask(1, bucket)).any()
+  reseeded = pipeline.evaluation_set(_with(config, "eval", mask_seed=1))
+  assert (reseeded.mask(0, bucket) != images.mask(0, bucket)).any()
+
+
+def test_training_seed_does_not_touch_the_evaluation(config):
+  one, other = pipeline.evaluation_set(config), pipeline.evaluation_set(_with(config, "run", seed=99))
+  np.testing.assert_array_equal(one.mask(0, (0.1, 0.2)), other.mask(0, (0.1, 0.2)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 16])
+def test_evaluation_batches_hold_every_image_once_and_pad_the_last(config, batch_size):
+  images = pipeline.evaluation_set(config)
+  seen = {}
+  for batch in images.batches((0.1, 0.2), batch_size):
+    assert batch.images.shape == (batch_size, 64, 64, 3)
+    assert batch.masks.shape == (batch_size, 64, 64, 1)
+    assert batch.valid.shape == (batch_size,)
+    assert batch.valid.dtype == bool
+    for name, image, mask, valid in zip(*batch, strict=True):
+      if valid:
+        assert name not in seen
+        seen[name] = (image, mask)
+    last = np.flatnonzero(batch.valid)[-1]
+    assert (batch.images[last:] == batch.images[last]).all()
+    assert (batch.masks[last:] == batch.masks[last]).all()
+  assert list(seen) == images.names
+  for i, (image, mask) in enumerate(seen.values()):
+    np.testing.assert_array_equal(image, images[i][1])
+    np.testing.assert_array_equal(mask[..., 0], images.mask(i, (0.1, 0.2)))
+
+
+def test_an_undecodable_held_out_file_counts_zero_and_its_stand_in_once(config, tmp_path):
+  for i in range(5):
+    Image.new("RGB", (80, 70), (i, i, i)).save(tmp_path / f"{i}.png")
+  (tmp_path / "2.png").write_bytes(b"x")
+  images = pipeline.evaluation_set(_with(config, "data", val=str(tmp_path)))
+  valid = [
+    name
+    for batch in images.batches((0.1, 0.2), 2)
+    for name, counts in zip(batch.names, batch.valid, strict=True)
+    if counts
+  ]
+  assert valid == ["0.png", "1.png", "3.png", "4.png"]
+  assert images.source.bad_files == ["2.png"]
+
+
+def test_settings_of_masks_reach_the_training_batches(config):
+  narrow = dataclasses.replace(config, mask=MaskConfig(area_min=0.5, area_max=0.51), eval=EvalConfig())
+  (batch,) = _take(pipeline.training_iterator(narrow, "inpaint"), 1)
+  assert (np.abs(batch["mask"].mean(axis=(1, 2, 3)) - 0.505) <= 0.0051).all()

@@ -1,0 +1,261 @@
+"""Image sources: every kind of file is read right, damage is found, counted and bounded."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmsrm_jax.config import ConfigError
+from gmsrm_jax.data import sources
+
+
+def _photo(seed=0, height=48, width=60):
+  """Smooth colours with some detail, so that JPEG keeps them nearly."""
+  rng = np.random.default_rng(seed)
+  coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+  return np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _save(path, seed=0, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(_photo(seed)).save(path, **options)
+  return path
+
+
+def _truncate(path, share=0.5):
+  data = path.read_bytes()
+  path.write_bytes(data[: int(len(data) * share)])
+  return path
+
+
+def test_names_are_sorted_relative_and_recursive_and_leave_out_what_is_no_image(tmp_path):
+  for name in ("b.PNG", "a/z.jpg", "a/deep/er.webp", "c.TIFF", "B.jpeg", "d.bmp", "e.tif"):
+    _save(tmp_path / name)
+  for name in (".hidden.png", ".git/x.png", "a/._z.jpg"):
+    _save(tmp_path / name)
+  (tmp_path / "notes.txt").write_text("no image")
+  source = sources.open_source(str(tmp_path), "train", 0.01)
+  assert source.names == ["B.jpeg", "a/deep/er.webp", "a/z.jpg", "b.PNG", "c.TIFF", "d.bmp", "e.tif"]
+  assert [source[i].name for i in range(len(source))] == source.names
+
+
+def test_links_in_a_circle_end(tmp_path):
+  _save(tmp_path / "a" / "x.png")
+  os.symlink(tmp_path, tmp_path / "a" / "up")
+  os.symlink(tmp_path / "a", tmp_path / "b")
+  assert sources.open_source(str(tmp_path), "train", 0.01).names == ["a/x.png"]
+
+
+def test_rgb_comes_back_to_the_bit(tmp_path):
+  for suffix in ("png", "bmp", "tiff"):
+    np.testing.assert_array_equal(sources.decode(_save(tmp_path / f"x.{suffix}")), _photo())
+  close = sources.decode(_save(tmp_path / "x.jpg", quality=98)).astype(int) - _photo()
+  assert np.abs(close).mean() < 3
+
+
+def test_grey_palette_bilevel_and_cmyk_become_rgb(tmp_path):
+  rgb = Image.fromarray(_photo())
+  for mode, suffix in (("L", "png"), ("P", "png"), ("1", "png"), ("CMYK", "tif"), ("CMYK", "jpg"), ("L", "jpg")):
+    converted = rgb.convert(mode)
+    path = tmp_path / f"{mode}.{suffix}"
+    converted.save(path, **({"quality": 98} if suffix == "jpg" else {}))
+    image = sources.decode(path)
+    assert image.shape == (48, 60, 3)
+    assert image.dtype == np.uint8
+    assert np.abs(image.astype(int) - np.asarray(converted.convert("RGB"))).mean() < 3
+    if mode in ("L", "1"):
+      assert (image[..., 0] == image[..., 2]).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
+  values = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
+  Image.fromarray(values).save(tmp_path / f"x.{suffix}")
+  image = sources.decode(tmp_path / f"x.{suffix}")
+  np.testing.assert_array_equal(image, np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2))
+
+
+def test_16_bit_colour_is_scaled(tmp_path):
+  cv2 = pytest.importorskip("cv2")
+  values = _photo().astype(np.uint16) * 257
+  cv2.imwrite(str(tmp_path / "x.png"), values[..., ::-1])
+  np.testing.assert_array_equal(sources.decode(tmp_path / "x.png"), _photo())
+
+
+def test_transparent_pixels_become_white(tmp_path):
+  alpha = np.full((48, 60), 255, np.uint8)
+  alpha[:, 30:] = 0
+  Image.fromarray(np.dstack([_photo(), alpha])).save(tmp_path / "x.png")
+  image = sources.decode(tmp_path / "x.png")
+  np.testing.assert_array_equal(image[:, :30], _photo()[:, :30])
+  assert (image[:, 30:] == 255).all()
+
+
+def test_exif_orientation_turns_the_image_upright(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
+  Image.fromarray(_photo()).save(tmp_path / "x.png", exif=exif)
+  np.testing.assert_array_equal(sources.decode(tmp_path / "x.png"), np.rot90(_photo(), -1))
+
+
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.97])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+def test_a_truncated_file_is_replaced_by_the_next_counted_and_named_once(tmp_path, caplog, suffix, share):
+  for i in range(12):
+    _save(tmp_path / f"{i:02}.{suffix}", seed=i)
+  _truncate(tmp_path / f"04.{suffix}", share)
+  source = sources.open_source(str(tmp_path), "train", 0.01)
+  with caplog.at_level(logging.WARNING):
+    for _ in range(3):
+      assert source[4].name == f"05.{suffix}"
+  np.testing.assert_array_equal(source[4].image, source[5].image)
+  assert source.bad_files == [f"04.{suffix}"]
+  assert [f"04.{suffix}" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_the_last_file_is_replaced_by_the_first(tmp_path):
+  for i in range(3):
+    _save(tmp_path / f"{i}.png", seed=i)
+  _truncate(tmp_path / "2.png")
+  assert sources.open_source(str(tmp_path), "train", 0.01)[2].name == "0.png"
+  assert sources.open_source(str(tmp_path), "train", 0.01)[-1].name == "0.png"
+
+
+def test_too_many_bad_files_are_an_error_that_counts_and_names_them(tmp_path):
+  for i in range(12):
+    _save(tmp_path / f"{i:02}.png")
+  for i in (2, 3):
+    (tmp_path / f"{i:02}.png").write_bytes(b"no image at all")
+  source = sources.open_source(str(tmp_path), "val", 0.01)
+  with pytest.raises(ConfigError, match=r"data\.val=.*: 2 of 12 .* \(02\.png, 03\.png\).*max_bad_share=0\.01") as error:
+    source[2]
+  assert "\n" not in str(error.value)
+  tolerant = sources.open_source(str(tmp_path), "val", 0.2)
+  assert tolerant[2].name == "04.png"
+  strict = sources.open_source(str(tmp_path), "val", 0.0)
+  with pytest.raises(ConfigError, match="1 of 12"):
+    strict[2]
+
+
+def test_only_bad_files_are_an_error_and_no_endless_loop(tmp_path):
+  for i in range(3):
+    (tmp_path / f"{i}.jpg").write_bytes(b"")
+  with pytest.raises(ConfigError, match="none of its 3 image files can be decoded"):
+    sources.open_source(str(tmp_path), "train", 1.0)[1]
+
+
+def test_bad_files_are_counted_once_when_many_threads_meet_them(tmp_path, caplog, monkeypatch):
+  for i in range(20):
+    _save(tmp_path / f"{i:02}.png")
+  (tmp_path / "07.png").write_bytes(b"\x89PNG broken")
+  source = sources.open_source(str(tmp_path), "train", 0.01)
+  all_here, decode = threading.Barrier(8, timeout=20), sources.decode
+
+  def decode_together(path):
+    if path.name == "07.png":
+      all_here.wait()
+    return decode(path)
+
+  monkeypatch.setattr(sources, "decode", decode_together)
+  names = []
+  with caplog.at_level(logging.WARNING):
+    threads = [threading.Thread(target=lambda: names.append(source[7].name)) for _ in range(8)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join()
+  assert names == ["08.png"] * 8
+  assert len(caplog.records) == 1
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_folders_that_cannot_be_used_are_named_in_one_line(tmp_path, split):
+  file = _save(tmp_path / "x.png")
+  empty = tmp_path / "empty"
+  empty.mkdir()
+  missing = tmp_path / "no"
+  cases = {"": "names no folder", str(missing): "does not exist", str(file): "is a file", str(empty): "no image"}
+  for spec, rule in cases.items():
+    with pytest.raises(ConfigError, match=rule) as error:
+      sources.open_source(spec, split, 0.01)
+    message = str(error.value)
+    assert message.startswith(f"data.{split}={spec!r} ")
+    assert "give data." in message
+    assert "\n" not in message
+
+
+def test_the_split_hash_follows_names_and_sizes_but_not_the_place(tmp_path):
+  for folder in ("one", "two"):
+    for i in range(3):
+      _save(tmp_path / folder / f"{i}.png", seed=i)
+
+  def digest(folder):
+    return sources.split_hash(sources.open_source(str(tmp_path / folder), "train", 0.01))
+
+  lines = "".join(f"{i}.png\0{(tmp_path / 'one' / f'{i}.png').stat().st_size}\n" for i in range(3))
+  assert digest("one") == digest("two") == hashlib.sha256(lines.encode()).hexdigest()
+  (tmp_path / "two" / "2.png").rename(tmp_path / "two" / "3.png")
+  assert digest("one") != digest("two")
+  (tmp_path / "two" / "3.png").rename(tmp_path / "two" / "2.png")
+  (tmp_path / "two" / "1.png").write_bytes((tmp_path / "two" / "1.png").read_bytes() + b"\0")
+  assert digest("one") != digest("two")
+
+
+@pytest.mark.parametrize("shape", [(300, 451), (512, 512), (303, 384), (427, 640), (500, 741)])
+def test_no_pixel_of_a_demo_photograph_is_in_both_splits_nor_in_two_tiles(shape):
+  cover = np.zeros((2, *shape), int)
+  for i, split in enumerate(("train", "val")):
+    for top, left, height, width in sources.demo_regions("x.png", *shape, split).values():
+      assert top >= 0
+      assert left >= 0
+      assert top + height <= shape[0]
+      assert left + width <= shape[1]
+      cover[i, top : top + height, left : left + width] += 1
+  assert cover.sum(axis=0).max() == 1
+  assert cover[0].mean() > 0.7
+  assert cover[1].mean() > 0.1
+  # The gap: eight columns between the two.
+  assert np.flatnonzero(cover[1].any(0)).min() - np.flatnonzero(cover[0].any(0)).max() == 9
+
+
+def test_the_demo_source_gives_the_regions_of_the_photographs():
+  pytest.importorskip("skimage")
+  train, val = (sources.open_source("skimage", split, 0.01) for split in ("train", "val"))
+  assert len(train) == 8
+  assert 16 <= len(val) <= 40
+  assert "chelsea_r0_c0.png" in val.names
+  assert not set(train.names) & set(val.names)
+  stems = {name.split(".")[0] for name in train.names}
+  assert {name.rsplit("_r", 1)[0] for name in val.names} == stems
+  assert not {"motorcycle_left", "motorcycle_right"} <= stems
+  for source in (train, val):
+    for i in range(len(source)):
+      assert min(source[i].image.shape[:2]) >= 96
+      assert source[i].image.std() > 1
+  # Tiles are what the photograph holds there: no training row contains a tile's first row.
+  names = dict(zip(train.names, (train[i].image for i in range(len(train))), strict=True))
+  for i in range(len(val)):
+    tile, name = val[i]
+    photo = names[name.rsplit("_r", 1)[0] + "." + name.rsplit(".", 1)[1]]
+    row = tile[0].tobytes()
+    assert not any(row in line.tobytes() for line in photo)
+  assert sources.split_hash(train) != sources.split_hash(val)
+
+
+def test_a_changed_example_does_not_change_the_source():
+  pytest.importorskip("skimage")
+  source = sources.open_source("skimage", "val", 0.01)
+  source[0].image[:] = 0
+  assert source[0].image.any()
+
+
+def test_a_missing_scikit_image_names_the_way_out(monkeypatch):
+  monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ConfigError, match=r"data\.train='skimage' needs scikit-image.*pip install scikit-image, or give"):
+    sources.open_source("skimage", "train", 0.01)

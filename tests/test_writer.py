@@ -1,0 +1,163 @@
+"""What a run leaves behind: records survive kills and resumes, files are whole, panels show the pixels."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from gmsrm_jax import writer as writer_lib
+from gmsrm_jax.config import ConfigError
+from gmsrm_jax.writer import Writer
+
+
+class Terminal(io.StringIO):
+  def isatty(self) -> bool:
+    return True
+
+
+def write_run(workdir, stages):
+  """Records loss = step for every step of every stage."""
+  with Writer(workdir, stream=io.StringIO()) as writer:
+    for stage, steps in stages.items():
+      for step in range(1, steps + 1):
+        writer.record(stage, step, {"loss": np.float32(step)})
+
+
+def read_events(folder):
+  """TensorBoard's own rule: events from a session start's step on are dropped when it is read."""
+  points = {}
+  for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
+    data = path.read_bytes()
+    while data:
+      size = int.from_bytes(data[:8], "little")
+      event = Event.FromString(data[12 : 12 + size])
+      data = data[16 + size :]
+      if event.session_log.status == SessionLog.START:
+        points = {step: value for step, value in points.items() if step < event.step}
+      for value in event.summary.value:
+        points[event.step] = (value.tag, value.simple_value)
+  return points
+
+
+def test_a_record_is_one_json_line_and_one_event(tmp_path):
+  with Writer(tmp_path, stream=io.StringIO()) as writer:
+    writer.record("memory", 3, {"loss": np.float32(0.5), "grad": math.inf, "ratio": np.float64("nan")})
+  (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert json.loads(line) == {"stage": "memory", "step": 3, "loss": 0.5, "grad": None, "ratio": None}
+  assert set(read_events(tmp_path / "events" / "memory")) == {3}
+
+
+def test_a_resumed_run_leaves_the_records_of_an_uninterrupted_one(tmp_path):
+  write_run(tmp_path / "whole", {"memory": 4, "inpaint": 6})
+  write_run(tmp_path / "cut", {"memory": 4, "inpaint": 5})
+  with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+    file.write('{"stage": "inpaint", "st')  # killed while writing
+  with Writer(tmp_path / "cut", {"memory": 4, "inpaint": 2}, stream=io.StringIO()) as writer:
+    for step in range(3, 7):
+      writer.record("inpaint", step, {"loss": step})
+  whole, cut = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut"))
+  assert cut == whole
+  assert read_events(tmp_path / "cut/events/inpaint") == read_events(tmp_path / "whole/events/inpaint")
+
+
+def test_resuming_in_the_first_stage_drops_what_came_later(tmp_path):
+  write_run(tmp_path, {"memory": 5, "inpaint": 3})
+  with Writer(tmp_path, {"memory": 2}, stream=io.StringIO()) as writer:
+    writer.record("memory", 3, {"loss": 30.0})
+  records = writer_lib.read_metrics(tmp_path / "metrics.jsonl")
+  assert [(record["stage"], record["step"]) for record in records] == [("memory", 1), ("memory", 2), ("memory", 3)]
+  assert read_events(tmp_path / "events" / "memory") == {1: ("loss", 1.0), 2: ("loss", 2.0), 3: ("loss", 30.0)}
+  assert not (tmp_path / "events" / "inpaint").exists()
+
+
+def test_a_fresh_run_starts_with_no_records(tmp_path):
+  write_run(tmp_path, {"memory": 3})
+  write_run(tmp_path, {"memory": 2})
+  assert len(writer_lib.read_metrics(tmp_path / "metrics.jsonl")) == 2
+  assert set(read_events(tmp_path / "events" / "memory")) == {1, 2}
+
+
+def test_an_inactive_writer_leaves_nothing(tmp_path):
+  stream = io.StringIO()
+  with Writer(tmp_path / "run", active=False, stream=stream) as writer:
+    writer.start("memory", 0, 10, batch_size=4)
+    writer.log(1, {"loss": 1.0})
+    writer.note("hello")
+  assert not (tmp_path / "run").exists() and stream.getvalue() == ""
+
+
+def test_speed_and_time_left_leave_out_the_compilation(tmp_path, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(writer_lib.time, "monotonic", lambda: now[0])
+  stream = io.StringIO()
+  with Writer(tmp_path, stream=stream) as writer:
+    writer.start("memory", 100, 700, batch_size=8, show=("l1",))
+    for seconds, step in ((60.0, 120), (70.0, 140), (80.0, 160)):
+      now[0] = seconds
+      writer.log(step, {"loss": 2.0, "l1": 0.123456})
+  assert stream.getvalue().splitlines()[-1] == "memory 160/700  l1 0.1235  16.0 images/s  4m30s left"
+  assert writer_lib.read_metrics(tmp_path / "metrics.jsonl")[-1]["images_per_s"] == 16.0
+
+
+def test_a_terminal_gets_a_bar_that_ends_at_the_last_step(tmp_path):
+  stream = Terminal()
+  with Writer(tmp_path, stream=stream) as writer:
+    writer.start("inpaint", 2, 4, batch_size=8)
+    writer.advance(3)
+    writer.note("saved")
+    writer.log(4, {"loss": 0.25})
+  shown = stream.getvalue()
+  assert "inpaint:  50%" in shown and "inpaint: 100%" in shown and "4/4" in shown
+  assert "loss 0.25" in shown and "saved\n" in shown
+
+
+def test_a_failed_write_keeps_the_old_file_and_no_scraps(tmp_path, monkeypatch):
+  path = tmp_path / "deep" / "report.md"
+  writer_lib.write_text(path, "old")
+  monkeypatch.setattr(
+    writer_lib.pathlib.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+  )
+  with pytest.raises(OSError, match="full"):
+    writer_lib.write_text(path, "new")
+  assert path.read_text() == "old"
+  assert [entry.name for entry in path.parent.iterdir()] == ["report.md"]
+
+
+def test_json_holds_plain_values_and_reads_back(tmp_path):
+  path = tmp_path / "report.json"
+  writer_lib.write_json(path, {"n": np.int64(3), "rows": np.array([[1.5, np.nan]]), 2: (np.float32(0.5), None, True)})
+  assert writer_lib.read_json(path) == {"n": 3, "rows": [[1.5, None]], "2": [0.5, None, True]}
+  path.write_text("{")
+  with pytest.raises(ConfigError, match="report.json is no JSON file"):
+    writer_lib.read_json(path)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(64, 2), (50, 3), (200, 1)])
+def test_a_panel_shows_every_pixel_of_every_cell(tmp_path, side, factor):
+  rng = np.random.default_rng(0)
+  columns = {name: rng.integers(0, 256, (2, side, side, 3), np.uint8) for name in ("image", "a caption " * 20)}
+  writer_lib.save_panel(tmp_path / "samples" / "panel.png", columns)
+  panel = np.asarray(Image.open(tmp_path / "samples" / "panel.png"))
+  cell, gap, header = side * factor, 4, 22
+  assert panel.shape == (header + 2 * cell + gap, 2 * cell + gap, 3)
+  for column, pixels in enumerate(columns.values()):
+    for row in range(2):
+      top, left = header + row * (cell + gap), column * (cell + gap)
+      shown = panel[top : top + cell, left : left + cell]
+      np.testing.assert_array_equal(shown[::factor, ::factor], pixels[row])
+      np.testing.assert_array_equal(shown[factor - 1 :: factor, factor - 1 :: factor], pixels[row])
+    assert panel[:header, column * (cell + gap) :][:, :cell].min() < 128  # the caption
+  assert (panel[:, cell : cell + gap] == 255).all()  # no caption runs into the next column
+
+
+def test_a_panel_of_unequal_columns_is_refused(tmp_path):
+  columns = {"a": np.zeros((2, 8, 8, 3), np.uint8), "b": np.zeros((1, 8, 8, 3), np.uint8)}
+  with pytest.raises(ValueError, match="one shape"):
+    writer_lib.save_panel(tmp_path / "panel.png", columns)
+  assert not (tmp_path / "panel.png").exists()
