@@ -50,12 +50,19 @@ class Checkpointer:
       raise ConfigError(f"no checkpoint under {self._directory}: train first or name another folder")
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
-    except (ValueError, KeyError, TypeError) as error:
-      reason = str(error).strip().splitlines()[0]
-      raise ConfigError(
-        f"checkpoint {self._directory / str(step)} does not fit this configuration ({reason}): "
-        "use the workdir's own config.json or another --workdir"
-      ) from error
+    except (MemoryError, jax.errors.JaxRuntimeError):
+      raise
+    except Exception as error:  # TensorStore raises a plain Exception on a damaged file.
+      reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+      folder = self._directory / str(step)
+      if "stored shape" in str(error) or "structures do not match" in str(error):
+        raise ConfigError(
+          f"checkpoint {folder} does not fit this configuration ({reason}): "
+          "use the workdir's own config.json or another --workdir"
+        ) from error
+      older = [other for other in self._manager.all_steps() if other < step]
+      then = f"step {max(older)} is used instead" if older else "the stage starts again"
+      raise ConfigError(f"checkpoint {folder} is damaged ({reason}): delete this folder, and {then}") from error
 
   def close(self) -> None:
     """Waits until everything is on disk."""

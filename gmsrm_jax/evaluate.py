@@ -25,6 +25,7 @@ from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import BUCKETS, Config, require
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.models import codebook
+from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
 from gmsrm_jax.sharding import make_mesh
 from gmsrm_jax.state import TrainState, make_networks, release_params
 from gmsrm_jax.writer import save_panel, write_json, write_text
@@ -48,6 +49,7 @@ def mean_fill(images: UInt8[np.ndarray, "b h w 3"], masks: UInt8[np.ndarray, "b 
 
 def telea_fill(images: UInt8[np.ndarray, "b h w 3"], masks: UInt8[np.ndarray, "b h w 1"], *, radius: float):
   """OpenCV's fast-marching inpainting (Telea 2004)."""
+  images = mean_fill(images, masks)  # OpenCV's gradients reach into the hole, where the truth would still be.
   return np.stack(
     [
       cv2.inpaint(np.ascontiguousarray(image), np.ascontiguousarray(mask[..., 0]), radius, cv2.INPAINT_TELEA)
@@ -63,7 +65,7 @@ def make_fill(config: Config, params: Any) -> Fill:
   @jax.jit
   def fill(params: Any, images: jax.Array, masks: jax.Array) -> jax.Array:
     image, mask = image_from_uint8(images), mask_from_uint8(masks)
-    out = inpainter.apply({"params": params}, image, mask)
+    out = apply_inpainter(inpainter, params, image, mask)
     return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
 
   return lambda images, masks: np.asarray(fill(params, images, masks))
@@ -118,7 +120,7 @@ def memory_health(config: Config, state: TrainState, evaluation: pipeline.Evalua
   @jax.jit
   def recognise(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     image = image_from_uint8(images)
-    out = learner.apply({"params": params}, image)
+    out = apply_learner(learner, params, image)
     drawn = image_from_uint8(image_to_uint8(out.rendering.image))
     return codebook.mean_weights(out.retrieval.log_weights), metrics.psnr(drawn, image)
 

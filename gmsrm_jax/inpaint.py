@@ -23,7 +23,7 @@ from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config, ConfigError, from_dict, require
 from gmsrm_jax.data import sources
 from gmsrm_jax.evaluate import load_trained_state
-from gmsrm_jax.models.inpainter import draw_noise
+from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
 from gmsrm_jax.state import make_networks, release_params
 from gmsrm_jax.writer import read_json
 
@@ -50,10 +50,10 @@ def pair_files(images: str, masks: str) -> list[Pair]:
     ConfigError: a path is missing or holds no image, two files share a stem, or an image has no mask.
   """
   image_files, mask_files = _files("--images", images), _files("--masks", masks)
+  _by_stem("--images", image_files)  # Equal stems would write to one output file.
   if pathlib.Path(masks).is_file():
     return [Pair(image, mask_files[0]) for image in image_files]
   by_stem = _by_stem("--masks", mask_files)
-  _by_stem("--images", image_files)  # Equal stems would write to one output file.
   missing = [image.name for image in image_files if image.stem not in by_stem]
   require(
     not missing,
@@ -150,7 +150,7 @@ def _predict(config: Config, params: Any, image: jax.Array, mask: jax.Array, key
   noise = None
   if key is not None and config.variation.enabled:
     noise = draw_noise(key, config.model, *image.shape[:3])
-  out = make_networks(config).inpainter.apply({"params": params}, image, hole, noise)
+  out = apply_inpainter(make_networks(config).inpainter, params, image, hole, noise)
   return jnp.where(hole > 0.5, out.prediction, image)
 
 
@@ -180,7 +180,8 @@ def inpaint(
   folder.mkdir(parents=True, exist_ok=True)
   for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
     pixels = read_image(pair.image)
-    mask = read_mask(pair.mask, *pixels.shape[:2], pair.image)
+    height, width = pixels.shape[:2]
+    mask = read_mask(pair.mask, height, width, pair.image)
     for sample in range(num_samples):
       plain = sample == 0 and seed == 0
       key = None if plain else jax.random.fold_in(jax.random.key(seed), sample)

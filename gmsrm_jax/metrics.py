@@ -10,18 +10,14 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-import jax
+import dm_pix
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from gmsrm_jax.arrays import Image, Mask, PerImage
 
 _SSIM_SIDE = 11  # pixels of the Gaussian window
-_SSIM_SIGMA = 1.5
-_SSIM_C1 = 0.01**2
-_SSIM_C2 = 0.03**2
 
 
 def _unit_range(image: Image) -> Image:
@@ -54,7 +50,7 @@ def l1_hole(a: Image, b: Image, mask: Mask) -> PerImage:
 
 def psnr(a: Image, b: Image) -> PerImage:
   """Peak signal-to-noise ratio in dB, over all pixels and channels; inf for equal images."""
-  return _decibels(jnp.mean(jnp.square(_difference(a, b)), axis=(1, 2, 3)))
+  return jnp.asarray(dm_pix.psnr(_unit_range(a), _unit_range(b)))
 
 
 def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
@@ -62,34 +58,15 @@ def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   return _decibels(_hole_mean(jnp.square(_difference(a, b)), mask))
 
 
-def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
-  offsets = np.arange(_SSIM_SIDE) - _SSIM_SIDE // 2
-  taps = np.exp(-0.5 * (offsets / _SSIM_SIGMA) ** 2)
-  taps = (taps / taps.sum()).astype(np.float32)
-  # Shifted sums, not a convolution: exact float32 on every back end, where a convolution may be rounded to bfloat16.
-  for axis in (1, 2):
-    length = x.shape[axis] - _SSIM_SIDE + 1
-    shifted = (tap * jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i, tap in enumerate(taps))
-    x = sum(shifted, start=jnp.zeros(()))
-  return x
-
-
 def ssim(a: Image, b: Image) -> PerImage:
   """Structural similarity in [-1, 1], 1 for equal images (Wang et al. 2004, eq. 13).
 
   Gaussian window of 11 pixels, sigma 1.5, at every place where it fits ('valid'); data range 1, K1 = .01, K2 = .03;
-  mean over places and the three channels. Same as dm_pix.ssim and, with use_sample_covariance=False, scikit-image.
+  mean over places and the three channels. Same as scikit-image's with use_sample_covariance=False.
   """
   if min(a.shape[1:3]) < _SSIM_SIDE:
     raise ValueError(f"images of {a.shape[1]}x{a.shape[2]} pixels are smaller than SSIM's window of {_SSIM_SIDE}")
-  a, b = _unit_range(a), _unit_range(b)
-  blurred = _blur(jnp.concatenate((a, b, a * a, b * b, a * b), axis=-1))
-  mean_a, mean_b, square_a, square_b, product = jnp.split(blurred, 5, axis=-1)
-  covariance = product - mean_a * mean_b
-  variances = square_a - mean_a**2 + square_b - mean_b**2
-  numerator = (2 * mean_a * mean_b + _SSIM_C1) * (2 * covariance + _SSIM_C2)
-  denominator = (mean_a**2 + mean_b**2 + _SSIM_C1) * (variances + _SSIM_C2)
-  return jnp.mean(numerator / denominator, axis=(1, 2, 3))
+  return jnp.asarray(dm_pix.ssim(_unit_range(a), _unit_range(b), filter_size=_SSIM_SIDE))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,11 @@ def make_optimiser(
     optax.scale_by_learning_rate(schedule),
   ]
   if memory_rate != 1.0:
-    parts.append(optax.masked(optax.scale(memory_rate), lambda params: {name: name == "memory" for name in params}))
+
+    def in_memory(params: Any) -> dict[str, bool]:
+      return {name: name == "memory" for name in params}
+
+    parts.append(optax.masked(optax.scale(memory_rate), in_memory))
   return optax.chain(*parts)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data.pipeline import EvaluationSet
+from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
 from gmsrm_jax.state import TrainState, make_networks, release_params
 from gmsrm_jax.writer import save_panel
 
@@ -35,15 +36,16 @@ def make_panel_writer(
   """A function that draws the panel of a state, with the averaged parameters, into a PNG file."""
   networks = make_networks(config)
 
+  # The pictures are arguments: as constants, XLA would spend seconds folding them.
   @jax.jit
-  def memory_columns(params: Any) -> dict[str, jax.Array]:
-    drawn = networks.learner.apply({"params": params}, image_from_uint8(images)).rendering.image
+  def memory_columns(params: Any, images: jax.Array) -> dict[str, jax.Array]:
+    drawn = apply_learner(networks.learner, params, image_from_uint8(images)).rendering.image
     return {"memory's drawing": image_to_uint8(drawn)}
 
   @jax.jit
-  def inpaint_columns(params: Any, teacher: Any) -> dict[str, jax.Array]:
+  def inpaint_columns(params: Any, teacher: Any, images: jax.Array, masks: jax.Array) -> dict[str, jax.Array]:
     image, mask = image_from_uint8(images), mask_from_uint8(masks)
-    out = networks.inpainter.apply({"params": params}, image, mask)
+    out = apply_inpainter(networks.inpainter, params, image, mask)
     columns = {
       "masked": image_to_uint8(image * (1.0 - mask)),
       "prediction": image_to_uint8(out.prediction),
@@ -53,15 +55,15 @@ def make_panel_writer(
     if teacher is not None:
       # What the frozen generator makes of the teacher's read: the semantics the student is to infer.
       whole = {**teacher, "memory": {**teacher["memory"], "generator": params["memory"]["generator"]}}
-      read = networks.learner.apply({"params": whole}, image).rendering.image
+      read = apply_learner(networks.learner, whole, image).rendering.image
       columns["teacher's read"] = image_to_uint8(read)
     return columns
 
   def write(state: TrainState, path: pathlib.Path) -> None:
     if stage == "memory":
-      columns = memory_columns(state.ema)
+      columns = memory_columns(state.ema, images)
     else:
-      columns = inpaint_columns(release_params(state), state.frozen.get("teacher"))
+      columns = inpaint_columns(release_params(state), state.frozen.get("teacher"), images, masks)
     save_panel(path, {"image": images, **{name: np.asarray(value) for name, value in columns.items()}})
 
   return write

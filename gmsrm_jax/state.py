@@ -121,7 +121,8 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
     disc_params=disc["params"],
     disc_stats=disc["batch_stats"],
     disc_opt_state=optimisers.discriminator.init(disc["params"]),
-    usage=jnp.full((config.memory.num_slots,), 1.0 / config.memory.num_slots),
+    # Typed: a weak type would make the second step compile again.
+    usage=jnp.full((config.memory.num_slots,), 1.0 / config.memory.num_slots, jnp.float32),
   )
 
 

@@ -6,8 +6,9 @@ the loop decides how a step is compiled and sharded.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,14 @@ from gmsrm_jax import features, losses
 from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.inpainter import Recognised, draw_noise
+from gmsrm_jax.models.inpainter import (
+  Recognised,
+  apply_inpainter,
+  apply_learner,
+  apply_recognition,
+  apply_teacher,
+  draw_noise,
+)
 from gmsrm_jax.optim import update_ema
 from gmsrm_jax.state import Networks, TrainState, compute_dtype, make_networks, make_optimisers
 
@@ -59,7 +67,7 @@ def _feature_terms(
     if config.loss.features == "vgg16":
       layers = features.VGG16_LAYERS[: config.loss.vgg_stages]
       return features.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
-    return networks.learner.apply({"params": feature_params}, x, method="features")
+    return apply_recognition(networks.learner, feature_params, x)
 
   predicted, wished = extract(prediction), jax.lax.stop_gradient(extract(target))
   functions = {"perceptual": losses.perceptual, "style": losses.style}
@@ -76,7 +84,7 @@ def memory_step(
   window_key, revive_key = jax.random.split(step_key(config, "memory", state.step))
 
   def objective(params: Any):
-    recognised = networks.learner.apply({"params": params}, image)
+    recognised = apply_learner(networks.learner, params, image)
     drawn = recognised.rendering.image
     # Stopped: the moving encoder must not make the term small by making its features small.
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
@@ -87,7 +95,7 @@ def memory_step(
     }
     if adversarial:
       terms["adversarial"] = _generator_term(networks, state, drawn, whole)
-    total, means = losses.weigh(terms, _weights(config))
+    total, means = _weigh(config, terms)
     return total, (means, recognised)
 
   (total, (means, recognised)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -106,7 +114,7 @@ def memory_step(
   metrics["used_slots"] = codebook.used_slots(usage, config.memory.revive_below)
   if config.memory.revive_every:
     state, usage, metrics["revived"] = _revive(config, state, usage, recognised, revive_key)
-  return state.replace(usage=usage, step=state.step + 1), metrics
+  return dataclasses.replace(state, usage=usage, step=state.step + 1), metrics
 
 
 def _revive(
@@ -130,7 +138,7 @@ def _revive(
 
   # What changed goes into the average, too, which would otherwise drag a revived slot back to where it died.
   ema = jax.tree.map(lambda n, o, e: jnp.where(n != o, n, e), new, old, state.ema["memory"]["codebook"])
-  state = state.replace(params=put(state.params, new), ema=put(state.ema, ema))
+  state = dataclasses.replace(state, params=put(state.params, new), ema=put(state.ema, ema))
   return state, jnp.where(due, new_usage, usage), jnp.where(due, dead, 0.0)
 
 
@@ -147,7 +155,7 @@ def inpaint_step(
 
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
-    teacher = networks.learner.apply({"params": state.frozen["teacher"]}, image, method="teach")
+    teacher = apply_teacher(networks.learner, state.frozen["teacher"], image)
   noise = None
   if config.variation.enabled:
     noise = draw_noise(noise_key, config.model, image.shape[0], *image.shape[1:3])
@@ -155,7 +163,7 @@ def inpaint_step(
     noise = tuple(n * coin for n in noise)
 
   def objective(params: Any):
-    out = networks.inpainter.apply({"params": {**frozen_memory, **params}}, image, mask, noise)
+    out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise)
     inpainted = composite(out.prediction, image, mask)
     terms = {
       "hole": losses.hole_l1(out.prediction, image, mask),
@@ -163,12 +171,12 @@ def inpaint_step(
       "memory_image": losses.hole_l1(out.memory_image, image, mask),
       **_feature_terms(config, networks, window_key, extractor, inpainted, image, style=True),
     }
-    if teacher is not None:
+    if teacher is not None and out.retrieval is not None:
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
       terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
     if adversarial:
       terms["adversarial"] = _generator_term(networks, state, inpainted, mask)
-    total, means = losses.weigh(terms, _weights(config))
+    total, means = _weigh(config, terms)
     return total, (means, out, inpainted)
 
   (total, (means, out, inpainted)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
@@ -183,10 +191,16 @@ def inpaint_step(
       config, "inpaint", networks, state, real=image, fake=inpainted, mask=mask, hole=True
     )
     metrics.update(more)
-  return state.replace(step=state.step + 1), metrics
+  return dataclasses.replace(state, step=state.step + 1), metrics
 
 
 STEPS = {"memory": memory_step, "inpaint": inpaint_step}
+
+
+def _weigh(config: Config, terms: Mapping[str, Any]) -> tuple[Float[Array, ""], Metrics]:
+  """The weighted sum and the means of the terms that have a weight; the others are left out of step and log."""
+  weights = _weights(config)
+  return losses.weigh({name: term for name, term in terms.items() if weights[name] > 0}, weights)
 
 
 def _weights(config: Config) -> dict[str, float]:
@@ -212,13 +226,16 @@ def _update(config: Config, stage: str, state: TrainState, grads: Any) -> tuple[
   updates, opt_state = make_optimisers(config, stage).generator.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = update_ema(state.ema, params, state.step, settings.ema_decay)
-  return state.replace(params=params, ema=ema, opt_state=opt_state), {"grad_norm": optax.tree.norm(grads)}
+  metrics = {"grad_norm": optax.tree.norm(grads)}
+  for name, subtree in grads.items():
+    metrics[f"grad_norm/{name}"] = optax.tree.norm(subtree)
+  return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state), metrics
 
 
-def _judge(networks: Networks, params: Any, stats: Any, image: Image, mask: Mask) -> Float[Array, "b h w 1"]:
+def _judge(networks: Networks, params: Any, stats: Any, image: Image, mask: Mask) -> Float[Array, "b _h _w 1"]:
   """The discriminator's logits, its power iterations left alone."""
   variables = {"params": params, "batch_stats": stats}
-  return networks.discriminator.apply(variables, image, mask, update_stats=False)
+  return cast(Array, networks.discriminator.apply(variables, image, mask, update_stats=False))
 
 
 def _generator_term(networks: Networks, state: TrainState, fake: Image, mask: Mask) -> Float[Array, " b"]:
@@ -256,4 +273,4 @@ def _update_discriminator(
     "disc_fake": fake_mean,
     "disc_grad_norm": optax.tree.norm(grads),
   }
-  return state.replace(disc_params=params, disc_stats=stats, disc_opt_state=opt_state), metrics
+  return dataclasses.replace(state, disc_params=params, disc_stats=stats, disc_opt_state=opt_state), metrics

@@ -27,6 +27,7 @@ from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import Config, ConfigError, differences, from_dict, require, to_dict
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.evaluate import REPORT, evaluate_state
+from gmsrm_jax.models.inpainter import apply_inpainter
 from gmsrm_jax.state import TrainState, compute_dtype, has_memory_stage, init_state, make_networks
 from gmsrm_jax.writer import Writer, read_json, write_json
 
@@ -65,27 +66,32 @@ def train(config: Config, workdir: str) -> None:
   mesh = sharding.make_mesh(config)
   sharding.check_batch(config, mesh)
   evaluation = pipeline.evaluation_set(config)
-  describe_run(config, root, evaluation)
+  plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
+  done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
+  resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}
+  # A stage without a checkpoint has not begun, so its settings are still open.
+  describe_run(config, root, evaluation, free=_FREE_ON_RESUME + (() if "inpaint" in resumed else ("stage2.",)))
   if finished(config, root):
     print(f"{workdir} is finished: read {root / REPORT}.md, or start another with --workdir=")
     return
   print_overview(config, mesh)
 
-  plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
-  done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
-  resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}
   for stage, step in resumed.items():
     print(f"resuming {stage} at step {step} of {stage_steps(config, stage)}")
 
-  with Writer(workdir, resumed, active=jax.process_index() == 0) as writer:
-    state = None
-    for stage in plan:
-      if stage == "memory" and "inpaint" in resumed:
-        continue  # Stage 2 has begun: its checkpoint holds the memory.
-      memory_params = state.ema if state is not None else None
-      state = run_stage(config, stage, mesh, done[stage], writer, evaluation, root, memory_params)
-  for saved in done.values():
-    saved.close()
+  try:
+    with Writer(workdir, resumed, active=jax.process_index() == 0) as writer:
+      state = None
+      for stage in plan:
+        if stage == "memory" and "inpaint" in resumed:
+          continue  # Stage 2 has begun: its checkpoint holds the memory.
+        memory_params = state.ema if state is not None else None
+        state = run_stage(config, stage, mesh, done[stage], writer, evaluation, root, memory_params)
+  finally:
+    # Also when a run is stopped: a save still in the background would be cut off, with pages of tracebacks.
+    for saved in done.values():
+      saved.close()
+  assert state is not None, "the plan ends with stage 2"
   if jax.process_index() == 0:
     evaluate_state(config, state, evaluation, root)
 
@@ -109,8 +115,10 @@ def check_settings(config: Config) -> None:
   require(config.stage2.steps > 0, "stage2.steps=0 trains no inpainter: give it at least 1")
 
 
-def describe_run(config: Config, root: pathlib.Path, evaluation: pipeline.EvaluationSet) -> None:
-  """Writes `config.json`; on resume compares with the one that is there.
+def describe_run(
+  config: Config, root: pathlib.Path, evaluation: pipeline.EvaluationSet, *, free: tuple[str, ...]
+) -> None:
+  """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
 
   Raises:
     ConfigError: the folder holds a run of other settings or other images.
@@ -121,9 +129,7 @@ def describe_run(config: Config, root: pathlib.Path, evaluation: pipeline.Evalua
   path = root / "config.json"
   if path.exists():
     before = read_json(path)
-    changed = [
-      line for line in differences(from_dict(before["config"]), config) if not line.startswith(_FREE_ON_RESUME)
-    ]
+    changed = [line for line in differences(from_dict(before["config"]), config) if not line.startswith(free)]
     require(
       not changed,
       f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
@@ -133,7 +139,8 @@ def describe_run(config: Config, root: pathlib.Path, evaluation: pipeline.Evalua
       f"{root} was begun with other images than data.train={config.data.train} and data.val={config.data.val} hold "
       "now (their hash differs): bring them back or use another --workdir",
     )
-  if jax.process_index() == 0:
+  # A finished run keeps saying which code made it, whichever code looks at it now.
+  if jax.process_index() == 0 and not finished(config, root):
     write_json(
       path,
       {
@@ -179,8 +186,8 @@ def print_overview(config: Config, mesh: Mesh) -> None:
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
     f"computing in {jnp.dtype(compute_dtype(config)).name}"
   )
-  forward = jax.jit(lambda p, i, m: networks.inpainter.apply(p, i, m).prediction)
-  cost = forward.lower(params, image, mask).cost_analysis()
+  forward = jax.jit(lambda p, i, m: apply_inpainter(networks.inpainter, p["params"], i, m).prediction)
+  cost = forward.lower(params, image, mask).cost_analysis() or {"flops": math.nan}
   count = clu.parameter_overview.count_parameters
   parts = {name.split("_")[0]: 0 for name in params["params"]}
   for name, subtree in params["params"].items():
@@ -249,7 +256,7 @@ def run_stage(
   waited = 0.0
   while step < settings.steps:
     adversarial = step >= first_adversarial
-    if compiled_for != adversarial:
+    if step_fn is None or compiled_for != adversarial:
       step_fn, compiled_for = compile_step(config, stage, mesh, target, adversarial=adversarial), adversarial
     before = time.monotonic()
     batch = sharding.global_batch(next(iterator), mesh)
@@ -265,10 +272,11 @@ def run_stage(
       means = fetch_means(stage, pending)
       writer.log(step, {**means, "data_wait_ms": 1000.0 * waited / len(pending)})
       pending, waited = [], 0.0
-    if step % config.run.save_every == 0 or last:
-      saved.save(state, iterator)
+    # Before the checkpoint: a run killed between the two would resume behind the panel and never draw it.
     if (step % config.run.panel_every == 0 or last) and jax.process_index() == 0:
       draw_panel(state, root / "samples" / f"{stage}_{step:07d}.png")
+    if step % config.run.save_every == 0 or last:
+      saved.save(state, iterator)
   return state
 
 
@@ -281,7 +289,7 @@ def fetch_means(stage: str, pending: list[tuple[int, dict[str, jax.Array]]]) -> 
   fetched = jax.device_get(pending)
   for step, metrics in fetched:
     # A total is named only when none of its terms is.
-    for name in sorted(metrics, key=lambda name: name in ("loss", "grad_norm", "disc_grad_norm")):
+    for name in sorted(metrics, key=lambda name: name == "loss" or "grad_norm" in name):
       if not np.isfinite(metrics[name]):
         raise NonFiniteError(
           f"{stage} step {step}: {name} is {float(metrics[name])}: the last checkpoint is kept; lower "

@@ -97,7 +97,7 @@ class Upsample(nn.Module):
     return depth_to_space(conv1x1(4 * self.channels, self.dtype)(x))
 
 
-def mask_pyramid(mask: Mask, scales: int) -> tuple[Float[Array, "b h w 1"], ...]:
+def mask_pyramid(mask: Mask, scales: int) -> tuple[Float[Array, "b _h _w 1"], ...]:
   """The hole's share of each cell at 1/2, 1/4 … of the size, in [0, 1]."""
   pyramid = []
   for _ in range(scales):

@@ -16,15 +16,15 @@ from gmsrm_jax.models.blocks import space_to_depth
 class Discriminator(nn.Module):
   """One logit per patch; larger means more real.
 
-  Strides are space-to-depth and a 3x3 convolution: every backend runs their gradients fast. Power iterations run
-  only with `update_stats`, and their vectors live in the `batch_stats` collection.
+  Strides are space-to-depth and a 3x3 convolution: every backend runs their gradients fast. The vectors of
+  its power iterations live in the `batch_stats` collection and move only with `update_stats`.
   """
 
   config: ModelConfig
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, image: Image, mask: Mask, *, update_stats: bool) -> Float[Array, "b h w 1"]:
+  def __call__(self, image: Image, mask: Mask, *, update_stats: bool) -> Float[Array, "b _h _w 1"]:
     h = jnp.concatenate([image, mask], axis=-1).astype(self.dtype)
     for layer in range(self.config.discriminator_layers + 1):
       channels = min(self.config.discriminator_width * 2**layer, 512)

@@ -12,7 +12,7 @@ from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import ModelConfig
 from gmsrm_jax.models.blocks import ChannelNorm, ResidualBlock, Upsample, conv1x1, conv3x3, depth_to_space
 
-Pyramid = tuple[Float[Array, "b h w c"], ...]
+Pyramid = tuple[Float[Array, "b _h _w _c"], ...]
 """Features from the finest scale (half the image's size) to the bottleneck; each scale has its own h, w and c."""
 
 

@@ -5,7 +5,7 @@ Both hold a submodule named `memory` with equal parameters, so that stage 2 take
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -85,11 +85,14 @@ class MemoryLearner(nn.Module):
   def __call__(self, image: Image) -> Recognised:
     query = self.query(self.recognition(image)[-1])
     rendering, retrieval = self.memory(query)
+    assert retrieval is not None, "stage 1 needs a codebook"
     return Recognised(query, rendering, retrieval)
 
   def teach(self, image: Image) -> Retrieval:
     """What the memory holds for the whole image, without drawing it."""
-    return self.memory.retrieve(self.query(self.recognition(image)[-1]))
+    retrieval = self.memory.retrieve(self.query(self.recognition(image)[-1]))
+    assert retrieval is not None, "a teacher needs a codebook"
+    return retrieval
 
   def features(self, image: Image) -> Pyramid:
     """The recognition encoder's features, for the perceptual terms without ImageNet weights."""
@@ -165,3 +168,28 @@ def make_memory_learner(config: Config, dtype: Any = jnp.float32) -> MemoryLearn
 def make_inpainter(config: Config, dtype: Any = jnp.float32) -> Inpainter:
   """The model of stage 2, and the one that ships."""
   return Inpainter(config.model, config.memory, config.variation.enabled, dtype)
+
+
+# Linen's `apply` returns anything; these four say what it is.
+
+
+def apply_learner(learner: MemoryLearner, params: Any, image: Image) -> Recognised:
+  """Recognises and redraws an image."""
+  return cast(Recognised, learner.apply({"params": params}, image))
+
+
+def apply_teacher(learner: MemoryLearner, params: Any, image: Image) -> Retrieval:
+  """Retrieves for the whole image; needs no parameters of the generator."""
+  return cast(Retrieval, learner.apply({"params": params}, image, method="teach"))
+
+
+def apply_recognition(learner: MemoryLearner, params: Any, image: Image) -> Pyramid:
+  """The recognition encoder's features; needs no other parameters."""
+  return cast(Pyramid, learner.apply({"params": params}, image, method="features"))
+
+
+def apply_inpainter(
+  inpainter: Inpainter, params: Any, image: Image, mask: Mask, noise: tuple | None = None
+) -> Inpainted:
+  """Fills the hole; without noise it is the deterministic fill."""
+  return cast(Inpainted, inpainter.apply({"params": params}, image, mask, noise))

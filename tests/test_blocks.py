@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gmsrm_jax.models import blocks
+
+
+def _normal(seed, shape):
+  return jax.random.normal(jax.random.key(seed), shape)
+
+
+def _scene(seed, height, width, share=0.6):
+  """Two random images and blotchy holes, with at least one known pixel each."""
+  rng = np.random.default_rng(seed)
+  image = rng.uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
+  mask = (rng.uniform(size=(2, height, width, 1)) < share).astype(np.float32)
+  mask[:, -1, -1] = 0
+  return image, mask
+
+
+@pytest.fixture(scope="module")
+def fill():
+  return jax.jit(blocks.push_pull_fill)
+
+
+def test_depth_to_space_inverts_space_to_depth():
+  x = _normal(0, (2, 6, 4, 5))
+  np.testing.assert_array_equal(blocks.depth_to_space(blocks.space_to_depth(x)), x)
+
+
+def test_space_to_depth_lays_the_four_pixels_of_a_cell_side_by_side():
+  x = np.asarray(_normal(1, (1, 4, 6, 3)))
+  folded = np.asarray(blocks.space_to_depth(jnp.asarray(x)))
+  np.testing.assert_array_equal(
+    folded[0, 1, 2], np.concatenate([x[0, 2, 4], x[0, 2, 5], x[0, 3, 4], x[0, 3, 5]], axis=-1)
+  )
+
+
+def test_mask_pyramid_is_the_exact_share_of_hole_in_every_cell():
+  _, mask = _scene(2, 24, 40)
+  for scale, level in enumerate(blocks.mask_pyramid(jnp.asarray(mask), 3), start=1):
+    side = 2**scale
+    for row in range(24 // side):
+      for column in range(40 // side):
+        cell = mask[:, row * side : (row + 1) * side, column * side : (column + 1) * side]
+        np.testing.assert_array_equal(level[:, row, column, 0], cell.mean(axis=(1, 2, 3)))
+    assert level.shape[1:3] == (24 // side, 40 // side)
+
+
+def _reference_fill(image, mask):
+  """Push-pull of one image, cell by cell, in float64."""
+  known = mask[..., 0] < 0.5
+  if known.all():
+    return np.float64(image)
+  height, width = known.shape
+  if height == width == 1:
+    return np.zeros((1, 1, 3))
+  rows, columns = -(-height // 2), -(-width // 2)
+  coarse, coarse_mask = np.zeros((rows, columns, 3)), np.ones((rows, columns, 1))
+  for i in range(rows):
+    for j in range(columns):
+      inside = known[2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+      if inside.any():
+        coarse[i, j] = np.float64(image)[2 * i : 2 * i + 2, 2 * j : 2 * j + 2][inside].mean(axis=0)
+        coarse_mask[i, j] = 0
+  coarse = _reference_fill(coarse, coarse_mask)
+  filled = np.float64(image).copy()
+  for y, x in np.argwhere(~known):
+    # The centre of a fine pixel lies a quarter of a cell from the centre of its coarse one.
+    i, j = y // 2, x // 2
+    other_i = min(max(i + (1 if y % 2 else -1), 0), rows - 1)
+    other_j = min(max(j + (1 if x % 2 else -1), 0), columns - 1)
+    near = 0.75 * coarse[i, j] + 0.25 * coarse[i, other_j]
+    far = 0.75 * coarse[other_i, j] + 0.25 * coarse[other_i, other_j]
+    filled[y, x] = 0.75 * near + 0.25 * far
+  return filled
+
+
+@pytest.mark.parametrize(("height", "width"), [(13, 7), (16, 16), (1, 5)])
+def test_push_pull_equals_the_slow_reference(fill, height, width):
+  image, mask = _scene(3, height, width, share=0.8)
+  expected = [_reference_fill(i, m) for i, m in zip(image, mask, strict=True)]
+  np.testing.assert_allclose(fill(image, mask), expected, atol=1e-6)
+
+
+def test_push_pull_keeps_known_pixels_to_the_bit_and_stays_within_their_range(fill):
+  image, mask = _scene(4, 13, 7, share=0.8)
+  filled = np.asarray(fill(image, mask))
+  known = np.broadcast_to(mask < 0.5, image.shape)
+  np.testing.assert_array_equal(filled[known], image[known])
+  for f, i, k in zip(filled, image, known, strict=True):
+    for channel in range(3):
+      seen = i[..., channel][k[..., channel]]
+      assert f[..., channel].min() >= seen.min() - 1e-6 and f[..., channel].max() <= seen.max() + 1e-6
+
+
+@pytest.mark.parametrize("garbage", [np.nan, np.inf, 7.0])
+def test_push_pull_never_looks_into_the_hole(fill, garbage):
+  image, mask = _scene(5, 13, 7)
+  np.testing.assert_array_equal(fill(np.where(mask > 0.5, garbage, image), mask), fill(image, mask))
+
+
+def test_push_pull_continues_a_constant_colour(fill):
+  _, mask = _scene(6, 13, 7, share=0.9)
+  colour = np.array([0.3, -0.7, 0.9], np.float32)
+  filled = fill(np.where(mask > 0.5, 5.0, colour).astype(np.float32), mask)
+  np.testing.assert_allclose(filled, np.broadcast_to(colour, filled.shape), atol=1e-6)
+
+
+def test_push_pull_of_nothing_known_is_zero(fill):
+  image, mask = _scene(7, 13, 7)
+  assert not np.any(fill(image, np.ones_like(mask)))
+
+
+def test_channel_norm_is_zero_mean_unit_variance_at_each_position_whatever_the_others_hold():
+  x = 3 * _normal(8, (1, 4, 4, 16)) + 2
+  y, _ = blocks.ChannelNorm().init_with_output(jax.random.key(0), x)
+  np.testing.assert_allclose(np.mean(y, axis=-1), 0, atol=1e-5)
+  np.testing.assert_allclose(np.std(y, axis=-1), 1, atol=1e-3)
+  z, _ = blocks.ChannelNorm().init_with_output(jax.random.key(0), x.at[0, 0, 0].multiply(-100))
+  np.testing.assert_array_equal(np.asarray(z)[0, 1:], np.asarray(y)[0, 1:])
+
+
+@pytest.fixture(scope="module")
+def residual_block():
+  module = blocks.ResidualBlock(8)
+  x, mask = _normal(9, (1, 16, 16, 8)), jnp.ones((1, 16, 16, 1))
+  params = module.init(jax.random.key(1), x, mask)
+  return jax.jit(lambda x, mask: module.apply(params, x, mask))
+
+
+def test_a_residual_block_sees_two_positions_far_and_no_farther(residual_block):
+  x, mask = _normal(9, (1, 16, 16, 8)), jnp.zeros((1, 16, 16, 1))
+  changed = residual_block(x.at[0, 5, 5, 0].add(1.0), mask) != residual_block(x, mask)
+  rows, columns = np.nonzero(np.any(np.asarray(changed)[0], axis=-1))
+  assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 7, 3, 7)
+
+
+def test_a_residual_block_moves_with_its_input(residual_block):
+  x, mask = _normal(9, (1, 16, 16, 8)), _normal(10, (1, 16, 16, 1))
+  moved = residual_block(jnp.roll(x, (1, 3), (1, 2)), jnp.roll(mask, (1, 3), (1, 2)))
+  expected = jnp.roll(residual_block(x, mask), (1, 3), (1, 2))
+  np.testing.assert_allclose(moved[:, 4:-4, 6:-4], expected[:, 4:-4, 6:-4], atol=1e-5)
+
+
+def test_the_mask_gates_a_residual_block_where_it_is(residual_block):
+  x, mask = _normal(9, (1, 16, 16, 8)), jnp.zeros((1, 16, 16, 1))
+  changed = np.any(np.asarray(residual_block(x, mask.at[0, 8, 8].set(1.0)) != residual_block(x, mask))[0], axis=-1)
+  assert changed[8, 8] and changed.sum() == 9
+
+
+@pytest.mark.parametrize(("module", "shift"), [(blocks.Downsample(4), (2, 1)), (blocks.Upsample(4), (1, 2))])
+def test_resampling_moves_with_its_input(module, shift):
+  x = _normal(11, (1, 8, 8, 4))
+  y, params = module.init_with_output(jax.random.key(2), x)
+  moved = module.apply(params, jnp.roll(x, shift[0], axis=2))
+  np.testing.assert_allclose(moved, jnp.roll(y, shift[1], axis=2), atol=1e-6)

@@ -1,0 +1,127 @@
+"""Four devices compute what one computes, and what cannot be divided is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+from test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
+
+from gmsrm_jax import sharding, steps
+from gmsrm_jax.config import ConfigError
+
+
+def _fsdp(ways, **changes):
+  config = small_config(*BARE)
+  return dataclasses.replace(config, run=dataclasses.replace(config.run, fsdp=ways, **changes))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh(_fsdp(2))
+
+
+def test_the_mesh_is_data_by_fsdp(mesh):
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
+  assert dict(sharding.make_mesh(_fsdp(4)).shape) == {"data": 1, "fsdp": 4}
+
+
+def test_the_largest_axis_that_divides_is_split(mesh):
+  shapes = {
+    "convolution": (3, 3, 64, 128),
+    "odd": (3, 5, 7),
+    "largest is odd": (4, 9, 6),
+    "small": (2, 2),
+    "step": (),
+  }
+  tree = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+  specs = {name: s.spec for name, s in sharding.tree_sharding(tree, mesh, min_size=100).items()}
+  assert specs == {
+    "convolution": PartitionSpec(None, None, None, "fsdp"),
+    "odd": PartitionSpec(),
+    "largest is odd": PartitionSpec(None, None, "fsdp"),
+    "small": PartitionSpec(),
+    "step": PartitionSpec(),
+  }
+  whole = sharding.tree_sharding(tree, sharding.make_mesh(_fsdp(1)), min_size=100)
+  assert {s.spec for s in whole.values()} == {PartitionSpec()}
+
+
+def test_what_cannot_be_divided_is_refused_with_the_way_out(mesh):
+  with pytest.raises(ConfigError, match="run.fsdp=3 does not divide the 4 devices: choose a divisor of 4"):
+    sharding.make_mesh(_fsdp(3))
+  for size, advice in ((6, "use 4"), (3, "use 4"), (11, "use 8")):
+    with pytest.raises(ConfigError, match=f"run.batch_size={size} is not divisible by the 4 devices: {advice}"):
+      sharding.check_batch(_fsdp(2, batch_size=size), mesh)
+  sharding.check_batch(_fsdp(2, batch_size=8), mesh)
+
+
+def test_a_batch_is_split_over_all_devices(mesh):
+  batch = photo_batch()
+  placed = sharding.global_batch(batch, mesh)["image"]
+  assert sorted(shard.index[0].start for shard in placed.addressable_shards) == [0, 1, 2, 3]
+  np.testing.assert_array_equal(placed, batch["image"])
+
+
+def _assert_close(expected, actual):
+  """Equal up to float32 rounding of the largest entry of each leaf."""
+  expected, actual = leaves(expected), leaves(actual)
+  assert expected.keys() == actual.keys()
+  for name, value in expected.items():
+    scale = max(np.abs(value).max(initial=0.0), 1e-6)
+    np.testing.assert_allclose(actual[name] / scale, value / scale, atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", ["memory", "inpaint"])
+def test_the_sharded_step_equals_that_of_one_device(stage, mesh):
+  # At first the prediction is the photo where it is known: the sign of a difference of zero is anybody's rounding.
+  config = small_config(*BARE, "loss.valid=0")
+  begin, batch = initial(config, stage), photo_batch()
+  one, one_metrics = make_step(config, stage, adversarial=True)(begin, batch, {})
+
+  where = sharding.tree_sharding(begin, mesh, min_size=64)
+  split = [name for name, s in leaves_of_shardings(where).items() if s.spec != PartitionSpec()]
+  assert any("params" in name for name in split) and any("opt_state" in name for name in split)
+  whole = sharding.replicated(mesh)
+  step = jax.jit(
+    functools.partial(steps.STEPS[stage], config=config, adversarial=True),
+    in_shardings=(where, sharding.batch_sharding(mesh), whole),
+    out_shardings=(where, whole),
+  )
+  many, many_metrics = step(jax.device_put(begin, where), sharding.global_batch(batch, mesh), {})
+  assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(many)} == {4}
+
+  _assert_close(one_metrics, many_metrics)
+  # Adam's moments are the gradients; its updates would blow the rounding of a gradient near zero up to the rate.
+  for moment in ("mu", "nu"):
+    _assert_close(optax.tree.get(one.opt_state, moment), optax.tree.get(many.opt_state, moment))
+    _assert_close(optax.tree.get(one.disc_opt_state, moment), optax.tree.get(many.disc_opt_state, moment))
+  _assert_close(one.disc_stats, many.disc_stats)
+  _assert_close(one.usage, many.usage)
+  rate = config.stage1.learning_rate
+  for name, value in leaves(one.params).items():
+    np.testing.assert_allclose(leaves(many.params)[name], value, atol=2.1 * rate, err_msg=name)
+
+
+def leaves_of_shardings(tree):
+  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_two_half_batches_have_the_gradient_of_the_whole():
+  # The balance term is a statistic of the batch, and revival draws from it.
+  config = small_config(*BARE, "loss.balance=0", "memory.revive_every=0", "stage1.clip_norm=1e9")
+  begin, batch = initial(config, "memory"), photo_batch()
+  step = make_step(config, "memory", adversarial=False)
+
+  def gradient(rows):
+    after, _ = step(begin, {name: value[rows] for name, value in batch.items()}, {})
+    return optax.tree.get(after.opt_state, "mu")
+
+  halves = jax.tree.map(lambda a, b: (a + b) / 2, gradient(slice(0, 2)), gradient(slice(2, 4)))
+  _assert_close(gradient(slice(0, 4)), halves)

@@ -1,0 +1,224 @@
+"""The train steps: what learns, what stays, what is logged; the same inputs give the same outputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+
+import experiments
+from gmsrm_jax import config as config_lib
+from gmsrm_jax import state, steps
+
+# Two scales compile in half the time of config.shrink's three.
+SMALL = [
+  "model.widths=8,16",
+  "model.discriminator_layers=1",
+  *("stage1.steps=200", "stage2.steps=200", "stage1.warmup=0", "stage2.warmup=0"),
+  *("stage1.learning_rate=0.003", "stage2.learning_rate=0.003"),
+]
+
+
+@functools.cache
+def small_config(*changes: str) -> config_lib.Config:
+  changed = {change.partition("=")[0] for change in changes}
+  kept = [setting for setting in SMALL if setting.partition("=")[0] not in changed]
+  return config_lib.override(config_lib.shrink(experiments.load("demo")), [*kept, *changes])
+
+
+def photo_batch(count: int = 4) -> dict[str, np.ndarray]:
+  """Crops of a photograph, each with a hole of its own size."""
+  photo, masks = skimage.data.astronaut(), np.zeros((count, 32, 32, 1), np.uint8)
+  for i in range(count):
+    masks[i, 4 : 20 + i, 6 : 22 + 2 * i] = 1
+  return {"image": np.stack([photo[40 * i :][:96:3, 100 + 60 * i :][:, :96:3] for i in range(count)]), "mask": masks}
+
+
+def make_step(config, stage, *, adversarial):
+  return jax.jit(functools.partial(steps.STEPS[stage], config=config, adversarial=adversarial))
+
+
+@functools.cache
+def initial(config, stage):
+  memory = None
+  if stage == "inpaint" and state.has_memory_stage(config):
+    memory = initial(config, "memory").ema
+  return jax.jit(functools.partial(state.init_state, config, stage))(
+    jax.random.key(7, impl="unsafe_rbg"), memory
+  )  # compiles in a tenth of the time
+
+
+def leaves(tree):
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unchanged(before, after):
+  before, after = leaves(before), leaves(after)
+  return [name for name in before if before[name].tobytes() == after[name].tobytes()]
+
+
+@pytest.fixture(scope="module")
+def batch():
+  return photo_batch()
+
+
+@pytest.fixture(scope="module", params=state.STAGES)
+def trained(request, batch):
+  """A stage's compiled step, its first state and the states and metrics after one and two steps."""
+  config = small_config()
+  step = make_step(config, request.param, adversarial=True)
+  states, metrics = [initial(config, request.param)], []
+  for _ in range(2):
+    after, logged = step(states[-1], batch, {})
+    states.append(after)
+    metrics.append(logged)
+  return request.param, config, step, states, metrics
+
+
+def test_every_parameter_learns_within_two_steps(trained):
+  _, _, _, states, _ = trained
+  # Two, because the last layer of the decoder starts at zero and passes nothing back in the first.
+  assert unchanged(states[0].params, states[2].params) == []
+  assert unchanged(states[0].ema, states[2].ema) == []
+  assert unchanged(states[0].disc_params, states[2].disc_params) == []
+  assert unchanged(states[0].disc_stats, states[2].disc_stats) == []
+  assert int(states[2].step) == 2
+
+
+def test_what_is_frozen_stays_to_the_bit(trained):
+  stage, _, _, states, _ = trained
+  assert unchanged(states[0].frozen, states[2].frozen) == list(leaves(states[0].frozen))
+  assert set(states[0].frozen) == (set() if stage == "memory" else {"memory", "teacher"})
+  assert ("memory" in states[0].params) == (stage == "memory")
+
+
+def test_a_step_is_a_pure_function_compiled_once(trained, batch):
+  _, _, step, states, metrics = trained
+  again, logged = step(states[0], batch, {})
+  assert unchanged(states[1], again) == list(leaves(again))
+  assert unchanged(metrics[0], logged) == list(leaves(logged))
+  assert step._cache_size() == 1
+
+
+def test_the_total_is_the_weighted_sum_of_the_logged_terms(trained):
+  stage, config, _, _, metrics = trained
+  weights = {name: getattr(config.loss, name) for name in metrics[1] if hasattr(config.loss, name)}
+  expected = {
+    "memory": {"l1", "perceptual", "balance", "adversarial"},
+    "inpaint": {"hole", "valid", "memory_image", "perceptual", "style", "retrieval", "read", "adversarial"},
+  }
+  assert set(weights) == expected[stage]
+  total = sum(float(metrics[1][name]) * weight for name, weight in weights.items())
+  np.testing.assert_allclose(metrics[1]["loss"], total, rtol=1e-5)
+  assert all(np.isfinite(value) for value in metrics[1].values())
+
+
+def test_one_batch_is_learned_by_heart(trained, batch):
+  stage, _, step, states, metrics = trained
+  now, logged = states[0], metrics[0]
+  term = "l1" if stage == "memory" else "hole"
+  for _ in range(80):
+    now, logged = step(now, batch, {})
+  assert logged[term] < 0.5 * metrics[0][term], (logged[term], metrics[0][term])
+
+
+def test_a_dead_slot_is_revived_in_the_due_step_also_in_the_average(trained, batch):
+  stage, config, step, states, _ = trained
+  if stage != "memory":
+    pytest.skip("slots are revived in stage 1")
+  usage = np.full(config.memory.num_slots, 1 / (config.memory.num_slots - 1), np.float32)
+  usage[5] = 0
+  group, slot = divmod(5, config.memory.slots_per_group)
+  # So far below the threshold that this step's own share of the usage does not lift it.
+  assert 0.01 * 1.0 / config.memory.num_slots < config.memory.revive_below / config.memory.num_slots
+  moved = {}
+  for due, at in ((False, 0), (True, config.memory.revive_every - 1)):
+    begin = states[0].replace(usage=usage, step=np.int32(at))
+    after, logged = step(begin, batch, {})
+    old, new = begin.params["memory"]["codebook"]["keys"], after.params["memory"]["codebook"]["keys"]
+    moved[due] = np.abs(np.asarray(new - old)).max(axis=-1)
+    assert float(logged["revived"]) == due
+    average = after.ema["memory"]["codebook"]
+    for name in ("keys", "values"):
+      equal = np.array_equal(average[name][group, slot], after.params["memory"]["codebook"][name][group, slot])
+      assert equal == due
+    if due:
+      np.testing.assert_allclose(after.usage[5], 1 / config.memory.num_slots, rtol=1e-6)
+  # Adam moves an entry by its rate at most; a revival replaces it.
+  assert moved[True][group, slot] > 0.1 and moved[False].max() < 0.01
+  others = np.delete(moved[True].reshape(-1), 5)
+  assert others.max() < 0.01
+
+
+def test_terms_without_weight_are_left_out():
+  zero = ["perceptual", "style", "retrieval", "read", "valid", "memory_image"]
+  config = small_config(*(f"loss.{name}=0" for name in zero))
+  abstract = state.abstract_state(config, "inpaint")
+  step = functools.partial(steps.inpaint_step, config=config, adversarial=False)
+  _, metrics = jax.eval_shape(step, abstract, photo_batch(), {})
+  assert not {*zero, "adversarial"} & set(metrics)
+  assert "hole" in metrics
+
+
+# Without feature terms the network of vgg16 is never asked for.
+BARE = ("loss.features=vgg16", "loss.perceptual=0", "loss.style=0", "model.context_blocks=0")
+
+
+@pytest.mark.parametrize(
+  "changes",
+  [
+    ("memory.enabled=false", "variation.enabled=false"),
+    ("memory.pretrain=false", "memory.num_groups=1"),
+    ("memory.finetune=0.1", "loss.retrieval=0"),
+  ],
+)
+def test_ablations_are_settings(changes, batch):
+  config = small_config(*BARE, *changes)
+  begin = initial(config, "inpaint")
+  step = make_step(config, "inpaint", adversarial=False)
+  after, metrics = step(*step(begin, batch, {})[:1], batch, {})
+  assert all(np.isfinite(value) for value in metrics.values())
+  assert unchanged(begin.params, after.params) == [
+    name for name in leaves(begin.params) if not config.variation.enabled and "strength" in name
+  ]
+  assert ("retrieval" in metrics) == (state.has_memory_stage(config) and config.loss.retrieval > 0)
+  assert ("perplexity" in metrics) == config.memory.enabled
+  assert ("strength" in metrics) == config.variation.enabled
+  assert "memory" in begin.params and "memory" not in begin.frozen
+  assert ("teacher" in begin.frozen) == state.has_memory_stage(config)
+
+  if config.memory.finetune:
+    # Adam's first step moves every entry that has a gradient by the rate, the memory's by a tenth of it.
+    first, _ = step(begin, batch, {})
+    rate = config.stage2.learning_rate
+    assert np.abs(first.params["decoder"]["to_pixels"]["bias"] - begin.params["decoder"]["to_pixels"]["bias"]).max() > (
+      0.9 * rate
+    )
+    memory = [
+      np.abs(np.asarray(a - b)).max()
+      for a, b in zip(jax.tree.leaves(first.params["memory"]), jax.tree.leaves(begin.params["memory"]), strict=True)
+    ]
+    np.testing.assert_allclose(max(memory), 0.1 * rate, rtol=0.01)
+
+
+def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
+  config, other = small_config(), small_config("run.seed=1")
+  keys = [
+    steps.step_key(config, "inpaint", jnp.asarray(0)),
+    steps.step_key(config, "inpaint", jnp.asarray(1)),
+    steps.step_key(config, "memory", jnp.asarray(0)),
+    steps.step_key(other, "inpaint", jnp.asarray(0)),
+  ]
+  assert len({jax.random.key_data(key).tobytes() for key in keys}) == 4
+
+
+def test_weigh_is_told_every_weight():
+  config = small_config()
+  terms = {name: 1.0 for name in steps._weights(config)}
+  named = {field.name for field in dataclasses.fields(config.loss)} - {"features", "vgg_stages", "feature_crop"}
+  assert set(terms) == named

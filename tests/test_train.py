@@ -1,0 +1,364 @@
+"""Runs as the user starts them, from the first step to the report: killed, resumed, finished, refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import skimage.data
+from PIL import Image
+
+import run
+from gmsrm_jax import config as config_lib
+from gmsrm_jax import sharding, train, writer
+from gmsrm_jax.checkpoint import Checkpointer, with_shardings
+from gmsrm_jax.config import ConfigError
+
+ROOT = pathlib.Path(run.__file__).parent
+STEPS = 6
+TRUNCATED = "photo03.jpg"
+
+# As config.shrink, with two scales only; four images a batch, because a test process sees four devices.
+SETTINGS = (
+  "model.image_size=32 model.widths=8,16 model.heads=2 model.context_blocks=0 model.discriminator_width=8 "
+  "model.discriminator_layers=1 memory.num_groups=4 memory.slots_per_group=4 memory.slot_dim=16 memory.heads=2 "
+  "memory.revive_every=2 data.threads=1 data.prefetch=2 loss.features=recognition loss.feature_crop=0 "
+  f"stage1.steps={STEPS} stage2.steps={STEPS} stage1.adversarial_start=0.5 stage2.adversarial_start=0 "
+  "eval.batch_size=2 run.batch_size=4 run.log_every=1 run.save_every=2 run.panel_every=4 run.panel_images=2"
+).split()
+
+
+class Trained(NamedTuple):
+  """A finished run and what it was made from."""
+
+  workdir: pathlib.Path
+  photos: pathlib.Path
+  held_out: pathlib.Path
+  cache: pathlib.Path  # compiled programs, shared by all processes of these tests
+  done: subprocess.CompletedProcess[str]
+
+  def flags(self, workdir: pathlib.Path, *changes: str) -> list[str]:
+    changed = {change.partition("=")[0] for change in changes}
+    kept = [setting for setting in SETTINGS if setting.partition("=")[0] not in changed]
+    data = [f"data.train={self.photos}", f"data.val={self.held_out}"]
+    return [f"--workdir={workdir}", "--set", *data, *kept, *changes]
+
+
+def write_photos(folder: pathlib.Path, count: int, size: int = 96) -> None:
+  """Crops of two photographs, JPEG and PNG in turn, no two of one size."""
+  folder.mkdir(parents=True)
+  photos = (skimage.data.astronaut(), skimage.data.coffee())
+  for i in range(count):
+    top, left = 20 * i, 30 * i
+    crop = photos[i % 2][top : top + size + 4 * i, left : left + size + 20]
+    Image.fromarray(crop).save(folder / f"photo{i:02d}.{'png' if i % 2 == 0 else 'jpg'}")
+
+
+def start(cache: pathlib.Path, *flags: str) -> subprocess.Popen[str]:
+  """run.py in a process of its own."""
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
+  environment |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg",  # compiles in a tenth of the time
+  }
+  return subprocess.Popen(
+    [sys.executable, str(ROOT / "run.py"), *flags],
+    cwd=cache,
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(cache: pathlib.Path, *flags: str) -> subprocess.CompletedProcess[str]:
+  """The same, until it ends."""
+  process = start(cache, *flags)
+  try:
+    out, err = process.communicate(timeout=200)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
+  return subprocess.CompletedProcess(flags, process.returncode, out, err)
+
+
+@functools.cache
+def trained_run(base: pathlib.Path) -> Trained:
+  """One run for all end-to-end tests of a session, whichever module asks first. One photo of 11 is cut off."""
+  root = base / "end_to_end"
+  write_photos(root / "photos", 11)
+  broken = root / "photos" / TRUNCATED
+  broken.write_bytes(broken.read_bytes()[:1500])
+  write_photos(root / "held_out", 3, size=80)
+  cache = root / "cache"
+  cache.mkdir()
+  nothing = subprocess.CompletedProcess([], 0, "", "")
+  described = Trained(root / "run", root / "photos", root / "held_out", cache, nothing)
+  done = finish(cache, *described.flags(described.workdir))
+  assert done.returncode == 0, done.stdout + done.stderr
+  return described._replace(done=done)
+
+
+def one_line(err: str) -> str:
+  """The only line on standard error."""
+  lines = err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: "), err
+  return lines[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  return trained_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(scope="module")
+def config(trained):
+  return config_lib.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
+
+
+@pytest.fixture(scope="module")
+def target(config):
+  return with_shardings(config, "inpaint", sharding.make_mesh(config))
+
+
+def records(workdir):
+  """The metrics of every logged step, in order, without what a clock measured."""
+  return [
+    {name: value for name, value in record.items() if name not in ("images_per_s", "data_wait_ms")}
+    for record in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+  ]
+
+
+def saved_arrays(workdir, stage, step):
+  with ocp.StandardCheckpointer() as checkpointer:
+    tree = checkpointer.restore(workdir / "checkpoints" / stage / str(step) / "state")
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def snapshot(folder):
+  return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_describes_itself(trained):
+  described = json.loads((trained.workdir / "config.json").read_text())
+  assert described["config"]["stage2"]["steps"] == STEPS
+  assert described["images"] == {"train": 11, "val": 3}
+  assert all(len(described["splits"][split]) == 64 for split in ("train", "val"))
+  assert described["splits"]["train"] != described["splits"]["val"]
+  assert described["versions"]["jax"] == jax.__version__
+  checkout = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+  if checkout.returncode == 0:
+    assert len(described["commit"].rstrip("+")) == 40
+
+
+def test_every_step_is_logged_and_checkpoints_are_kept(trained):
+  logged = [(record["stage"], record["step"]) for record in records(trained.workdir)]
+  assert logged == [(stage, step) for stage in ("memory", "inpaint") for step in range(1, STEPS + 1)]
+  for stage in ("memory", "inpaint"):
+    kept = sorted(path.name for path in (trained.workdir / "checkpoints" / stage).iterdir())
+    assert kept == ["4", "6"]
+    assert list((trained.workdir / "events" / stage).glob("events.out.tfevents*"))
+
+
+def test_the_adversarial_term_begins_where_the_settings_say(trained):
+  adversarial = [record["step"] for record in records(trained.workdir) if "adversarial" in record]
+  assert adversarial == [*range(STEPS // 2 + 1, STEPS + 1), *range(1, STEPS + 1)]
+
+
+def test_samples_are_pictures_and_the_report_is_written(trained):
+  samples = sorted((trained.workdir / "samples").iterdir())
+  names = {path.name for path in samples}
+  assert {f"{stage}_{step:07d}.png" for stage in ("memory", "inpaint") for step in (4, 6)} <= names
+  assert {"eval_0-10.png", "eval_50-60.png"} <= names
+  for path in samples:
+    with Image.open(path) as picture:
+      assert np.asarray(picture).std() > 10, path
+  report = json.loads((trained.workdir / "report.json").read_text())
+  assert report["step"] == STEPS and report["protocol"]["images"] == 3
+  assert (trained.workdir / "report.md").read_text() in trained.done.stdout
+
+
+def test_a_truncated_photo_is_named_and_the_run_goes_on(trained):
+  named = [line for line in trained.done.stderr.splitlines() if TRUNCATED in line]
+  assert named and all("cannot be decoded" in line for line in named)
+  assert "Traceback" not in trained.done.stderr
+
+
+def test_the_same_command_again_says_finished_and_changes_nothing(trained):
+  before = snapshot(trained.workdir)
+  done = finish(trained.cache, *trained.flags(trained.workdir))
+  assert done.returncode == 0, done.stderr
+  assert f"{trained.workdir} is finished" in done.stdout
+  assert snapshot(trained.workdir) == before
+
+
+def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
+  workdir = tmp_path / "run"
+  for stage, step in (("memory", 2), ("inpaint", 3)):
+    process = start(trained.cache, *trained.flags(workdir))
+    saved, log = workdir / "checkpoints" / stage / "2", workdir / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (
+      saved.is_dir()
+      and log.exists()
+      and any(r["stage"] == stage and r["step"] >= step for r in writer.read_metrics(log))
+    ):
+      assert process.poll() is None, process.communicate()
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.3))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "it ended before it was killed: slow the run down"
+    assert not (workdir / "report.json").exists()
+
+  done = finish(trained.cache, *trained.flags(workdir))
+  assert done.returncode == 0, done.stderr
+  assert "resuming inpaint at step" in done.stdout
+
+  assert records(workdir) == records(trained.workdir)
+  for stage in ("memory", "inpaint"):
+    expected, actual = saved_arrays(trained.workdir, stage, STEPS), saved_arrays(workdir, stage, STEPS)
+    assert expected.keys() == actual.keys() and any("opt_state" in name for name in actual)
+    different = [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
+    assert not different
+  assert json.loads((workdir / "report.json").read_text()) == json.loads((trained.workdir / "report.json").read_text())
+  samples = [{path.name: path.read_bytes() for path in (w / "samples").iterdir()} for w in (workdir, trained.workdir)]
+  assert samples[0] == samples[1]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(trained, tmp_path):
+  changes = ("stage1.learning_rate=1e30", "stage1.adversarial_start=1", "loss.perceptual=0", "loss.style=0")
+  done = finish(trained.cache, *trained.flags(tmp_path / "run", *changes, "run.save_every=1"))
+  assert done.returncode == 2
+  line = one_line("".join(line for line in done.stderr.splitlines(keepends=True) if TRUNCATED not in line))
+  assert "memory step" in line and "lower stage1.learning_rate" in line and (" is nan" in line or " is inf" in line)
+  stopped = int(line.split("memory step ")[1].split(":")[0])
+  kept = [int(path.name) for path in (tmp_path / "run" / "checkpoints" / "memory").iterdir()]
+  assert stopped > 1 and max(kept) == stopped - 1
+
+
+def test_the_first_value_that_is_not_finite_is_named_before_any_total():
+  fine = {"hole": jnp.float32(1), "loss": jnp.float32(2), "grad_norm": jnp.float32(1)}
+  bad = {"hole": jnp.float32(np.nan), "loss": jnp.float32(np.nan), "grad_norm": jnp.float32(np.nan)}
+  with pytest.raises(train.NonFiniteError, match="inpaint step 8: hole is nan: .* stage2.learning_rate"):
+    train.fetch_means("inpaint", [(7, fine), (8, bad), (9, bad)])
+  gradient = {**fine, "grad_norm": jnp.float32(np.inf)}
+  with pytest.raises(train.NonFiniteError, match="memory step 7: grad_norm is inf"):
+    train.fetch_means("memory", [(7, gradient)])
+
+
+def test_a_logged_value_is_the_mean_since_the_last_one():
+  first, second = {"hole": jnp.float32(1)}, {"hole": jnp.float32(3), "adversarial": jnp.float32(5)}
+  assert train.fetch_means("inpaint", [(1, first), (2, second)]) == {"hole": 2.0, "adversarial": 5.0}
+
+
+def refused(capsys, *flags):
+  """The one line of a command that exits with code 2, in this process."""
+  assert run.main(list(flags)) == 2
+  return one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+  ("change", "parts"),
+  [
+    ("data.train=nowhere", ["data.train='nowhere' does not exist", "give data.train a folder"]),
+    ("data.val=.", ["data.val='.' holds no image"]),
+    ("model.image_size=34", ["model.image_size=34 is no multiple of the stride 4", "use 32 or 36"]),
+    ("run.batch_size=6", ["run.batch_size=6 is not divisible by the 4 devices: use 4"]),
+    ("run.fsdp=3", ["run.fsdp=3 does not divide the 4 devices"]),
+    ("stage2.steps=0", ["stage2.steps=0 trains no inpainter"]),
+    ("memory.pretrain=false", ["loss.features=recognition needs", "use loss.features=vgg16"]),
+  ],
+)
+def test_what_cannot_train_is_refused_before_anything_is_written(change, parts, trained, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  flags = trained.flags(tmp_path / "run", change)
+  if change.startswith("data."):  # given once already
+    flags = [flag for flag in flags if not (flag.startswith(change.partition("=")[0]) and flag != change)]
+  line = refused(capsys, *flags)
+  for part in parts:
+    assert part in line
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_keeps_to_its_settings_and_images(trained, tmp_path, capsys):
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  shutil.copy(trained.workdir / "config.json", workdir)
+  before = snapshot(workdir)
+  line = refused(capsys, *trained.flags(workdir, "loss.hole=3", "stage1.steps=7"))
+  assert "loss.hole: 6.0 -> 3.0; stage1.steps: 6 -> 7" in line and "use another --workdir" in line
+  added = trained.photos / "zz.png"
+  try:
+    Image.new("RGB", (40, 40)).save(added)
+    line = refused(capsys, *trained.flags(workdir))
+  finally:
+    added.unlink()
+  assert "was begun with other images" in line and "use another --workdir" in line
+  assert snapshot(workdir) == before
+
+
+def copied(trained, tmp_path):
+  shutil.copytree(trained.workdir / "checkpoints", tmp_path / "checkpoints")
+  return tmp_path / "checkpoints" / "inpaint" / str(STEPS)
+
+
+def restore(folder, target):
+  saved = Checkpointer(str(folder), "inpaint", keep=2)
+  try:
+    return saved.restore(target, None)
+  finally:
+    saved.close()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("damage", ["truncated", "metadata", "deleted"])
+def test_a_damaged_checkpoint_is_named_and_without_it_the_one_before_counts(damage, trained, target, tmp_path):
+  newest = copied(trained, tmp_path)
+  if damage == "truncated":
+    for path in (newest / "state").rglob("d/*"):
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  elif damage == "metadata":
+    path = newest / "state" / "_METADATA"
+    path.write_text(path.read_text()[:100])
+  else:
+    shutil.rmtree(newest / "state")
+  with pytest.raises(ConfigError) as caught:
+    restore(tmp_path, target)
+  assert f"checkpoint {newest} is damaged" in str(caught.value)
+  assert "delete this folder, and step 4 is used instead" in str(caught.value)
+  shutil.rmtree(newest)
+  assert int(restore(tmp_path, target).step) == 4
+
+
+@pytest.mark.parametrize("change", ["memory.slots_per_group=8", "memory.finetune=0.1"])
+def test_the_checkpoint_of_another_configuration_is_refused(change, config, trained, tmp_path):
+  newest = copied(trained, tmp_path)
+  other = config_lib.override(config, [change])
+  abstract = with_shardings(other, "inpaint", sharding.make_mesh(other))
+  with pytest.raises(ConfigError, match=f"checkpoint {newest} does not fit this configuration"):
+    restore(tmp_path, abstract)
+
+
+def test_an_empty_folder_holds_no_checkpoint(target, tmp_path):
+  with pytest.raises(ConfigError, match="no checkpoint under"):
+    restore(tmp_path, target)
