@@ -19,9 +19,11 @@ def get_config() -> Config:
     name="demo",
     model=SIZES["tiny"],
     data=DataConfig(train="skimage", val="skimage"),
-    loss=LossConfig(features="vgg16", feature_crop=32),
-    stage1=StageConfig(steps=300, warmup=30),
-    stage2=StageConfig(steps=600, warmup=50),
+    # Four stages of VGG16 on small windows: the fifth would see 2x2 positions and cost more than all others on a CPU.
+    loss=LossConfig(features="vgg16", vgg_stages=4, feature_crop=32, adversarial=0.01),
+    # The adversarial term from the start: a step of its own for before would take longer to compile than to run.
+    stage1=StageConfig(steps=250, warmup=30, learning_rate=5e-4, adversarial_start=0.0, ema_decay=0.98),
+    stage2=StageConfig(steps=500, warmup=50, learning_rate=5e-4, adversarial_start=0.0, ema_decay=0.98),
     eval=EvalConfig(batch_size=8),
     run=RunConfig(batch_size=8, log_every=20, save_every=150, panel_every=150),
   )

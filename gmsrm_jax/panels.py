@@ -20,6 +20,8 @@ from gmsrm_jax.writer import save_panel
 PANEL_BUCKETS = (2, 3, 4, 5)
 """Buckets whose masks the rows take in turn: 20-30 to 50-60 %, large holes being the point."""
 
+_COLUMNS = ("masked", "prediction", "inpainted", "memory's drawing", "teacher's read")
+
 
 def panel_inputs(config: Config, evaluation: EvaluationSet) -> tuple[np.ndarray, np.ndarray]:
   """The panel's images [b h w 3] and masks [b h w 1], uint8; spread over the held-out set."""
@@ -64,6 +66,7 @@ def make_panel_writer(
       columns = memory_columns(state.ema, images)
     else:
       columns = inpaint_columns(release_params(state), state.frozen.get("teacher"), images, masks)
-    save_panel(path, {"image": images, **{name: np.asarray(value) for name, value in columns.items()}})
+    shown = {name: np.asarray(columns[name]) for name in _COLUMNS if name in columns}  # jit has sorted them
+    save_panel(path, {"image": images, **shown})
 
   return write

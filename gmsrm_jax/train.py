@@ -66,6 +66,8 @@ def train(config: Config, workdir: str) -> None:
   mesh = sharding.make_mesh(config)
   sharding.check_batch(config, mesh)
   evaluation = pipeline.evaluation_set(config)
+  # Opened here as well, so that a folder that is missing is refused before one is made for the run.
+  sources.open_source(config.data.train, "train", config.data.max_bad_share)
   plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
   done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
   resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}

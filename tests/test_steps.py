@@ -183,9 +183,9 @@ def test_ablations_are_settings(changes, batch):
   step = make_step(config, "inpaint", adversarial=False)
   after, metrics = step(*step(begin, batch, {})[:1], batch, {})
   assert all(np.isfinite(value) for value in metrics.values())
-  assert unchanged(begin.params, after.params) == [
-    name for name in leaves(begin.params) if not config.variation.enabled and "strength" in name
-  ]
+  # With one group there is nothing to choose between.
+  idle = {"['memory']['codebook']['anchors']", "['memory']['retrieval']['group_scale']"}
+  assert set(unchanged(begin.params, after.params)) == (idle if config.memory.num_groups == 1 else set())
   assert ("retrieval" in metrics) == (state.has_memory_stage(config) and config.loss.retrieval > 0)
   assert ("perplexity" in metrics) == config.memory.enabled
   assert ("strength" in metrics) == config.variation.enabled
@@ -195,15 +195,10 @@ def test_ablations_are_settings(changes, batch):
   if config.memory.finetune:
     # Adam's first step moves every entry that has a gradient by the rate, the memory's by a tenth of it.
     first, _ = step(begin, batch, {})
+    moved = {name: np.abs(leaves(first.params)[name] - value).max() for name, value in leaves(begin.params).items()}
     rate = config.stage2.learning_rate
-    assert np.abs(first.params["decoder"]["to_pixels"]["bias"] - begin.params["decoder"]["to_pixels"]["bias"]).max() > (
-      0.9 * rate
-    )
-    memory = [
-      np.abs(np.asarray(a - b)).max()
-      for a, b in zip(jax.tree.leaves(first.params["memory"]), jax.tree.leaves(begin.params["memory"]), strict=True)
-    ]
-    np.testing.assert_allclose(max(memory), 0.1 * rate, rtol=0.01)
+    np.testing.assert_allclose(moved["['decoder']['to_pixels']['bias']"], rate, rtol=0.01)
+    np.testing.assert_allclose(max(moved[name] for name in moved if "'memory'" in name), 0.1 * rate, rtol=0.01)
 
 
 def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
