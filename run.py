@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import pathlib
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -82,16 +81,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def load_trained(workdir: str, experiment: str | None) -> Config:
   """The configuration that a trained folder describes itself with."""
-  path = pathlib.Path(workdir) / "config.json"
-  require(path.is_file(), f"--workdir={workdir} holds no config.json: train there first, or name a folder that was")
   from gmsrm_jax import writer
 
-  described = writer.read_json(path)
-  require(
-    isinstance(described, dict) and "config" in described,
-    f"{path} describes no run: it has no 'config'; restore it, or use another folder",
-  )
-  config = config_lib.from_dict(described["config"])
+  config = config_lib.from_dict(writer.read_run(workdir)["config"])
   require(
     experiment in (None, config.name),
     f"--workdir={workdir} holds experiment {config.name!r}, not {experiment!r}: leave out --experiment",

@@ -1,4 +1,4 @@
-"""--mode=evaluate: scores the held-out images per hole-area bucket, beside two plain baselines.
+"""--mode=evaluate: scores the held-out images per hole-area bucket, beside plain baselines.
 
 One code path for the end of a training run and for a checkpoint later. Every method is scored on the same uint8
 composites, so nothing outside the hole can differ.
@@ -25,6 +25,7 @@ from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import BUCKETS, Config, require
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.models import codebook
+from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
 from gmsrm_jax.sharding import make_mesh
 from gmsrm_jax.state import TrainState, make_networks, release_params
@@ -56,6 +57,19 @@ def telea_fill(images: UInt8[np.ndarray, "b h w 3"], masks: UInt8[np.ndarray, "b
       for image, mask in zip(images, masks, strict=True)
     ]
   )
+
+
+@jax.jit
+def _initial_fill(images: jax.Array, masks: jax.Array) -> jax.Array:
+  fill = push_pull_fill(image_from_uint8(images), mask_from_uint8(masks))
+  return jnp.where(masks > 0, image_to_uint8(fill), images)
+
+
+def initial_fill(
+  images: UInt8[np.ndarray, "b h w 3"], masks: UInt8[np.ndarray, "b h w 1"]
+) -> UInt8[np.ndarray, "b h w 3"]:
+  """The smooth fill that the network starts from: what a row adds to this one was learned."""
+  return np.asarray(_initial_fill(images, masks))
 
 
 def make_fill(config: Config, params: Any) -> Fill:
@@ -145,6 +159,7 @@ def evaluate_state(config: Config, state: TrainState, evaluation: pipeline.Evalu
   methods = {
     METHOD: fill,
     "Telea": functools.partial(telea_fill, radius=config.eval.telea_radius),
+    "initial fill": initial_fill,
     "mean fill": mean_fill,
   }
   report = {

@@ -25,7 +25,7 @@ from gmsrm_jax.data import sources
 from gmsrm_jax.evaluate import load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
 from gmsrm_jax.state import make_networks, release_params
-from gmsrm_jax.writer import read_json
+from gmsrm_jax.writer import read_run
 
 _log = logging.getLogger(__name__)
 
@@ -154,6 +154,11 @@ def _predict(config: Config, params: Any, image: jax.Array, mask: jax.Array, key
   return jnp.where(hole > 0.5, out.prediction, image)
 
 
+def output_names(stem: str, num_samples: int) -> list[str]:
+  """The files written for one photo."""
+  return [f"{stem}.png"] if num_samples == 1 else [f"{stem}_{sample}.png" for sample in range(num_samples)]
+
+
 def inpaint(
   *, images: str, masks: str, output: str, checkpoint: str | None, workdir: str, num_samples: int, seed: int
 ) -> None:
@@ -165,26 +170,28 @@ def inpaint(
     ConfigError: files, masks, checkpoint or output cannot be used.
   """
   root = pathlib.Path(checkpoint or workdir)
-  path = root / "config.json"
-  require(
-    path.is_file(), f"{root} holds no config.json: train there first, or name a trained folder with --checkpoint="
-  )
   pairs = pair_files(images, masks)
-  config = from_dict(read_json(path)["config"])
+  config = from_dict(read_run(root)["config"])
   require(
     num_samples == 1 or config.variation.enabled,
     f"--num_samples={num_samples}: the model of {root} has variation.enabled=false, so all fills would be equal; use 1",
   )
   params = release_params(load_trained_state(config, root))
   folder = pathlib.Path(output)
+  inputs = {file.resolve() for pair in pairs for file in pair}
+  for pair in pairs:
+    for name in output_names(pair.image.stem, num_samples):
+      require(
+        (folder / name).resolve() not in inputs,
+        f"--output={output} would overwrite {folder / name}: choose another folder",
+      )
   folder.mkdir(parents=True, exist_ok=True)
   for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
     pixels = read_image(pair.image)
     height, width = pixels.shape[:2]
     mask = read_mask(pair.mask, height, width, pair.image)
-    for sample in range(num_samples):
+    for sample, name in enumerate(output_names(pair.image.stem, num_samples)):
       plain = sample == 0 and seed == 0
       key = None if plain else jax.random.fold_in(jax.random.key(seed), sample)
-      name = f"{pair.image.stem}.png" if num_samples == 1 else f"{pair.image.stem}_{sample}.png"
       PilImage.fromarray(fill(config, params, pixels, mask, key)).save(folder / name)
   print(f"{len(pairs) * num_samples} pictures in {folder}")

@@ -29,7 +29,7 @@ from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.evaluate import REPORT, evaluate_state
 from gmsrm_jax.models.inpainter import apply_inpainter
 from gmsrm_jax.state import TrainState, compute_dtype, has_memory_stage, init_state, make_networks
-from gmsrm_jax.writer import Writer, read_json, write_json
+from gmsrm_jax.writer import Writer, read_json, read_run, write_json
 
 # Settings that change what is written or how fast, but not what is learned: they may differ on resume.
 _FREE_ON_RESUME = (
@@ -130,7 +130,7 @@ def describe_run(
   counts = {"train": len(train_source), "val": len(evaluation)}
   path = root / "config.json"
   if path.exists():
-    before = read_json(path)
+    before = read_run(root)
     changed = [line for line in differences(from_dict(before["config"]), config) if not line.startswith(free)]
     require(
       not changed,
@@ -294,8 +294,9 @@ def fetch_means(stage: str, pending: list[tuple[int, dict[str, jax.Array]]]) -> 
     for name in sorted(metrics, key=lambda name: name == "loss" or "grad_norm" in name):
       if not np.isfinite(metrics[name]):
         raise NonFiniteError(
-          f"{stage} step {step}: {name} is {float(metrics[name])}: the last checkpoint is kept; lower "
-          f"{'stage1' if stage == 'memory' else 'stage2'}.learning_rate or set run.compute_dtype=float32"
+          f"{stage} step {step}: {name} is {float(metrics[name])}: checkpoints of earlier steps are "
+          f"kept; start another --workdir with a lower {'stage1' if stage == 'memory' else 'stage2'}.learning_rate "
+          "or run.compute_dtype=float32"
         )
   # A term that was switched on in between has fewer values.
   present = {name: [metrics[name] for _, metrics in fetched if name in metrics] for name in fetched[-1][1]}

@@ -76,6 +76,11 @@ def _reference_fill(image, mask):
     near = 0.75 * coarse[i, j] + 0.25 * coarse[i, other_j]
     far = 0.75 * coarse[other_i, j] + 0.25 * coarse[other_i, other_j]
     filled[y, x] = 0.75 * near + 0.25 * far
+  for _ in range(blocks.FILL_SWEEPS):
+    before = filled.copy()
+    for y, x in np.argwhere(~known):
+      up, down, left, right = max(y - 1, 0), min(y + 1, height - 1), max(x - 1, 0), min(x + 1, width - 1)
+      filled[y, x] = (before[up, x] + before[down, x] + before[y, left] + before[y, right]) / 4
   return filled
 
 

@@ -103,6 +103,16 @@ def test_the_same_seed_repeats_to_the_bit_and_another_does_not(trained, files, f
   assert np.abs(deterministic - filled["alpha_0"]).max() <= 1
 
 
+def test_the_users_own_files_are_never_overwritten(trained, tmp_path, capsys):
+  Image.fromarray(PHOTO[:40, :40]).save(tmp_path / "a.png")
+  Image.fromarray(np.full((40, 40), 255, np.uint8)).save(tmp_path / "hole.png")
+  before = (tmp_path / "a.png").read_bytes()
+  where = [f"--images={tmp_path / 'a.png'}", f"--masks={tmp_path / 'hole.png'}", f"--output={tmp_path}"]
+  assert run.main(["--mode=inpaint", f"--workdir={trained.workdir}", *where]) == 2
+  assert "would overwrite" in capsys.readouterr().err
+  assert (tmp_path / "a.png").read_bytes() == before
+
+
 @pytest.mark.parametrize(
   ("case", "parts"),
   [
