@@ -330,33 +330,34 @@ def restore(folder, target):
     saved.close()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("damage", ["truncated", "metadata", "deleted"])
+@pytest.mark.parametrize("damage", ["truncated", "metadata"])
 def test_a_damaged_checkpoint_is_named_and_without_it_the_one_before_counts(damage, trained, target, tmp_path):
   newest = copied(trained, tmp_path)
+  shutil.copy(trained.workdir / "config.json", tmp_path)
   if damage == "truncated":
     for path in (newest / "state").rglob("d/*"):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  elif damage == "metadata":
+  else:
     path = newest / "state" / "_METADATA"
     path.write_text(path.read_text()[:100])
-  else:
-    shutil.rmtree(newest / "state")
-  with pytest.raises(ConfigError) as caught:
-    restore(tmp_path, target)
-  assert f"checkpoint {newest} is damaged" in str(caught.value)
-  assert "delete this folder, and step 4 is used instead" in str(caught.value)
+  # In a process of its own: TensorStore's threads may report to a closed event loop long after the error.
+  done = finish(trained.cache, "--mode=evaluate", f"--workdir={tmp_path}")
+  assert done.returncode == 2
+  (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+  assert f"checkpoint {newest} is damaged" in line
+  assert "delete this folder, and step 4 is used instead" in line
   shutil.rmtree(newest)
   assert int(restore(tmp_path, target).step) == 4
 
 
 @pytest.mark.parametrize("change", ["memory.slots_per_group=8", "memory.finetune=0.1"])
-def test_the_checkpoint_of_another_configuration_is_refused(change, config, trained, tmp_path):
+def test_the_checkpoint_of_another_configuration_is_refused(change, trained, tmp_path):
   newest = copied(trained, tmp_path)
-  other = config_lib.override(config, [change])
-  abstract = with_shardings(other, "inpaint", sharding.make_mesh(other))
-  with pytest.raises(ConfigError, match=f"checkpoint {newest} does not fit this configuration"):
-    restore(tmp_path, abstract)
+  shutil.copy(trained.workdir / "config.json", tmp_path)
+  done = finish(trained.cache, "--mode=evaluate", f"--workdir={tmp_path}", "--set", change)
+  assert done.returncode == 2
+  (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+  assert f"checkpoint {newest} does not fit this configuration" in line
 
 
 def test_an_empty_folder_holds_no_checkpoint(target, tmp_path):
