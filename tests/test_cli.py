@@ -108,7 +108,7 @@ def test_set_takes_several_and_repeats():
 def test_a_trained_folder_says_which_experiment_it_is(tmp_path):
   config = config_lib.override(experiments.load("demo"), ["run.seed=3"])
   path = tmp_path / "config.json"
-  path.write_text(json.dumps({"config": config_lib.to_dict(config), "versions": {}}))
+  path.write_text(json.dumps({"config": config_lib.to_dict(config), "splits": {}}))
   assert run.load_trained(str(tmp_path), None) == config
   with pytest.raises(ConfigError, match="holds experiment 'demo', not 'paris'"):
     run.load_trained(str(tmp_path), "paris")

@@ -253,7 +253,7 @@ def test_a_mask_is_hole_where_it_is_brighter_than_the_threshold(tmp_path, caplog
 
 
 def test_several_samples_need_variation(trained, files, tmp_path, monkeypatch):
-  config = inpaint.from_dict(inpaint.read_json(trained.workdir / "config.json")["config"])
+  config = inpaint.from_dict(inpaint.read_run(trained.workdir)["config"])
   plain = dataclasses.replace(config, variation=dataclasses.replace(config.variation, enabled=False))
   monkeypatch.setattr(inpaint, "from_dict", lambda tree: plain)
   with pytest.raises(ConfigError, match="variation.enabled=false"):
