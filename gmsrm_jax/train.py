@@ -66,13 +66,15 @@ def train(config: Config, workdir: str) -> None:
   mesh = sharding.make_mesh(config)
   sharding.check_batch(config, mesh)
   evaluation = pipeline.evaluation_set(config)
-  # Opened here as well, so that a folder that is missing is refused before one is made for the run.
-  sources.open_source(config.data.train, "train", config.data.max_bad_share)
+  # Before the checkpointers: a missing folder is refused before one is made for the run.
+  training = sources.open_source(config.data.train, "train", config.data.max_bad_share)
   plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
   done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
   resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}
   # A stage without a checkpoint has not begun, so its settings are still open.
-  describe_run(config, root, evaluation, free=_FREE_ON_RESUME + (() if "inpaint" in resumed else ("stage2.",)))
+  describe_run(
+    config, root, training, evaluation, free=_FREE_ON_RESUME + (() if "inpaint" in resumed else ("stage2.",))
+  )
   if finished(config, root):
     print(f"{workdir} is finished: read {root / REPORT}.md, or start another with --workdir=")
     return
@@ -118,16 +120,20 @@ def check_settings(config: Config) -> None:
 
 
 def describe_run(
-  config: Config, root: pathlib.Path, evaluation: pipeline.EvaluationSet, *, free: tuple[str, ...]
+  config: Config,
+  root: pathlib.Path,
+  training: sources.Source,
+  evaluation: pipeline.EvaluationSet,
+  *,
+  free: tuple[str, ...],
 ) -> None:
   """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
 
   Raises:
     ConfigError: the folder holds a run of other settings or other images.
   """
-  train_source = sources.open_source(config.data.train, "train", config.data.max_bad_share)
-  splits = {"train": sources.split_hash(train_source), "val": sources.split_hash(evaluation.source)}
-  counts = {"train": len(train_source), "val": len(evaluation)}
+  splits = {"train": sources.split_hash(training), "val": sources.split_hash(evaluation.source)}
+  counts = {"train": len(training), "val": len(evaluation)}
   path = root / "config.json"
   if path.exists():
     before = read_run(root)
