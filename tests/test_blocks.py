@@ -163,3 +163,13 @@ def test_resampling_moves_with_its_input(module, shift):
   y, params = module.init_with_output(jax.random.key(2), x)
   moved = module.apply(params, jnp.roll(x, shift[0], axis=2))
   np.testing.assert_allclose(moved, jnp.roll(y, shift[1], axis=2), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [3, 8])
+def test_a_fresh_upsampling_is_nearest_neighbour(channels):
+  """No checkerboard at the start: the four pixels of a cell are equal, and cells differ."""
+  x = _normal(7, (1, 3, 5, 6))
+  module = blocks.Upsample(channels)
+  up = np.asarray(module.apply(module.init(jax.random.key(8), x), x))
+  np.testing.assert_array_equal(up, np.repeat(np.repeat(up[:, ::2, ::2], 2, axis=1), 2, axis=2))
+  assert up[:, ::2, ::2].std() > 0.1

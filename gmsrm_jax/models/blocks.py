@@ -5,19 +5,30 @@ All are local or translation-equivariant, so a network accepts any image whose s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from gmsrm_jax.arrays import Image, Mask
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # A residual branch starts small, so that a deep stack starts near the identity.
 BRANCH_INIT = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
+
+
+def subpixel_init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+  """Initial kernel of a layer before `depth_to_space`: the four pixels of a cell start equal.
+
+  The layer then begins as nearest-neighbour upsampling, without the checkerboard of four unrelated kernels (ICNR,
+  Aitken et al. 2017).
+  """
+  kernel = KERNEL_INIT(key, (*shape[:-1], shape[-1] // 4), dtype)
+  return jnp.concatenate([kernel] * 4, axis=-1)
 
 
 def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
@@ -94,7 +105,7 @@ class Upsample(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
-    return depth_to_space(conv1x1(4 * self.channels, self.dtype)(x))
+    return depth_to_space(conv1x1(4 * self.channels, self.dtype, subpixel_init)(x))
 
 
 def mask_pyramid(mask: Mask, scales: int) -> tuple[Float[Array, "b _h _w 1"], ...]:

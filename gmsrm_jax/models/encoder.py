@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,9 @@ from gmsrm_jax.models.blocks import (
   space_to_depth,
 )
 from gmsrm_jax.models.generator import Pyramid
+
+HOLE_PENALTY = 16.0
+"""How far a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
 
 
 def rotate_by_position(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:
@@ -71,8 +76,45 @@ class ContextBlock(nn.Module):
     return x + conv1x1(channels, self.dtype, BRANCH_INIT, name="contract")(hidden)
 
 
+class ContextTransfer(nn.Module):
+  """Lends known features to the hole at every finer scale, along one attention map over the bottleneck grid.
+
+  A cell of the grid that has hole in it receives whole cells of fine features from known places that look alike at the
+  bottleneck: what repeats in a picture, such as the windows of a wall, is at hand in full detail. One coarse map for
+  all finer scales is the idea of contextual residual aggregation (Yi et al. 2020); learned embeddings, the
+  temperature and the residual form are ours.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: Pyramid, masks: tuple[Float[Array, "b _h _w 1"], ...]) -> Pyramid:
+    *finer, bottom = features
+    batch, height, width, channels = bottom.shape
+    share = masks[-1].reshape(batch, 1, height * width).astype(jnp.float32)
+
+    embedded = conv1x1(channels, jnp.float32, name="embed")(ChannelNorm()(bottom.astype(jnp.float32)))
+    embedded = embedded.reshape(batch, height * width, channels)
+    embedded = embedded * jax.lax.rsqrt(jnp.sum(jnp.square(embedded), axis=-1, keepdims=True) + 1e-6)
+    # As in retrieval: a learned temperature, beyond e^5 no gradient would be left.
+    log_scale = self.param("log_scale", nn.initializers.constant(math.log(10.0)), ())
+    scores = jnp.einsum("bqc,bkc->bqk", embedded, embedded) * jnp.exp(jnp.minimum(log_scale, 5.0))
+    # A cell lends the less, the more of it is hole; finite, so that weights exist where nothing at all is known.
+    weights = jax.nn.softmax(scores - HOLE_PENALTY * share, axis=-1).astype(self.dtype)
+
+    lent = []
+    for scale, (fine, mask) in enumerate(zip(finer, masks[:-1], strict=True)):
+      cell = 2 ** (len(finer) - scale)
+      cells = einops.rearrange(fine, "b (h i) (w j) c -> b (h w) (i j c)", i=cell, j=cell)
+      borrowed = jnp.einsum("bqk,bkv->bqv", weights, cells)
+      borrowed = einops.rearrange(borrowed, "b (h w) (i j c) -> b (h i) (w j) c", h=height, i=cell, j=cell)
+      borrowed = conv1x1(fine.shape[-1], self.dtype, name=f"project{scale}")(ChannelNorm(self.dtype)(borrowed))
+      lent.append(fine + mask.astype(self.dtype) * borrowed)
+    return (*lent, bottom)
+
+
 class Encoder(nn.Module):
-  """The filled image and its mask to features at every scale; the bottleneck has seen all known content."""
+  """The filled image and its mask to features at every scale; they all have seen all known content."""
 
   config: ModelConfig
   dtype: Any = jnp.float32
@@ -94,6 +136,8 @@ class Encoder(nn.Module):
         for block in range(self.config.context_blocks):
           h = ContextBlock(self.config.heads, self.dtype, name=f"context{block}")(h, masks[-1])
       features.append(h)
+    if self.config.context_blocks:
+      return ContextTransfer(self.dtype, name="transfer")(tuple(features), masks)
     return tuple(features)
 
 

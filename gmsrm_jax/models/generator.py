@@ -10,7 +10,15 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import ModelConfig
-from gmsrm_jax.models.blocks import ChannelNorm, ResidualBlock, Upsample, conv1x1, conv3x3, depth_to_space
+from gmsrm_jax.models.blocks import (
+  ChannelNorm,
+  ResidualBlock,
+  Upsample,
+  conv1x1,
+  conv3x3,
+  depth_to_space,
+  subpixel_init,
+)
 
 Pyramid = tuple[Float[Array, "b _h _w _c"], ...]
 """Features from the finest scale (half the image's size) to the bottleneck; each scale has its own h, w and c."""
@@ -43,5 +51,5 @@ class MemoryGenerator(nn.Module):
       for block in range(self.config.blocks):
         h = ResidualBlock(widths[scale], self.dtype, name=f"block{scale}_{block}")(h)
       priors.append(h)
-    pixels = conv3x3(12, self.dtype, name="to_pixels")(ChannelNorm(self.dtype)(h))
+    pixels = conv3x3(12, self.dtype, subpixel_init, name="to_pixels")(ChannelNorm(self.dtype)(h))
     return Rendering(tuple(reversed(priors)), depth_to_space(pixels).astype(jnp.float32))
