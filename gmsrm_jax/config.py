@@ -362,10 +362,10 @@ def to_json(config: Config) -> str:
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
-  """Inverts `to_dict`.
+  """Inverts `to_dict`; a setting that is newer than the tree takes its default, which means what was done before.
 
   Raises:
-    ConfigError: a setting is unknown, missing or of the wrong type, or a check fails.
+    ConfigError: a setting is unknown or of the wrong type, one without a default is missing, or a check fails.
   """
   classes, types = _section_classes(), _setting_types()
   given: dict[str, Any] = {}
@@ -376,8 +376,10 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
       given[name] = value
   for key in given:
     require(key in types, _unknown_setting(key))
-  for key in types:
-    require(key in given, f"setting {key!r} is missing: the configuration was written by another version")
+  for key, default in _defaults().items():
+    known = key in given or default is not dataclasses.MISSING
+    require(known, f"setting {key!r} is missing: the configuration was written by another version")
+    given.setdefault(key, default)
   values = {key: _convert(key, value, types[key]) for key, value in given.items()}
   _one_of("model.size", values["model.size"], tuple(SIZES))
 
@@ -448,6 +450,18 @@ def _setting_types() -> dict[str, Any]:
     else:
       types[name] = hint
   return types
+
+
+def _defaults() -> dict[str, Any]:
+  """Dotted key to default, MISSING where there is none, for every setting."""
+  defaults: dict[str, Any] = {}
+  classes = _section_classes()
+  for outer in dataclasses.fields(Config):
+    if outer.name in classes:
+      defaults |= {f"{outer.name}.{field.name}": field.default for field in dataclasses.fields(classes[outer.name])}
+    else:
+      defaults[outer.name] = outer.default
+  return defaults
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def train(config: Config, workdir: str) -> None:
   sharding.check_batch(config, mesh)
   evaluation = pipeline.evaluation_set(config)
   # Before the checkpointers: a missing folder is refused before one is made for the run.
-  training = sources.open_source(config.data.train, "train", config.data.max_bad_share)
+  training = sources.open_source(config.data, "train")
   plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
   done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
   resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}

@@ -107,8 +107,8 @@ def test_json_reads_back_as_the_same_experiment(name):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    (lambda tree: tree["memory"].pop("heads"), "'memory.heads' is missing"),
-    (lambda tree: tree.pop("eval"), "'eval.batch_size' is missing"),
+    (lambda tree: tree["model"].pop("heads"), "'model.heads' is missing"),
+    (lambda tree: tree.pop("name"), "'name' is missing"),
     (lambda tree: tree["memory"].update(head=1), "did you mean 'memory.heads'"),
     (lambda tree: tree.update(extra={}), "unknown setting 'extra'"),
     (lambda tree: tree["run"].update(seed=True), "run.seed=True has the wrong type"),
@@ -122,6 +122,12 @@ def test_a_stored_configuration_of_another_shape_is_refused(config, change, mess
   change(tree)
   with pytest.raises(ConfigError, match=message):
     config_lib.from_dict(tree)
+
+
+def test_a_setting_that_an_older_version_did_not_know_takes_its_default(config):
+  tree = json.loads(config_lib.to_json(config_lib.override(config, ["memory.heads=8"])))
+  del tree["memory"]["heads"], tree["eval"]
+  assert config_lib.from_dict(tree) == dataclasses.replace(config, eval=config_lib.EvalConfig())
 
 
 def test_differences_name_each_changed_setting(config):

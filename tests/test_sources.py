@@ -11,8 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.config import ConfigError, DataConfig
 from gmsrm_jax.data import sources
+
+
+def opened(folder, split, max_bad_share):
+  return sources.open_source(DataConfig(**{split: folder}, max_bad_share=max_bad_share), split)
 
 
 def _photo(seed=0, height=48, width=60):
@@ -40,7 +44,7 @@ def test_names_are_sorted_relative_and_recursive_and_leave_out_what_is_no_image(
   for name in (".hidden.png", ".git/x.png", "a/._z.jpg"):
     _save(tmp_path / name)
   (tmp_path / "notes.txt").write_text("no image")
-  source = sources.open_source(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train", 0.01)
   assert source.names == ["B.jpeg", "a/deep/er.webp", "a/z.jpg", "b.PNG", "c.TIFF", "d.bmp", "e.tif"]
   assert [source[i].name for i in range(len(source))] == source.names
 
@@ -49,7 +53,7 @@ def test_links_in_a_circle_end(tmp_path):
   _save(tmp_path / "a" / "x.png")
   os.symlink(tmp_path, tmp_path / "a" / "up")
   os.symlink(tmp_path / "a", tmp_path / "b")
-  assert sources.open_source(str(tmp_path), "train", 0.01).names == ["a/x.png"]
+  assert opened(str(tmp_path), "train", 0.01).names == ["a/x.png"]
 
 
 def test_rgb_comes_back_to_the_bit(tmp_path):
@@ -110,7 +114,7 @@ def test_a_truncated_file_is_replaced_by_the_next_counted_and_named_once(tmp_pat
   for i in range(12):
     _save(tmp_path / f"{i:02}.{suffix}", seed=i)
   _truncate(tmp_path / f"04.{suffix}", share)
-  source = sources.open_source(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train", 0.01)
   with caplog.at_level(logging.WARNING):
     for _ in range(3):
       assert source[4].name == f"05.{suffix}"
@@ -123,8 +127,8 @@ def test_the_last_file_is_replaced_by_the_first(tmp_path):
   for i in range(3):
     _save(tmp_path / f"{i}.png", seed=i)
   _truncate(tmp_path / "2.png")
-  assert sources.open_source(str(tmp_path), "train", 0.01)[2].name == "0.png"
-  assert sources.open_source(str(tmp_path), "train", 0.01)[-1].name == "0.png"
+  assert opened(str(tmp_path), "train", 0.01)[2].name == "0.png"
+  assert opened(str(tmp_path), "train", 0.01)[-1].name == "0.png"
 
 
 def test_too_many_bad_files_are_an_error_that_counts_and_names_them(tmp_path):
@@ -132,13 +136,13 @@ def test_too_many_bad_files_are_an_error_that_counts_and_names_them(tmp_path):
     _save(tmp_path / f"{i:02}.png")
   for i in (2, 3):
     (tmp_path / f"{i:02}.png").write_bytes(b"no image at all")
-  source = sources.open_source(str(tmp_path), "val", 0.01)
+  source = opened(str(tmp_path), "val", 0.01)
   with pytest.raises(ConfigError, match=r"data\.val=.*: 2 of 12 .* \(02\.png, 03\.png\).*max_bad_share=0\.01") as error:
     source[2]
   assert "\n" not in str(error.value)
-  tolerant = sources.open_source(str(tmp_path), "val", 0.2)
+  tolerant = opened(str(tmp_path), "val", 0.2)
   assert tolerant[2].name == "04.png"
-  strict = sources.open_source(str(tmp_path), "val", 0.0)
+  strict = opened(str(tmp_path), "val", 0.0)
   with pytest.raises(ConfigError, match="1 of 12"):
     strict[2]
 
@@ -147,14 +151,14 @@ def test_only_bad_files_are_an_error_and_no_endless_loop(tmp_path):
   for i in range(3):
     (tmp_path / f"{i}.jpg").write_bytes(b"")
   with pytest.raises(ConfigError, match="none of its 3 image files can be decoded"):
-    sources.open_source(str(tmp_path), "train", 1.0)[1]
+    opened(str(tmp_path), "train", 1.0)[1]
 
 
 def test_bad_files_are_counted_once_when_many_threads_meet_them(tmp_path, caplog, monkeypatch):
   for i in range(20):
     _save(tmp_path / f"{i:02}.png")
   (tmp_path / "07.png").write_bytes(b"\x89PNG broken")
-  source = sources.open_source(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train", 0.01)
   all_here, decode = threading.Barrier(8, timeout=20), sources.decode
 
   def decode_together(path):
@@ -183,7 +187,7 @@ def test_folders_that_cannot_be_used_are_named_in_one_line(tmp_path, split):
   cases = {"": "names no folder", str(missing): "does not exist", str(file): "is a file", str(empty): "no image"}
   for spec, rule in cases.items():
     with pytest.raises(ConfigError, match=rule) as error:
-      sources.open_source(spec, split, 0.01)
+      opened(spec, split, 0.01)
     message = str(error.value)
     assert message.startswith(f"data.{split}={spec!r} ")
     assert "give data." in message
@@ -196,7 +200,7 @@ def test_the_split_hash_follows_names_and_sizes_but_not_the_place(tmp_path):
       _save(tmp_path / folder / f"{i}.png", seed=i)
 
   def digest(folder):
-    return sources.split_hash(sources.open_source(str(tmp_path / folder), "train", 0.01))
+    return sources.split_hash(opened(str(tmp_path / folder), "train", 0.01))
 
   lines = "".join(f"{i}.png\0{(tmp_path / 'one' / f'{i}.png').stat().st_size}\n" for i in range(3))
   assert digest("one") == digest("two") == hashlib.sha256(lines.encode()).hexdigest()
@@ -226,7 +230,7 @@ def test_no_pixel_of_a_demo_photograph_is_in_both_splits_nor_in_two_tiles(shape)
 
 def test_the_demo_source_gives_the_regions_of_the_photographs():
   pytest.importorskip("skimage")
-  train, val = (sources.open_source("skimage", split, 0.01) for split in ("train", "val"))
+  train, val = (opened("skimage", split, 0.01) for split in ("train", "val"))
   assert len(train) == 8
   assert 16 <= len(val) <= 40
   assert "chelsea_r0_c0.png" in val.names
@@ -250,7 +254,7 @@ def test_the_demo_source_gives_the_regions_of_the_photographs():
 
 def test_a_changed_example_does_not_change_the_source():
   pytest.importorskip("skimage")
-  source = sources.open_source("skimage", "val", 0.01)
+  source = opened("skimage", "val", 0.01)
   source[0].image[:] = 0
   assert source[0].image.any()
 
@@ -258,4 +262,4 @@ def test_a_changed_example_does_not_change_the_source():
 def test_a_missing_scikit_image_names_the_way_out(monkeypatch):
   monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ConfigError, match=r"data\.train='skimage' needs scikit-image.*pip install scikit-image, or give"):
-    sources.open_source("skimage", "train", 0.01)
+    opened("skimage", "train", 0.01)

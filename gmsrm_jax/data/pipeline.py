@@ -74,7 +74,7 @@ def training_iterator(
     f"run.batch_size={batch_size} is not divisible by the {process_count} processes: "
     f"use {max(batch_size // process_count, 1) * process_count}",
   )
-  source = sources.open_source(config.data.train, "train", config.data.max_bad_share)
+  source = sources.open_source(config.data, "train")
   examples = (
     grain.MapDataset.source(source)
     .seed(stream_seed(config.run.seed, stream))
@@ -102,7 +102,7 @@ class EvaluationSet:
 
   def __init__(self, config: Config):
     self._config = config
-    self.source = sources.open_source(config.data.val, "val", config.data.max_bad_share)
+    self.source = sources.open_source(config.data, "val")
     self.names = self.source.names[: config.eval.max_images or None]
 
   def __len__(self) -> int:

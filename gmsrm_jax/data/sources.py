@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from gmsrm_jax.config import ConfigError, require
+from gmsrm_jax.config import ConfigError, DataConfig, require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -210,16 +210,16 @@ class DemoSource:
 Source = FolderSource | DemoSource
 
 
-def open_source(spec: str, split: str, max_bad_share: float) -> Source:
-  """The images that `data.train` or `data.val` names: 'skimage' for the demo's photographs, else a folder.
+def open_source(data: DataConfig, split: str) -> Source:
+  """The images of `data.train` or `data.val`: 'skimage' for the demo's photographs, else a folder.
 
   Raises:
     ConfigError: the folder is missing, is a file, may not be read or holds no image; or scikit-image is missing.
   """
   if split not in ("train", "val"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
-  setting = f"data.{split}"
-  return DemoSource(split, setting) if spec == "skimage" else FolderSource(spec, setting, max_bad_share)
+  setting, spec = f"data.{split}", data.train if split == "train" else data.val
+  return DemoSource(split, setting) if spec == "skimage" else FolderSource(spec, setting, data.max_bad_share)
 
 
 def split_hash(source: Source) -> str:
