@@ -95,6 +95,36 @@ def hinge_discriminator(real_logits: Logits, fake_logits: Logits, *, hole: Logit
   return jnp.mean(real, axis=(1, 2, 3)) + jnp.mean(fake, axis=(1, 2, 3))
 
 
+@jax.custom_vjp
+def fix_gradient_norm(image: Image, norm: PerImage) -> Image:
+  """The image itself; on the way back, the gradient of each image is scaled to the length `norm`.
+
+  What VQGAN's adaptive weight is for (Esser et al. 2021), without its second backward pass (ours): however steep the
+  discriminator has become, its pull on the image keeps a set proportion to the other terms'.
+  """
+  del norm
+  return image
+
+
+def _fix_forward(image: Image, norm: PerImage) -> tuple[Image, PerImage]:
+  return image, norm
+
+
+def _fix_backward(norm: PerImage, gradient: Image) -> tuple[Image, PerImage]:
+  length = jnp.sqrt(jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=(1, 2, 3)))
+  scale = norm / jnp.maximum(length, 1e-12)
+  return gradient * scale[:, None, None, None].astype(gradient.dtype), jnp.zeros_like(norm)
+
+
+fix_gradient_norm.defvjp(_fix_forward, _fix_backward)
+
+
+def hole_l1_gradient_norm(mask: Mask) -> PerImage:
+  """Length of the gradient of the batch mean of `hole_l1`, per image: 1 / (b sqrt(3 hole pixels))."""
+  pixels = jnp.maximum(jnp.sum(mask.astype(jnp.float32), axis=(1, 2, 3)), 1.0)
+  return 1.0 / (mask.shape[0] * jnp.sqrt(3.0 * pixels))
+
+
 def _hole_mean(values: Float[Array, "b q"], hole: Float[Array, "b q"]) -> PerImage:
   hole = hole.astype(jnp.float32)
   return jnp.sum(values * hole, axis=1) / jnp.maximum(jnp.sum(hole, axis=1), 1.0)

@@ -94,7 +94,7 @@ def memory_step(
       "balance": losses.balance(codebook.mean_weights(recognised.retrieval.log_weights)),
     }
     if adversarial:
-      terms["adversarial"] = _generator_term(networks, state, drawn, whole)
+      terms["adversarial"] = _generator_term(config, networks, state, drawn, image, whole)
     total, means = _weigh(config, terms)
     return total, (means, recognised)
 
@@ -175,7 +175,7 @@ def inpaint_step(
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
       terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
     if adversarial:
-      terms["adversarial"] = _generator_term(networks, state, inpainted, mask)
+      terms["adversarial"] = _generator_term(config, networks, state, out.prediction, image, mask)
     total, means = _weigh(config, terms)
     return total, (means, out, inpainted)
 
@@ -238,7 +238,12 @@ def _judge(networks: Networks, params: Any, stats: Any, image: Image, mask: Mask
   return cast(Array, networks.discriminator.apply(variables, image, mask, update_stats=False))
 
 
-def _generator_term(networks: Networks, state: TrainState, fake: Image, mask: Mask) -> Float[Array, " b"]:
+def _generator_term(
+  config: Config, networks: Networks, state: TrainState, prediction: Image, image: Image, mask: Mask
+) -> Float[Array, " b"]:
+  """The generator's hinge loss; it pulls on the hole as hard as an L1 term of weight `loss.adversarial` would."""
+  norm = config.loss.adversarial * losses.hole_l1_gradient_norm(mask)
+  fake = composite(losses.fix_gradient_norm(prediction, norm), image, mask)
   return losses.hinge_generator(_judge(networks, state.disc_params, state.disc_stats, fake, mask))
 
 

@@ -85,7 +85,8 @@ def test_every_parameter_learns_within_two_steps(trained):
   # Two, because the last layer of the decoder starts at zero and passes nothing back in the first.
   assert unchanged(states[0].params, states[2].params) == []
   assert unchanged(states[0].ema, states[2].ema) == []
-  assert unchanged(states[0].disc_params, states[2].disc_params) == []
+  # As long as no logit is beyond its margin, real and fake pull the hinge's last bias apart with equal force.
+  assert set(unchanged(states[0].disc_params, states[2].disc_params)) <= {"['to_logits']['bias']"}
   assert unchanged(states[0].disc_stats, states[2].disc_stats) == []
   assert int(states[2].step) == 2
 
