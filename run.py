@@ -20,8 +20,12 @@ _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
   "train": _COMMON | {"set"},
   "evaluate": _COMMON | {"set", "checkpoint"},
-  "inpaint": _COMMON | {"images", "masks", "output", "checkpoint", "num_samples", "seed"},
+  "inpaint": _COMMON
+  | {"images", "masks", "output", "checkpoint", "num_samples", "seed", "strategy", "format", "contact_sheet"},
 }
+
+STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
+FORMATS = ("keep", "png")  # of its output
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
 _USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -44,11 +48,18 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   inpaint = parser.add_argument_group("flags of --mode=inpaint")
   inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
-  inpaint.add_argument("--masks", metavar="FILE|DIR", help="masks with the same file stems, white in the hole")
+  inpaint.add_argument(
+    "--masks", metavar="FILE|DIR", help="masks with the same stems, white in the hole (default: what is transparent)"
+  )
   inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go")
   inpaint.add_argument("--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate)")
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
-  inpaint.add_argument("--seed", metavar="S", type=int, help="another seed, another plausible fill (default: 0)")
+  inpaint.add_argument("--seed", metavar="S", type=int, help="another seed draws other samples 1, 2 ... (default: 0)")
+  inpaint.add_argument("--strategy", metavar="auto|full|crop|resize", help="how a large photo is seen (default: auto)")
+  inpaint.add_argument("--format", metavar="keep|png", help="keep: each file's own; png (default: keep)")
+  inpaint.add_argument(
+    "--contact_sheet", action="store_true", default=None, help="also write STEM_sheet.png with all samples"
+  )
 
   flags, unknown = parser.parse_known_args(argv)
   known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
@@ -66,12 +77,22 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       readers = [mode for mode, names in MODES.items() if name in names]
       raise ConfigError(f"--{name} is not read by --mode={flags.mode}: remove it, or use --mode={' or '.join(readers)}")
   if flags.mode == "inpaint":
-    for name in ("images", "masks", "output"):
+    for name in ("images", "output"):
       require(getattr(flags, name) is not None, f"--mode=inpaint needs --{name}: give a file or folder")
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
     flags.seed = flags.seed or 0
     require(flags.num_samples > 0, f"--num_samples={flags.num_samples} must be greater than 0")
     require(flags.seed >= 0, f"--seed={flags.seed} must not be negative")
+    for name, default, choices in (("strategy", "auto", STRATEGIES), ("format", "keep", FORMATS)):
+      value = getattr(flags, name) or default
+      setattr(flags, name, value)
+      require(
+        value in choices, f"--{name}={value} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}"
+      )
+    require(
+      flags.seed == 0 or flags.num_samples > 1,
+      f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
+    )
   require(
     "://" not in (flags.workdir or ""),
     f"--workdir={flags.workdir} is no local folder: mount the bucket and name the path it is mounted at",
@@ -121,6 +142,9 @@ def dispatch(flags: argparse.Namespace) -> None:
       workdir=workdir,
       num_samples=flags.num_samples,
       seed=flags.seed,
+      strategy=flags.strategy,
+      file_format=flags.format,
+      contact_sheet=bool(flags.contact_sheet),
     )
 
 

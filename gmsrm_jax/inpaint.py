@@ -1,56 +1,48 @@
-"""--mode=inpaint: fills the holes of image files.
-
-A photo of any size is reduced so that its short side is what the model was trained at, padded to the stride, filled,
-enlarged again, and pasted into the hole alone: every pixel outside is written back as it was read.
-"""
+"""--mode=inpaint: fills the holes of picture files of any size; all pixels outside are written back as they were."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import pathlib
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image as PilImage
 from tqdm import tqdm
 
-from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
-from gmsrm_jax.config import Config, ConfigError, from_dict, require
+from gmsrm_jax import photos
+from gmsrm_jax.config import ConfigError, require
 from gmsrm_jax.data import sources
-from gmsrm_jax.evaluate import load_trained_state
-from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
-from gmsrm_jax.state import make_networks, release_params
-from gmsrm_jax.writer import read_run
+from gmsrm_jax.inpainter import Inpainter
+from gmsrm_jax.writer import save_panel
 
 _log = logging.getLogger(__name__)
 
 MASK_THRESHOLD = 127
 """A mask pixel above this is hole: white is hole, and the soft edges of a JPEG are cut in the middle."""
-
-MAX_ASPECT = 4
-"""The model sees at most this many times its training side along the long side."""
+SHEET_SIDE = 256
+"""Longest side of a picture on a contact sheet, pixels."""
 
 
 class Pair(NamedTuple):
-  """An image file and its mask file."""
+  """A picture file and its mask file; without one the picture's own transparency is the hole."""
 
   image: pathlib.Path
-  mask: pathlib.Path
+  mask: pathlib.Path | None
 
 
-def pair_files(images: str, masks: str) -> list[Pair]:
+def pair_files(images: str, masks: str | None) -> list[Pair]:
   """Images with the masks of the same file stem; a single mask file goes with all of them.
 
   Raises:
     ConfigError: a path is missing or holds no image, two files share a stem, or an image has no mask.
   """
-  image_files, mask_files = _files("--images", images), _files("--masks", masks)
+  image_files = _files("--images", images)
   _by_stem("--images", image_files)  # Equal stems would write to one output file.
+  if masks is None:
+    return [Pair(image, None) for image in image_files]
+  mask_files = _files("--masks", masks)
   if pathlib.Path(masks).is_file():
     return [Pair(image, mask_files[0]) for image in image_files]
   by_stem = _by_stem("--masks", mask_files)
@@ -81,117 +73,117 @@ def _by_stem(flag: str, files: list[pathlib.Path]) -> dict[str, pathlib.Path]:
   return by_stem
 
 
-def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-  """Reads an image as upright RGB. Raises ConfigError when it cannot be decoded."""
-  try:
-    return sources.decode(path)
-  except Exception as error:  # Pillow raises what it likes on a broken file.
-    raise ConfigError(f"{path} cannot be decoded ({error}): replace the file") from error
-
-
-def read_mask(path: pathlib.Path, height: int, width: int, image_path: pathlib.Path) -> UInt8[np.ndarray, "h w"]:
-  """Reads a mask, 1 in the hole (brighter than MASK_THRESHOLD).
+def read_hole(pair: Pair, photo: photos.Photo) -> UInt8[np.ndarray, "h w"]:
+  """The upright hole of a photo: from its mask file, or where it is itself less than half opaque.
 
   Raises:
-    ConfigError: it cannot be decoded, or its size is not that of the image.
+    ConfigError: the mask cannot be decoded, is not of the photo's size, or the photo has no transparency.
   """
-  pixels = read_image(path)
-  require(
-    pixels.shape[:2] == (height, width),
-    f"{path} is {pixels.shape[1]}x{pixels.shape[0]} but {image_path} is {width}x{height}: "
-    "make the mask as large as its image",
-  )
-  mask = (cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) > MASK_THRESHOLD).astype(np.uint8)
+  height, width = photo.rgb.shape[:2]
+  if pair.mask is None:
+    alpha = photo.alpha
+    if alpha is None:
+      raise ConfigError(f"{pair.image} has no transparency to take as its hole: give --masks")
+    mask, name = (alpha <= MASK_THRESHOLD).astype(np.uint8), f"{pair.image} (its transparency)"
+  else:
+    pixels = photos.read_photo(pair.mask).rgb
+    require(
+      pixels.shape[:2] == (height, width),
+      f"{pair.mask} is {pixels.shape[1]}x{pixels.shape[0]} but {pair.image} is {width}x{height}: "
+      "make the mask as large as its image",
+    )
+    mask, name = (cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) > MASK_THRESHOLD).astype(np.uint8), str(pair.mask)
   if not mask.any():
-    _log.warning("%s is black everywhere, so nothing is filled: paint the hole white", path)
+    _log.warning("%s is black everywhere, so nothing is filled: paint the hole white", name)
   elif mask.mean() > 0.7:
-    _log.warning("%s makes %.0f %% of the image hole: is it inverted? white is hole", path, 100 * mask.mean())
+    _log.warning("%s makes %.0f %% of the image hole: is it inverted? white is hole", name, 100 * mask.mean())
   return mask
 
 
-def fit(height: int, width: int, config: Config) -> tuple[int, int]:
-  """The size at which a photo is filled: short side `model.image_size`, long side at most MAX_ASPECT times that."""
-  scale = min(config.model.image_size / min(height, width), MAX_ASPECT * config.model.image_size / max(height, width))
-  return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def fill(
-  config: Config, params: Any, image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], key: Any | None = None
-) -> UInt8[np.ndarray, "h w 3"]:
-  """One fill of one photo; nothing outside the mask changes. Without a key it is the deterministic fill."""
-  if not mask.any():
-    return image.copy()
-  height, width = image.shape[:2]
-  rows, columns = fit(height, width, config)
-  shrinks = rows < height
-  # Hole pixels must not bleed into known ones when the photo is reduced.
-  known = (1 - mask).astype(np.float32)
-  method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  weight = cv2.resize(known, (columns, rows), interpolation=method)
-  colour = cv2.resize(image * known[..., None], (columns, rows), interpolation=method)
-  small = np.clip(np.round(colour / np.maximum(weight, 1e-6)[..., None]), 0, 255).astype(np.uint8)
-  hole = (weight < 0.5).astype(np.uint8)
-
-  stride = config.model.stride
-  padding = ((0, -rows % stride), (0, -columns % stride))
-  small = np.pad(small, (*padding, (0, 0)), mode="edge")
-  # The padding is hole, so that invented pixels do not count as evidence.
-  hole = np.pad(hole, padding, constant_values=1)
-  predicted = np.asarray(_predict(config, params, small[None], hole[None, ..., None], key))[0, :rows, :columns]
-  enlarged = cv2.resize(predicted, (width, height), interpolation=cv2.INTER_CUBIC)
-  pixels = np.clip(np.round((enlarged + 1.0) * 127.5), 0, 255).astype(np.uint8)
-  return np.where(mask[..., None] > 0, pixels, image)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _predict(config: Config, params: Any, image: jax.Array, mask: jax.Array, key: Any | None) -> jax.Array:
-  """The raw prediction where there is hole and the image elsewhere, so that enlarging blends with true colours."""
-  image, hole = image_from_uint8(image), mask_from_uint8(mask)
-  noise = None
-  if key is not None and config.variation.enabled:
-    noise = draw_noise(key, config.model, *image.shape[:3])
-  out = apply_inpainter(make_networks(config).inpainter, params, image, hole, noise)
-  return jnp.where(hole > 0.5, out.prediction, image)
-
-
-def output_names(stem: str, num_samples: int) -> list[str]:
-  """The files written for one photo."""
-  return [f"{stem}.png"] if num_samples == 1 else [f"{stem}_{sample}.png" for sample in range(num_samples)]
+def output_names(name: str, num_samples: int) -> list[str]:
+  """The files written for one photo: its own name, or `STEM_0.SUFFIX` … for several samples."""
+  path = pathlib.PurePath(name)
+  return [name] if num_samples == 1 else [f"{path.stem}_{sample}{path.suffix}" for sample in range(num_samples)]
 
 
 def inpaint(
-  *, images: str, masks: str, output: str, checkpoint: str | None, workdir: str, num_samples: int, seed: int
+  *,
+  images: str,
+  masks: str | None,
+  output: str,
+  checkpoint: str | None,
+  workdir: str,
+  num_samples: int,
+  seed: int,
+  strategy: str,
+  file_format: str,
+  contact_sheet: bool,
 ) -> None:
-  """Fills every image of a file or folder and writes `OUTPUT/STEM.png`, or `STEM_0.png` … for several samples.
+  """Fills every picture of a file or folder and writes it to `output` under its own name.
 
-  Sample 0 of seed 0 is the deterministic fill; every other is drawn with noise of its own.
+  A picture that cannot be filled is named at the end; the others are written all the same.
 
   Raises:
     ConfigError: files, masks, checkpoint or output cannot be used.
   """
-  root = pathlib.Path(checkpoint or workdir)
   pairs = pair_files(images, masks)
-  config = from_dict(read_run(root)["config"])
-  require(
-    num_samples == 1 or config.variation.enabled,
-    f"--num_samples={num_samples}: the model of {root} has variation.enabled=false, so all fills would be equal; use 1",
-  )
-  params = release_params(load_trained_state(config, root))
+  inpainter = Inpainter.from_checkpoint(checkpoint or workdir)
+  inpainter.check(1, 1, num_samples, seed, strategy)
   folder = pathlib.Path(output)
-  inputs = {file.resolve() for pair in pairs for file in pair}
-  for pair in pairs:
-    for name in output_names(pair.image.stem, num_samples):
-      require(
-        (folder / name).resolve() not in inputs,
-        f"--output={output} would overwrite {folder / name}: choose another folder",
-      )
+  inputs = {file.resolve() for pair in pairs for file in pair if file is not None}
   folder.mkdir(parents=True, exist_ok=True)
+  failed: list[str] = []
+  lossy: list[str] = []
   for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
-    pixels = read_image(pair.image)
-    height, width = pixels.shape[:2]
-    mask = read_mask(pair.mask, height, width, pair.image)
-    for sample, name in enumerate(output_names(pair.image.stem, num_samples)):
-      plain = sample == 0 and seed == 0
-      key = None if plain else jax.random.fold_in(jax.random.key(seed), sample)
-      PilImage.fromarray(fill(config, params, pixels, mask, key)).save(folder / name)
-  print(f"{len(pairs) * num_samples} pictures in {folder}")
+    try:
+      photo = photos.read_photo(pair.image)
+      mask = read_hole(pair, photo)
+      name = photos.output_name(pair.image, photo, file_format)
+      if not photos.output_format(photo, file_format)[1]:
+        lossy.append(pair.image.name)
+      names = output_names(name, num_samples)
+      for target in names:
+        require(
+          (folder / target).resolve() not in inputs,
+          f"--output={output} would overwrite {folder / target}: choose another folder",
+        )
+      inpainter.check(*mask.shape, num_samples, seed, strategy)
+      fills = []
+      for target, fill in zip(
+        names,
+        inpainter.fills(photo.rgb, mask, num_samples=num_samples, seed=seed, strategy=strategy),
+        strict=True,
+      ):
+        filled = photos.fill_hole(photo, fill, mask, opaque=pair.mask is None)
+        photos.write_photo(filled, folder / target, file_format)
+        fills.append(fill)
+      if contact_sheet:
+        _save_sheet(folder / f"{pair.image.stem}_sheet.png", photo.rgb, mask, fills)
+    except ConfigError as error:
+      if len(pairs) == 1:
+        raise
+      failed.append(str(error))
+  if lossy:
+    _log.warning(
+      "%d of %d pictures are JPEG, which changes pixels outside the hole a little when it is written (%s): "
+      "--format=png keeps every bit",
+      len(lossy),
+      len(pairs),
+      ", ".join(lossy[:3]),
+    )
+  print(f"{(len(pairs) - len(failed)) * num_samples} pictures in {folder}")
+  require(
+    not failed,
+    f"{len(failed)} of {len(pairs)} pictures were not filled ({'; '.join(failed[:3])}); the others are in {folder}",
+  )
+
+
+def _save_sheet(
+  path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], fills: list[np.ndarray]
+) -> None:
+  """The photo, its hole and all samples side by side, reduced."""
+  pictures = {"image": image, "hole": np.where(mask[..., None] > 0, np.uint8(255), image)}
+  pictures |= {f"sample {n}": fill for n, fill in enumerate(fills)}
+  scale = min(1.0, SHEET_SIDE / max(mask.shape))
+  size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+  save_panel(path, {k: cv2.resize(p, size, interpolation=cv2.INTER_AREA)[None] for k, p in pictures.items()})

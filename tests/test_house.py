@@ -22,7 +22,7 @@ PACKAGE = ROOT / "gmsrm_jax"
 # Imports point from a higher layer to the same or a lower one; a module that is not named here is a mode.
 LAYERS = (
   ("arrays", "config"),
-  ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform"),
+  ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform", "windows", "photos"),
   ("state", "checkpoint"),
   ("steps",),
 )

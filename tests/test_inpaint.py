@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
-from test_steps import small_config
 from test_train import finish, one_line, trained_run
 
 import run
-from gmsrm_jax import inpaint
+from gmsrm_jax import inpaint, photos
 from gmsrm_jax.config import ConfigError
-from gmsrm_jax.data import sources
 
 PHOTO = skimage.data.astronaut()
 SIZES = {"wide": (50, 75), "tall": (101, 67), "grey": (64, 64), "alpha": (33, 47), "dot": (90, 90)}  # height, width
@@ -74,13 +71,13 @@ def filled(trained, files, tmp_path_factory):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_only_the_hole_changes(name, filled, files):
-  original, mask = sources.decode(files / "images" / f"{name}.png"), holes()[name] > 0
+  original, mask = np.asarray(Image.open(files / "images" / f"{name}.png")), holes()[name] > 0
   for sample in (0, 1):
     picture = filled[f"{name}_{sample}"]
     assert picture.shape == original.shape
     np.testing.assert_array_equal(picture[~mask], original[~mask])
     # The garish hole is not looked at: what replaces it is near the photo's own colours.
-    assert (picture[mask] != original[mask]).any(axis=-1).mean() > 0.99
+    assert (picture[mask] != original[mask]).reshape(mask.sum(), -1).any(axis=-1).mean() > 0.99
 
 
 def test_samples_differ_in_the_hole(filled):
@@ -95,8 +92,9 @@ def test_the_same_seed_repeats_to_the_bit_and_another_does_not(trained, files, f
   one = [f"--images={files / 'images' / 'alpha.png'}", f"--masks={files / 'masks' / 'alpha.png'}"]
   common = ["--mode=inpaint", f"--workdir={trained.workdir}", *one]
   for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
-    assert run.main([*common, f"--output={tmp_path / folder}", f"--seed={seed}"]) == 0, capsys.readouterr()
-  a, b, c = ((tmp_path / folder / "alpha.png").read_bytes() for folder in "abc")
+    more = [f"--output={tmp_path / folder}", "--num_samples=2", f"--seed={seed}"]
+    assert run.main([*common, *more]) == 0, capsys.readouterr()
+  a, b, c = ((tmp_path / folder / "alpha_1.png").read_bytes() for folder in "abc")
   assert a == b and a != c
   assert run.main([*common, f"--output={tmp_path / 'd'}"]) == 0
   deterministic = np.asarray(Image.open(tmp_path / "d" / "alpha.png")).astype(int)
@@ -162,107 +160,80 @@ def test_pairs_go_by_stem_and_one_mask_serves_all(tmp_path):
     for stem in ("b", "a"):
       Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{stem}{suffix}")
   images, masks = str(tmp_path / "images"), str(tmp_path / "masks")
-  assert [(p.image.name, p.mask.name) for p in inpaint.pair_files(images, masks)] == [
-    ("a.jpg", "a.png"),
-    ("b.jpg", "b.png"),
-  ]
+
+  def pairs(masks):
+    return [(p.image.name, p.mask and p.mask.name) for p in inpaint.pair_files(images, masks)]
+
+  assert pairs(masks) == [("a.jpg", "a.png"), ("b.jpg", "b.png")]
   single = f"{masks}/b.png"
-  assert [(p.image.name, p.mask.name) for p in inpaint.pair_files(images, single)] == [
-    ("a.jpg", "b.png"),
-    ("b.jpg", "b.png"),
-  ]
+  assert pairs(single) == [("a.jpg", "b.png"), ("b.jpg", "b.png")]
+  assert pairs(None) == [("a.jpg", None), ("b.jpg", None)]
   # With one mask for all, too, two photos must not be written to one file.
   Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
   with pytest.raises(ConfigError, match="share the name 'a'"):
     inpaint.pair_files(images, single)
 
 
-@pytest.mark.parametrize(
-  ("height", "width", "expected"),
-  [
-    (64, 64, (32, 32)),
-    (640, 480, (43, 32)),
-    (16, 20, (32, 40)),
-    (32, 128, (32, 128)),  # four times as long: still whole
-    (32, 256, (16, 128)),  # longer: the long side is bounded
-    (1, 5000, (1, 128)),
-  ],
-)
-def test_a_photo_is_fitted_by_its_short_side_with_its_long_side_bounded(height, width, expected):
-  assert inpaint.fit(height, width, small_config()) == expected
-
-
-@pytest.fixture
-def flat_prediction(monkeypatch):
-  """A model that predicts red wherever it is told that there is hole, and records what it was shown."""
-  shown = []
-
-  def predict(config, params, image, mask, key):
-    shown.append((np.array(image[0]), np.array(mask[0, ..., 0])))
-    red = np.array([1.0, -1.0, -1.0], np.float32)
-    return np.where(mask > 0, red, image.astype(np.float32) / 127.5 - 1.0).astype(np.float32)
-
-  monkeypatch.setattr(inpaint, "_predict", predict)
-  return shown
-
-
-@pytest.mark.parametrize(("height", "width"), [(32, 32), (33, 70), (90, 61), (20, 24), (40, 300)])
-def test_fill_pastes_the_prediction_into_the_hole_alone(height, width, flat_prediction):
-  image = PHOTO[:height, :width].copy()
-  mask = np.zeros((height, width), np.uint8)
-  mask[height // 4 : height // 2, width // 4 : width // 2] = 1
-  out = inpaint.fill(small_config(), {}, image, mask)
-  np.testing.assert_array_equal(out[mask == 0], image[mask == 0])
-  inner = out[height // 4 + height // 8, width // 4 + width // 8]
-  assert inner[0] > 200 and inner[1] < 60 and inner[2] < 60
-  seen, hole = flat_prediction[0]
-  stride = small_config().model.stride
-  assert seen.shape[0] % stride == 0 and seen.shape[1] % stride == 0
-  rows, columns = inpaint.fit(height, width, small_config())
-  # Padding is hole: it is no evidence.
-  assert hole[rows:].all() and hole[:, columns:].all()
-
-
-def test_hole_pixels_do_not_bleed_into_known_ones(flat_prediction):
-  mask = np.zeros((96, 96), np.uint8)
-  mask[25:60, 31:71] = 1
-  image = np.full((96, 96, 3), 100, np.uint8)
-  image[mask > 0] = 255
-  inpaint.fill(small_config(), {}, image, mask)
-  seen, hole = flat_prediction[0]
-  assert (seen[hole == 0] == 100).all()
-  np.testing.assert_allclose(hole.mean(), mask.mean(), atol=0.03)
-
-
-def test_an_empty_hole_changes_nothing_and_a_full_one_is_filled(flat_prediction):
-  image = PHOTO[:40, :50].copy()
-  np.testing.assert_array_equal(inpaint.fill(small_config(), {}, image, np.zeros((40, 50), np.uint8)), image)
-  assert not flat_prediction
-  out = inpaint.fill(small_config(), {}, image, np.ones((40, 50), np.uint8))
-  assert (out[..., 0] == 255).all() and (out[..., 1] == 0).all()
-
-
 def test_a_mask_is_hole_where_it_is_brighter_than_the_threshold(tmp_path, caplog):
-  levels = np.array([[0, 127, 128, 255]], np.uint8)
-  Image.fromarray(levels).save(tmp_path / "mask.png")
-  mask = inpaint.read_mask(tmp_path / "mask.png", 1, 4, tmp_path / "image.png")
-  assert mask.tolist() == [[0, 0, 1, 1]]
-  Image.fromarray(np.zeros((1, 4), np.uint8)).save(tmp_path / "mask.png")
-  inpaint.read_mask(tmp_path / "mask.png", 1, 4, tmp_path / "image.png")
+  Image.new("RGB", (4, 1)).save(tmp_path / "image.png")
+  photo = photos.read_photo(tmp_path / "image.png")
+  pair = inpaint.Pair(tmp_path / "image.png", tmp_path / "mask.png")
+  Image.fromarray(np.array([[0, 127, 128, 255]], np.uint8)).save(pair.mask)
+  assert inpaint.read_hole(pair, photo).tolist() == [[0, 0, 1, 1]]
+  Image.fromarray(np.zeros((1, 4), np.uint8)).save(pair.mask)
+  inpaint.read_hole(pair, photo)
   assert "black everywhere" in caplog.text
+  Image.fromarray(np.full((1, 4), 255, np.uint8)).save(pair.mask)
+  inpaint.read_hole(pair, photo)
+  assert "is it inverted" in caplog.text
 
 
-def test_several_samples_need_variation(trained, files, tmp_path, monkeypatch):
-  config = inpaint.from_dict(inpaint.read_run(trained.workdir)["config"])
-  plain = dataclasses.replace(config, variation=dataclasses.replace(config.variation, enabled=False))
-  monkeypatch.setattr(inpaint, "from_dict", lambda tree: plain)
-  with pytest.raises(ConfigError, match="variation.enabled=false"):
-    inpaint.inpaint(
-      images=str(files / "images"),
-      masks=str(files / "masks"),
-      output=str(tmp_path),
-      checkpoint=None,
-      workdir=str(trained.workdir),
-      num_samples=2,
-      seed=0,
-    )
+def test_without_masks_what_is_transparent_is_filled_and_a_jpeg_is_refused(trained, tmp_path, capsys):
+  (tmp_path / "in").mkdir()
+  image = Image.fromarray(PHOTO[:50, :40])
+  alpha = np.full((50, 40), 255, np.uint8)
+  alpha[10:20, 10:30] = 0
+  image.putalpha(Image.fromarray(alpha))
+  image.save(tmp_path / "in" / "clear.png")
+  common = ["--mode=inpaint", f"--workdir={trained.workdir}", f"--images={tmp_path / 'in'}"]
+  assert run.main([*common, f"--output={tmp_path / 'a'}"]) == 0, capsys.readouterr()
+  filled = np.asarray(Image.open(tmp_path / "a" / "clear.png"))
+  assert (filled[..., 3] == 255).all()
+  np.testing.assert_array_equal(filled[alpha > 0], np.asarray(image)[alpha > 0])
+  capsys.readouterr()
+  # One bad file among good ones: the others are written, then it is named.
+  Image.fromarray(PHOTO[:20, :20]).save(tmp_path / "in" / "plain.jpg")
+  assert run.main([*common, f"--output={tmp_path / 'b'}"]) == 2
+  err = capsys.readouterr().err
+  assert "1 of 2 pictures were not filled" in err and "plain.jpg has no transparency" in err
+  assert [path.name for path in (tmp_path / "b").iterdir()] == ["clear.png"]
+
+
+def test_a_jpeg_stays_a_jpeg_with_a_word_and_the_sheet_shows_all_samples(trained, tmp_path, capsys, caplog):
+  Image.fromarray(PHOTO[:60, :90]).save(tmp_path / "a.jpg", quality=92)
+  mask = np.zeros((60, 90), np.uint8)
+  mask[20:40, 30:60] = 255
+  Image.fromarray(mask).save(tmp_path / "mask.png")
+  common = ["--mode=inpaint", f"--workdir={trained.workdir}", f"--images={tmp_path / 'a.jpg'}"]
+  common += [f"--masks={tmp_path / 'mask.png'}", f"--output={tmp_path / 'out'}", "--num_samples=2", "--contact_sheet"]
+  assert run.main(common) == 0, capsys.readouterr()
+  assert "--format=png keeps every bit" in caplog.text
+  assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a_0.jpg", "a_1.jpg", "a_sheet.png"]
+  with Image.open(tmp_path / "out" / "a_sheet.png") as sheet, Image.open(tmp_path / "out" / "a_0.jpg") as filled:
+    assert sheet.width >= 4 * 90
+    assert filled.format == "JPEG" and filled.size == (90, 60)
+  caplog.clear()
+  assert run.main([*common, "--format=png"]) == 0
+  assert caplog.text == "" and (tmp_path / "out" / "a_0.png").exists()
+
+
+def test_flags_out_of_range_are_refused_before_anything_is_read(tmp_path, capsys):
+  where = ["--mode=inpaint", f"--images={tmp_path}", f"--output={tmp_path}"]
+  for flag, part in (
+    ("--seed=3", "--seed=3 changes nothing"),
+    ("--num_samples=0", "--num_samples=0 must be greater"),
+    ("--strategy=corp", "did you mean 'crop'"),
+    ("--format=jpg", "--format=jpg is unknown"),
+  ):
+    assert run.main([*where, flag]) == 2
+    assert part in one_line(capsys.readouterr().err)

@@ -64,7 +64,15 @@ def decode(path: Path) -> UInt8[np.ndarray, "h w 3"]:
   """
   with Image.open(path) as file:
     file.load()
-    upright = ImageOps.exif_transpose(file)
+    return as_rgb(ImageOps.exif_transpose(file))
+
+
+def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+  """A decoded image of any mode as RGB; what is transparent becomes white.
+
+  Raises:
+    ValueError: the pixels have no known range.
+  """
   if upright.mode.startswith("I"):
     return _scaled_16_bit(np.asarray(upright))
   if upright.mode == "F":
