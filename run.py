@@ -22,6 +22,7 @@ MODES = {  # mode to the flags it reads
   "evaluate": _COMMON | {"set", "checkpoint"},
   "inpaint": _COMMON
   | {"images", "masks", "output", "checkpoint", "num_samples", "seed", "strategy", "format", "contact_sheet"},
+  "export": _COMMON | {"output", "checkpoint"},
 }
 
 STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
@@ -51,8 +52,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument(
     "--masks", metavar="FILE|DIR", help="masks with the same stems, white in the hole (default: what is transparent)"
   )
-  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go")
-  inpaint.add_argument("--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate)")
+  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: export)")
+  inpaint.add_argument(
+    "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export)"
+  )
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
   inpaint.add_argument("--seed", metavar="S", type=int, help="another seed draws other samples 1, 2 ... (default: 0)")
   inpaint.add_argument("--strategy", metavar="auto|full|crop|resize", help="how a large photo is seen (default: auto)")
@@ -76,9 +79,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if value is not None and name not in MODES[flags.mode]:
       readers = [mode for mode, names in MODES.items() if name in names]
       raise ConfigError(f"--{name} is not read by --mode={flags.mode}: remove it, or use --mode={' or '.join(readers)}")
+  for name in {"inpaint": ("images", "output"), "export": ("output",)}.get(flags.mode, ()):
+    require(getattr(flags, name) is not None, f"--mode={flags.mode} needs --{name}: give a file or folder")
   if flags.mode == "inpaint":
-    for name in ("images", "output"):
-      require(getattr(flags, name) is not None, f"--mode=inpaint needs --{name}: give a file or folder")
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
     flags.seed = flags.seed or 0
     require(flags.num_samples > 0, f"--num_samples={flags.num_samples} must be greater than 0")
@@ -146,6 +149,11 @@ def dispatch(flags: argparse.Namespace) -> None:
       file_format=flags.format,
       contact_sheet=bool(flags.contact_sheet),
     )
+  elif flags.mode == "export":
+    platform.check(flags.platform)
+    from gmsrm_jax import export
+
+    export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -38,7 +38,7 @@ class Inpainter:
 
   def __init__(self, config: Config, params: Any):
     self.config = config
-    self._params = params
+    self.params = params
 
   @classmethod
   def from_checkpoint(cls, path: str | pathlib.Path) -> Inpainter:
@@ -142,7 +142,7 @@ class Inpainter:
       views = [self._padded(*windows.view(image, mask, places[i])) for i in group]
       keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array([first + i for i in group]))
       images, holes = (np.stack(parts) for parts in zip(*views, strict=True))
-      predicted = np.asarray(_predict(self.config, self._params, images, holes[..., None], keys, jnp.float32(noisy)))
+      predicted = np.asarray(_predict(self.config, self.params, images, holes[..., None], keys, jnp.float32(noisy)))
       for i, pixels in zip(group, predicted, strict=True):
         yield places[i], pixels[: places[i].rows, : places[i].columns]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 
@@ -21,8 +22,8 @@ from gmsrm_jax.state import release_params
 PHOTO = skimage.data.astronaut()
 
 
-@pytest.fixture(scope="module")
-def model():
+@functools.cache
+def noisy_model() -> Inpainter:
   """Random weights everywhere, so that the last layer, too, passes on what it is given."""
   config = small_config()
   params = release_params(initial(config, "inpaint"))
@@ -30,6 +31,11 @@ def model():
   keys = jax.random.split(jax.random.key(0), len(leaves))
   noisy = [leaf + 0.05 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)]
   return Inpainter(config, jax.tree.unflatten(tree, noisy))
+
+
+@pytest.fixture(scope="module")
+def model():
+  return noisy_model()
 
 
 def _hole(height, width, share=0.3):

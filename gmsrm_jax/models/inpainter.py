@@ -151,8 +151,11 @@ class Inpainter(nn.Module):
     return Inpainted(filled + residual, rendering.image, retrieval, strengths)
 
 
-def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: int, height: int, width: int) -> tuple:
-  """Standard normal maps [b h w 1], one per scale, finest first, for an image of height x width pixels."""
+def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any, height: int, width: int) -> tuple:
+  """Standard normal maps [b h w 1], one per scale, finest first, for an image of height x width pixels.
+
+  `batch` is a number, or a symbolic size while a program is exported.
+  """
   scales = range(1, len(model.widths) + 1)
   keys = jax.random.split(key, len(model.widths))
   return tuple(
