@@ -8,6 +8,7 @@ to the pixel.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 
@@ -18,6 +19,7 @@ from gmsrm_jax.config import MASK_KINDS, ConfigError, MaskConfig, require, sugge
 from gmsrm_jax.data import strokes
 
 
+@functools.lru_cache
 def _hole_sizes(pixels: int, area: tuple[float, float], *, above_low: bool) -> tuple[int, int]:
   """The smallest and largest number of hole pixels, at least 1, whose share of `pixels` lies in the range.
 

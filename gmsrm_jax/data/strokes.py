@@ -12,10 +12,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Int32, Real, UInt8
+from jaxtyping import Float, Int32, Real, UInt8
 
 MAX_PARTS = 96  # strokes, boxes or shapes before the hole is grown to its size instead
 
+_TURN = 2 * math.pi
 _RING_RADIUS = 4  # pixels by which a hole is widened ring by ring; a full distance transform is slower up to here
 
 
@@ -57,21 +58,20 @@ _DISCS = _discs()
 def keep_nearest(
   mask: UInt8[np.ndarray, "h w"], part: UInt8[np.ndarray, "h w"], rank: Real[np.ndarray, "h w"], missing: int
 ) -> None:
-  """Adds to the mask the `missing` pixels of the part that rank lowest among those not yet in it; equals by place."""
+  """Adds to the mask the `missing` pixels of the part that rank lowest among those not yet in it; equals by place.
+
+  The part is used up: it must be an array of its own.
+  """
   if missing <= 0:
     return
-  new = part > mask
-  ranks = rank[new]
-  bound = np.partition(ranks, missing - 1)[missing - 1] if missing < len(ranks) else ranks.max()
-  nearer = new & (rank < bound)
-  mask |= nearer.view(np.uint8)
-  _add_first(mask, new & (rank == bound), missing - np.count_nonzero(nearer))
-
-
-def _add_first(mask: UInt8[np.ndarray, "h w"], chosen: np.ndarray, count: int) -> None:
-  """Adds the first `count` of the chosen pixels, row by row."""
-  places = np.flatnonzero(chosen)[:count]
-  mask[places // mask.shape[1], places % mask.shape[1]] = 1
+  new = np.flatnonzero(part > mask)
+  if missing < len(new):
+    ranks = rank.ravel()[new]
+    bound = np.partition(ranks, missing - 1)[missing - 1]
+    pixels = part.ravel()
+    pixels[new[ranks > bound]] = 0
+    pixels[new[ranks == bound][missing - np.count_nonzero(ranks < bound) :]] = 0
+  mask |= part
 
 
 def grow(mask: UInt8[np.ndarray, "h w"], missing: int) -> None:
@@ -88,49 +88,55 @@ def grow(mask: UInt8[np.ndarray, "h w"], missing: int) -> None:
       outer = cv2.dilate(mask, disc)
       if cv2.countNonZero(outer) >= target:
         held = cv2.countNonZero(inner)
-        ring = outer > inner
-        mask[:] = inner
-        _add_first(mask, ring, target - held)
+        ring = np.flatnonzero(outer > inner)
+        outer.ravel()[ring[target - held :]] = 0
+        mask[:] = outer
         return
       inner = outer
   distance = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-  keep_nearest(mask, np.ones_like(mask), distance, missing)
+  # Squares are whole numbers; OpenCV's roots of them differ in the last bit from call to call.
+  keep_nearest(mask, np.ones_like(mask), np.rint(distance * distance), missing)
 
 
 def _walk(rng: np.random.Generator, height: int, width: int, brush: Brush, thickness: int) -> Int32[np.ndarray, "n 2"]:
-  """Corners (x, y) of a random stroke, reflected at the image's borders until they lie inside."""
+  """Corners (x, y) of a random stroke."""
   steps = int(rng.integers(brush.segments[0], brush.segments[1] + 1))
-  # One call of the generator for many numbers: the calls, not the numbers, take the time.
-  chances = rng.random(2 * steps)
-  turns = brush.bend * rng.standard_normal(steps)
-  more = rng.random(steps + 3)
-  np.copyto(turns, 2 * np.pi * chances[steps:] - np.pi, where=chances[:steps] < brush.kink)
-  turns[0] = 2 * np.pi * more[0] - np.pi
-  shortest, longest = brush.length
-  # A segment shorter than half the brush is wide would not show.
-  lengths = np.maximum((shortest + (longest - shortest) * more[1:-2]) * min(height, width), thickness / 2)
-  return path(turns.cumsum(), lengths, (width * more[-2], height * more[-1]), height, width)
+  # Few calls of the generator, then plain floats: for a dozen segments they are faster than arrays.
+  chances = rng.random(2 * steps).tolist()
+  bends = rng.standard_normal(steps).tolist()
+  first, *shares, x, y = rng.random(steps + 3).tolist()
+  chances[0], bends[0] = 1.0, 0.0  # the first direction is uniform
+  heading = _TURN * first - math.pi
+  x, y = width * x, height * y
+  places = [x, y]
+  add = places.append
+  side = min(height, width)
+  shortest, extra = brush.length[0] * side, (brush.length[1] - brush.length[0]) * side
+  least = thickness / 2  # a segment shorter than half the brush is wide would not show
+  kink, bend = brush.kink, brush.bend
+  for chance, uniform, normal, share in zip(chances, chances[steps:], bends, shares, strict=False):
+    heading += _TURN * uniform - math.pi if chance < kink else bend * normal
+    length = shortest + extra * share
+    if length < least:
+      length = least
+    x += length * math.cos(heading)
+    y += length * math.sin(heading)
+    add(x)
+    add(y)
+  return folded(np.array(places), height, width)
 
 
-def path(
-  headings: Real[np.ndarray, " n"], lengths: Real[np.ndarray, " n"], start: tuple[float, float], height: int, width: int
-) -> Int32[np.ndarray, "_ 2"]:
-  """Corners (x, y) of segments walked one after the other, reflected at the image's borders."""
-  points = np.zeros((2, len(headings) + 1))
-  np.cos(headings, out=points[0, 1:])
-  np.sin(headings, out=points[1, 1:])
-  points[:, 1:] *= lengths
-  points.cumsum(axis=1, out=points)
-  for line, offset, size in zip(points, start, (width, height), strict=True):
-    last = max(size - 1, 1)
-    line += offset
-    line %= 2 * last
-    line -= last
-    np.abs(line, out=line)
-    np.subtract(last, line, out=line)
-    if size == 1:
-      line[:] = 0
-  return np.rint(points, out=points).T.astype(np.int32, order="C")
+def folded(places: Float[np.ndarray, " m"], height: int, width: int) -> Int32[np.ndarray, "_ 2"]:
+  """Corners from x0, y0, x1, y1, …: reflected at the image's borders until they lie inside, and rounded."""
+  if height == width > 1:
+    last = width - 1
+    places %= 2 * last
+    places -= last
+    np.subtract(last, np.abs(places, out=places), out=places)
+    return np.rint(places, out=places).astype(np.int32).reshape(-1, 2)
+  last = np.array((max(width - 1, 1), max(height - 1, 1)))
+  corners = last - np.abs(places.reshape(-1, 2) % (2 * last) - last)
+  return np.minimum(np.rint(corners), (width - 1, height - 1)).astype(np.int32)
 
 
 def add_stroke(
@@ -146,26 +152,37 @@ def add_stroke(
   painted = cv2.countNonZero(mask)
   if painted <= target:
     return painted
-  np.copyto(mask, before)
-  for end in range(1, len(corners)):
+  # Begins where the stroke would go past if all its segments brought as many pixels, and a little before.
+  end = (target - count) * (len(corners) - 1) // (painted - count) - 1
+  while end > 0:
+    np.copyto(mask, before)
+    cv2.polylines(mask, [corners[: end + 1]], False, 1, thickness)
+    painted = cv2.countNonZero(mask)
+    if painted <= target:
+      count = painted
+      break
+    end //= 2
+  else:
+    end = 0
+    np.copyto(mask, before)
+  while True:
+    end += 1
+    np.copyto(before, mask)
     cv2.polylines(mask, [corners[end - 1 : end + 1]], False, 1, thickness)
     painted = cv2.countNonZero(mask)
     if painted > target:
       break
     count = painted
-  # The segment that goes past: only the window around it can change.
-  (left, top), (right, bottom) = corners[end - 1 : end + 1].min(0), corners[end - 1 : end + 1].max(0)
+  # Only the window around the segment that goes past can change.
+  (x0, y0), (x1, y1) = corners[end - 1 : end + 1].tolist()
   reach = thickness // 2 + 2
-  top, left = max(int(top) - reach, 0), max(int(left) - reach, 0)
-  window = (slice(top, int(bottom) + reach + 1), slice(left, int(right) + reach + 1))
+  top, left = max(min(y0, y1) - reach, 0), max(min(x0, x1) - reach, 0)
+  window = (slice(top, max(y0, y1) + reach + 1), slice(left, max(x0, x1) + reach + 1))
   longer = mask[window].copy()
   np.copyto(mask, before)
-  if end > 1:
-    cv2.polylines(mask, [corners[:end]], False, 1, thickness)
-  x0, y0 = corners[end - 1].tolist()
   rows, columns = longer.shape
-  rank = np.arange(top - y0, top - y0 + rows, dtype=np.int32)[:, None] ** 2
-  rank = rank + np.arange(left - x0, left - x0 + columns, dtype=np.int32) ** 2
+  y, x = np.arange(top - y0, top - y0 + rows), np.arange(left - x0, left - x0 + columns)
+  rank = (y * y)[:, None] + x * x
   keep_nearest(mask[window], longer, rank, target - count)
   return target
 
