@@ -20,7 +20,8 @@ _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
   "train": _COMMON | {"set"},
   "evaluate": _COMMON | {"set", "checkpoint"},
-  "inpaint": _COMMON | {"images", "masks", "output", "checkpoint", "num_samples", "seed"},
+  "inpaint": _COMMON | {"images", "masks", "mask_invert", "mask_dilate", "output", "checkpoint", "num_samples", "seed"},
+  "masks": _COMMON | {"set", "output"},
 }
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
@@ -45,7 +46,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint = parser.add_argument_group("flags of --mode=inpaint")
   inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
   inpaint.add_argument("--masks", metavar="FILE|DIR", help="masks with the same file stems, white in the hole")
-  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go")
+  inpaint.add_argument("--mask_invert", action="store_true", default=None, help="black is hole instead")
+  inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
+  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs (or masks: --mode=masks) go")
   inpaint.add_argument("--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate)")
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
   inpaint.add_argument("--seed", metavar="S", type=int, help="another seed, another plausible fill (default: 0)")
@@ -71,7 +74,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
     flags.seed = flags.seed or 0
     require(flags.num_samples > 0, f"--num_samples={flags.num_samples} must be greater than 0")
+    flags.mask_invert = bool(flags.mask_invert)
+    flags.mask_dilate = flags.mask_dilate or 0
+    require(flags.mask_dilate >= 0, f"--mask_dilate={flags.mask_dilate} must not be negative")
     require(flags.seed >= 0, f"--seed={flags.seed} must not be negative")
+  if flags.mode == "masks":
+    require(flags.output is not None, "--mode=masks needs --output: give a folder for the masks")
   require(
     "://" not in (flags.workdir or ""),
     f"--workdir={flags.workdir} is no local folder: mount the bucket and name the path it is mounted at",
@@ -121,7 +129,15 @@ def dispatch(flags: argparse.Namespace) -> None:
       workdir=workdir,
       num_samples=flags.num_samples,
       seed=flags.seed,
+      mask_invert=flags.mask_invert,
+      mask_dilate=flags.mask_dilate,
     )
+  elif flags.mode == "masks":
+    # Those of a trained folder where one is named: what it is evaluated with.
+    config = load_trained(workdir, flags.experiment) if flags.workdir else experiment
+    from gmsrm_jax import write_masks
+
+    write_masks.write_masks(config_lib.override(config, flags.set or []), flags.output)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,7 +7,6 @@ enlarged again, and pasted into the hole alone: every pixel outside is written b
 from __future__ import annotations
 
 import functools
-import logging
 import pathlib
 from typing import Any, NamedTuple
 
@@ -21,16 +20,11 @@ from tqdm import tqdm
 
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config, ConfigError, from_dict, require
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import mask_files, sources
 from gmsrm_jax.evaluate import load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
 from gmsrm_jax.state import make_networks, release_params
 from gmsrm_jax.writer import read_run
-
-_log = logging.getLogger(__name__)
-
-MASK_THRESHOLD = 127
-"""A mask pixel above this is hole: white is hole, and the soft edges of a JPEG are cut in the middle."""
 
 MAX_ASPECT = 4
 """The model sees at most this many times its training side along the long side."""
@@ -49,11 +43,11 @@ def pair_files(images: str, masks: str) -> list[Pair]:
   Raises:
     ConfigError: a path is missing or holds no image, two files share a stem, or an image has no mask.
   """
-  image_files, mask_files = _files("--images", images), _files("--masks", masks)
+  image_files, hole_files = _files("--images", images), _files("--masks", masks)
   _by_stem("--images", image_files)  # Equal stems would write to one output file.
   if pathlib.Path(masks).is_file():
-    return [Pair(image, mask_files[0]) for image in image_files]
-  by_stem = _by_stem("--masks", mask_files)
+    return [Pair(image, hole_files[0]) for image in image_files]
+  by_stem = _by_stem("--masks", hole_files)
   missing = [image.name for image in image_files if image.stem not in by_stem]
   require(
     not missing,
@@ -89,23 +83,21 @@ def read_image(path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
     raise ConfigError(f"{path} cannot be decoded ({error}): replace the file") from error
 
 
-def read_mask(path: pathlib.Path, height: int, width: int, image_path: pathlib.Path) -> UInt8[np.ndarray, "h w"]:
-  """Reads a mask, 1 in the hole (brighter than MASK_THRESHOLD).
+def read_mask(
+  path: pathlib.Path, height: int, width: int, image_path: pathlib.Path, *, invert: bool = False, dilate: int = 0
+) -> UInt8[np.ndarray, "h w"]:
+  """Reads the mask of an image, 1 in the hole (see `mask_files`); warns where it is empty or covers most of the image.
 
   Raises:
     ConfigError: it cannot be decoded, or its size is not that of the image.
   """
-  pixels = read_image(path)
+  mask = mask_files.read_mask(path, invert=invert, dilate=dilate)
   require(
-    pixels.shape[:2] == (height, width),
-    f"{path} is {pixels.shape[1]}x{pixels.shape[0]} but {image_path} is {width}x{height}: "
+    mask.shape == (height, width),
+    f"{path} is {mask.shape[1]}x{mask.shape[0]} but {image_path} is {width}x{height}: "
     "make the mask as large as its image",
   )
-  mask = (cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) > MASK_THRESHOLD).astype(np.uint8)
-  if not mask.any():
-    _log.warning("%s is black everywhere, so nothing is filled: paint the hole white", path)
-  elif mask.mean() > 0.7:
-    _log.warning("%s makes %.0f %% of the image hole: is it inverted? white is hole", path, 100 * mask.mean())
+  mask_files.warn_area(mask, str(path))
   return mask
 
 
@@ -160,11 +152,21 @@ def output_names(stem: str, num_samples: int) -> list[str]:
 
 
 def inpaint(
-  *, images: str, masks: str, output: str, checkpoint: str | None, workdir: str, num_samples: int, seed: int
+  *,
+  images: str,
+  masks: str,
+  output: str,
+  checkpoint: str | None,
+  workdir: str,
+  num_samples: int,
+  seed: int,
+  mask_invert: bool = False,
+  mask_dilate: int = 0,
 ) -> None:
   """Fills every image of a file or folder and writes `OUTPUT/STEM.png`, or `STEM_0.png` … for several samples.
 
-  Sample 0 of seed 0 is the deterministic fill; every other is drawn with noise of its own.
+  Sample 0 of seed 0 is the deterministic fill; every other is drawn with noise of its own. `mask_invert` exchanges hole
+  and known, `mask_dilate` then widens the hole by that many pixels of the photo.
 
   Raises:
     ConfigError: files, masks, checkpoint or output cannot be used.
@@ -189,7 +191,7 @@ def inpaint(
   for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
     pixels = read_image(pair.image)
     height, width = pixels.shape[:2]
-    mask = read_mask(pair.mask, height, width, pair.image)
+    mask = read_mask(pair.mask, height, width, pair.image, invert=mask_invert, dilate=mask_dilate)
     for sample, name in enumerate(output_names(pair.image.stem, num_samples)):
       plain = sample == 0 and seed == 0
       key = None if plain else jax.random.fold_in(jax.random.key(seed), sample)

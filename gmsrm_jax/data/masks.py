@@ -1,9 +1,8 @@
-"""Irregular holes: pure functions of (rng, height, width), uint8, 1 in the hole.
+"""Irregular holes: pure functions of (rng, height, width, settings), uint8, 1 in the hole.
 
 Every kind first draws the number of hole pixels it wants, uniform over the numbers its area range allows, then adds
-strokes or boxes until the union holds that many. Of the one that goes past, only what lies nearest to its start is
-kept; what is too little for another one widens the hole all round. So no mask is thrown away, and every area is exact
-to the pixel.
+strokes, boxes or shapes until the union holds that many (`strokes`, `shapes`). So no mask is thrown away, and every
+area is exact to the pixel.
 """
 
 from __future__ import annotations
@@ -12,11 +11,12 @@ import functools
 import hashlib
 import math
 
+import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from gmsrm_jax.config import MASK_KINDS, ConfigError, MaskConfig, require, suggest
-from gmsrm_jax.data import strokes
+from gmsrm_jax.config import MASK_KINDS, MaskConfig, require, suggest
+from gmsrm_jax.data import mask_files, shapes, strokes
 
 
 @functools.lru_cache
@@ -42,21 +42,54 @@ def _hole_sizes(pixels: int, area: tuple[float, float], *, above_low: bool) -> t
   return smallest, largest
 
 
+_paths = functools.lru_cache(mask_files.mask_paths)  # a folder is listed once
+
+
+def check_folders(config: MaskConfig) -> None:
+  """Lists the folders of the kinds that draw from files.
+
+  Raises:
+    ConfigError: a kind has a weight, and its folder is missing or holds no image.
+  """
+  if config.objects > 0:
+    mask_files.mask_paths(config.objects_folder, "mask.objects_folder")
+  if config.occlusions > 0:
+    mask_files.mask_paths(config.occlusions_folder, "mask.occlusions_folder")
+
+
 def _draw(
-  kind: str, rng: np.random.Generator, height: int, width: int, sizes: tuple[int, int]
+  kind: str, rng: np.random.Generator, height: int, width: int, sizes: tuple[int, int], config: MaskConfig
 ) -> UInt8[np.ndarray, "{height} {width}"]:
-  if kind not in MASK_KINDS:
-    raise ConfigError(f"mask kind {kind!r} is unknown: {suggest(kind, MASK_KINDS)}choose from {', '.join(MASK_KINDS)}")
   mask = np.zeros((height, width), np.uint8)
   target = int(rng.integers(sizes[0], sizes[1] + 1))
-  if kind == "centre":
-    strokes.add_centre(mask, target, sizes)
-    return mask
-  if kind == "rectangles":
-    count = strokes.add_rectangles(rng, mask, target)
-  else:
-    count = strokes.add_strokes(rng, mask, strokes.BRUSHES[kind], target)
-  strokes.grow(mask, target - count)
+  # These three round to whole lines where the range allows it, and hit the target themselves where it does not.
+  match kind:
+    case "centre":
+      strokes.add_centre(mask, target, sizes)
+      return mask
+    case "half":
+      shapes.add_half(rng, mask, target, sizes)
+      return mask
+    case "outpaint":
+      shapes.add_border(rng, mask, target, sizes)
+      return mask
+    case "rectangles":
+      strokes.add_rectangles(rng, mask, target)
+    case "comodgan":
+      shapes.add_comodgan(rng, mask, target)
+    case "lines":
+      shapes.add_lines(rng, mask, target)
+    case "objects":
+      shapes.add_objects(rng, mask, target, _paths(config.objects_folder, "mask.objects_folder"))
+    case "occlusions":
+      shapes.add_occlusions(rng, mask, target, _paths(config.occlusions_folder, "mask.occlusions_folder"))
+    case _:
+      require(
+        kind in strokes.BRUSHES,
+        f"mask kind {kind!r} is unknown: {suggest(kind, MASK_KINDS)}choose from {', '.join(MASK_KINDS)}",
+      )
+      strokes.add_strokes(rng, mask, strokes.BRUSHES[kind], target)
+  strokes.grow(mask, target - cv2.countNonZero(mask))
   return mask
 
 
@@ -66,21 +99,35 @@ def _pick_kind(rng: np.random.Generator, config: MaskConfig) -> str:
 
 
 def draw_kind(
-  kind: str, rng: np.random.Generator, height: int, width: int, area: tuple[float, float]
+  kind: str,
+  rng: np.random.Generator,
+  height: int,
+  width: int,
+  area: tuple[float, float],
+  config: MaskConfig | None = None,
 ) -> UInt8[np.ndarray, "{height} {width}"]:
   """A hole of one of `MASK_KINDS` that covers a share of the image within [area[0], area[1]], at least one pixel.
 
+  Of `config` only the folders are read, by the kinds that draw from files.
+
   Raises:
-    ConfigError: the kind is unknown, or no whole number of pixels lies in the range.
+    ConfigError: the kind is unknown, no whole number of pixels lies in the range, or a folder cannot be read.
   """
-  return _draw(kind, rng, height, width, _hole_sizes(height * width, area, above_low=False))
+  return _draw(kind, rng, height, width, _hole_sizes(height * width, area, above_low=False), config or MaskConfig())
 
 
 def draw(
   rng: np.random.Generator, height: int, width: int, config: MaskConfig
 ) -> UInt8[np.ndarray, "{height} {width}"]:
   """A training hole: kind by the weights of `config`, area within its [area_min, area_max]."""
-  return draw_kind(_pick_kind(rng, config), rng, height, width, (config.area_min, config.area_max))
+  return draw_kind(_pick_kind(rng, config), rng, height, width, (config.area_min, config.area_max), config)
+
+
+def fixed_seed(name: str, bucket: tuple[float, float], seed: int) -> int:
+  """What decides the hole of a held-out image: 128 bits of a hash of (name, bucket, seed)."""
+  low, high = (float(bound) for bound in bucket)
+  digest = hashlib.sha256(f"{seed}\0{low!r}\0{high!r}\0{name}".encode("utf-8", "surrogateescape")).digest()
+  return int.from_bytes(digest[:16], "big")
 
 
 def evaluation_mask(
@@ -93,6 +140,5 @@ def evaluation_mask(
   """
   low, high = (float(bound) for bound in bucket)
   sizes = _hole_sizes(height * width, (low, high), above_low=True)
-  digest = hashlib.sha256(f"{seed}\0{low!r}\0{high!r}\0{name}".encode("utf-8", "surrogateescape")).digest()
-  rng = np.random.default_rng(int.from_bytes(digest[:16], "big"))
-  return _draw(_pick_kind(rng, config), rng, height, width, sizes)
+  rng = np.random.default_rng(fixed_seed(name, bucket, seed))
+  return _draw(_pick_kind(rng, config), rng, height, width, sizes, config)

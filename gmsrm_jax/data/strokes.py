@@ -215,8 +215,8 @@ def random_box(
   return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
 
 
-def add_strokes(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], brush: Brush, target: int) -> int:
-  """Strokes, and boxes where the brush has them, up to `target` pixels or nearly; returns how many there are."""
+def add_strokes(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], brush: Brush, target: int) -> None:
+  """Strokes, and boxes where the brush has them, up to `target` pixels or a little less."""
   height, width = mask.shape
   side, count = min(height, width), 0
   thinnest, widest = brush.width
@@ -228,30 +228,28 @@ def add_strokes(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], brush:
     thickness = max(1, round(min(drawn * side * swell, 0.45 * math.sqrt(target))))
     # What is left is too little for a stroke: a speck would look like an accident.
     if target - count < thickness**2:
-      break
+      return
     if rng.random() < brush.boxes:
       pixels = rng.uniform(0.3, 1.0) * min(0.5 * target, 0.1 * height * width)
       aspect = float(np.exp(rng.uniform(-0.7, 0.7)))
       count = add_box(mask, random_box(rng, height, width, pixels, aspect), target, count)
     else:
       count = add_stroke(mask, _walk(rng, height, width, brush, thickness), thickness, target, count)
-  return count
 
 
-def add_rectangles(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target: int) -> int:
-  """One to four boxes, and more where they overlap much; returns how many pixels there are."""
+def add_rectangles(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target: int) -> None:
+  """One to four boxes, and more where they overlap much, up to `target` pixels or a little less."""
   height, width = mask.shape
   boxes, count = int(rng.integers(1, 5)), 0
   for part in range(MAX_PARTS):
     missing = target - count
     if missing < 0.03 * target:
-      break
+      return
     left = max(boxes - part, 1)
     # The last box is drawn too large and trimmed; an earlier one takes about its share of what is missing.
     pixels = missing * 1.05 if left == 1 else missing / left * rng.uniform(0.5, 1.4)
     box = random_box(rng, height, width, pixels, float(np.exp(rng.uniform(-0.7, 0.7))))
     count = add_box(mask, box, target, count)
-  return count
 
 
 def add_centre(mask: UInt8[np.ndarray, "h w"], target: int, sizes: tuple[int, int]) -> None:
