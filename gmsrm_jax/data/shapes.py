@@ -100,17 +100,18 @@ def add_lines(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target: 
   height, width = mask.shape
   gap = min(height, width) / int(rng.integers(3, 13))
   angle = float(rng.choice((0.0, np.pi / 2, rng.uniform(0, np.pi))))
-  y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
-
-  def distance(direction: float) -> Float[np.ndarray, "h w"]:
-    across = (x * math.cos(direction) + y * math.sin(direction) + rng.uniform(0, gap)) % gap
-    return np.minimum(across, gap - across)
-
-  rank = distance(angle)
+  rank = _line_distance(height, width, gap, angle, rng.uniform(0, gap))
   if rng.random() < 0.5:
-    rank = np.minimum(rank, distance(angle + np.pi / 2))
+    rank = np.minimum(rank, _line_distance(height, width, gap, angle + np.pi / 2, rng.uniform(0, gap)))
   # In 64ths of a pixel: equal on every machine, whatever the last bits of its sines.
   strokes.keep_nearest(mask, np.ones_like(mask), np.rint(64 * rank), target)
+
+
+def _line_distance(height: int, width: int, gap: float, angle: float, start: float) -> Float[np.ndarray, "h w"]:
+  """Pixels to the nearest of parallel lines across `angle`, `gap` apart."""
+  y, x = np.arange(height, dtype=np.float32)[:, None], np.arange(width, dtype=np.float32)
+  across = (x * math.cos(angle) + y * math.sin(angle) + start) % gap
+  return np.minimum(across, gap - across)
 
 
 @functools.lru_cache(maxsize=256)
@@ -175,12 +176,12 @@ def add_objects(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target
     place = (rng.uniform(0, width - 1), rng.uniform(0, height - 1))
     turn = _turn(rng) * math.sqrt(rng.uniform(0.3, 1.2) * missing / max(cv2.countNonZero(shape), 1))
     whole = mask | _placed(shape, point, place, turn, mask.shape)
-    if cv2.countNonZero(whole) > target:
+    if np.count_nonzero(whole) > target:
       small, large, whole = 0.0, 1.0, mask
       for _ in range(7):
         middle = (small + large) / 2
         tried = mask | _placed(shape, point, place, turn * middle, mask.shape)
-        if cv2.countNonZero(tried) > target:
+        if np.count_nonzero(tried) > target:
           large = middle
         else:
           small, whole = middle, tried
@@ -211,7 +212,7 @@ def add_occlusions(
     piece = _placed(occlusion, (x, y), (column, row), _turn(rng) * scale, mask.shape)
     piece[row, column] = 1
     rows, columns = np.arange(height) - row, np.arange(width) - column
-    if cv2.countNonZero(mask | piece) > target:
+    if np.count_nonzero(mask | piece) > target:
       strokes.keep_nearest(mask, piece, (rows * rows)[:, None] + columns * columns, target - count)
       return
     mask |= piece
