@@ -10,6 +10,7 @@ Each prints a table, then one line of JSON. Rates are of one thread's own proces
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 import tempfile
@@ -89,7 +90,8 @@ def measure_rates(config: MaskConfig, seconds: float) -> dict[str, dict[str, flo
   for low, high in RANGES:
     column = {PLAIN: rate(plain_strokes, seconds)}
     for kind in MASK_KINDS:
-      column[kind] = rate(lambda rng, kind=kind: masks.draw_kind(kind, rng, SIZE, SIZE, (low, high), config), seconds)
+      draw = functools.partial(masks.draw_kind, kind, height=SIZE, width=SIZE, area=(low, high), config=config)
+      column[kind] = rate(draw, seconds)
     table[f"{low:g}-{high:g}"] = column
   return table
 
