@@ -249,7 +249,28 @@ def test_a_mask_is_hole_where_it_is_brighter_than_the_threshold(tmp_path, caplog
   assert mask.tolist() == [[0, 0, 1, 1]]
   Image.fromarray(np.zeros((1, 4), np.uint8)).save(tmp_path / "mask.png")
   inpaint.read_mask(tmp_path / "mask.png", 1, 4, tmp_path / "image.png")
-  assert "black everywhere" in caplog.text
+  assert "mask.png has no hole" in caplog.text
+
+
+def test_the_flags_invert_and_then_widen_the_hole(trained, files, tmp_path, monkeypatch):
+  shown = []
+
+  def fill(config, params, image, mask, key):
+    shown.append(mask)
+    return image
+
+  monkeypatch.setattr(inpaint, "fill", fill)
+  # The eight known columns of the left edge become the hole, and then grow by three.
+  levels = np.full((50, 75), 255, np.uint8)
+  levels[:, :8] = 0
+  Image.fromarray(levels).save(tmp_path / "mask.png")
+  where = [f"--images={files / 'images' / 'wide.png'}", f"--masks={tmp_path / 'mask.png'}"]
+  common = ["--mode=inpaint", f"--workdir={trained.workdir}", *where, f"--output={tmp_path / 'out'}"]
+  for more in ([], ["--mask_invert"], ["--mask_invert", "--mask_dilate=3"]):
+    assert run.main([*common, *more]) == 0
+  expected = [levels > 0, levels == 0, np.broadcast_to(np.arange(75) < 11, (50, 75))]
+  for mask, wanted in zip(shown, expected, strict=True):
+    np.testing.assert_array_equal(mask > 0, wanted)
 
 
 def test_several_samples_need_variation(trained, files, tmp_path, monkeypatch):
