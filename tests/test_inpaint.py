@@ -14,7 +14,7 @@ from test_train import finish, one_line, trained_run
 
 import run
 from gmsrm_jax import inpaint
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.config import ConfigError, to_dict
 from gmsrm_jax.data import sources
 
 PHOTO = skimage.data.astronaut()
@@ -252,7 +252,7 @@ def test_a_mask_is_hole_where_it_is_brighter_than_the_threshold(tmp_path, caplog
   assert "mask.png has no hole" in caplog.text
 
 
-def test_the_flags_invert_and_then_widen_the_hole(trained, files, tmp_path, monkeypatch):
+def test_the_flags_invert_and_then_widen_the_hole(files, tmp_path, monkeypatch):
   shown = []
 
   def fill(config, params, image, mask, key):
@@ -260,12 +260,15 @@ def test_the_flags_invert_and_then_widen_the_hole(trained, files, tmp_path, monk
     return image
 
   monkeypatch.setattr(inpaint, "fill", fill)
+  monkeypatch.setattr(inpaint, "read_run", lambda root: {"config": to_dict(small_config())})
+  monkeypatch.setattr(inpaint, "load_trained_state", lambda config, root: None)
+  monkeypatch.setattr(inpaint, "release_params", lambda state: {})
   # The eight known columns of the left edge become the hole, and then grow by three.
   levels = np.full((50, 75), 255, np.uint8)
   levels[:, :8] = 0
   Image.fromarray(levels).save(tmp_path / "mask.png")
   where = [f"--images={files / 'images' / 'wide.png'}", f"--masks={tmp_path / 'mask.png'}"]
-  common = ["--mode=inpaint", f"--workdir={trained.workdir}", *where, f"--output={tmp_path / 'out'}"]
+  common = ["--mode=inpaint", *where, f"--output={tmp_path / 'out'}"]
   for more in ([], ["--mask_invert"], ["--mask_invert", "--mask_dilate=3"]):
     assert run.main([*common, *more]) == 0
   expected = [levels > 0, levels == 0, np.broadcast_to(np.arange(75) < 11, (50, 75))]

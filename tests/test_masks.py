@@ -197,7 +197,7 @@ def test_objects_keep_their_shape_and_come_in_every_place_and_size(config, tmp_p
         sizes.append(area)
         shares.append(area / (width * height))
         centres.append(middles[part])
-  assert abs(np.median(shares) - np.pi / 4) < 0.02  # a disc fills this much of its box
+  assert abs(np.median(shares) - np.pi / 4) < 0.04  # a disc fills this much of its box
   assert len(sizes) > 20 and max(sizes) > 3 * min(sizes)
   assert np.std(centres, axis=0).min() > 10
 
