@@ -24,7 +24,20 @@ BUCKETS: tuple[tuple[float, float], ...] = (
 )
 """Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
 
-MASK_KINDS = ("free_form", "thick", "medium", "thin", "rectangles", "centre")
+MASK_KINDS = (
+  "free_form",
+  "thick",
+  "medium",
+  "thin",
+  "rectangles",
+  "centre",
+  "comodgan",
+  "half",
+  "outpaint",
+  "lines",
+  "objects",
+  "occlusions",
+)
 
 
 class ConfigError(ValueError):
@@ -163,12 +176,25 @@ class MaskConfig:
   thin: float = 0.5  # weight of LaMa-style narrow strokes
   rectangles: float = 1.0  # weight of random rectangles
   centre: float = 0.25  # weight of a centred square
+  comodgan: float = 0.0  # weight of CoModGAN's zigzag walks with half- and full-size boxes
+  half: float = 0.0  # weight of all that lies on one side of a straight cut
+  outpaint: float = 0.0  # weight of the border around a window
+  lines: float = 0.0  # weight of parallel lines or a grid
+  objects: float = 0.0  # weight of shapes from objects_folder, scaled, turned and placed
+  occlusions: float = 0.0  # weight of pieces of the masks in occlusions_folder, turned and dilated
+  objects_folder: str = ""  # folder of mask files, a white shape in each (such as instance masks)
+  occlusions_folder: str = ""  # folder of raw occlusion masks, white in the hole (such as NVIDIA's training masks)
   area_min: float = 0.05  # smallest hole area, share of the image
   area_max: float = 0.6  # largest hole area, share of the image
 
   def __post_init__(self):
     for kind in MASK_KINDS:
       _not_negative(f"mask.{kind}", getattr(self, kind))
+    for kind in ("objects", "occlusions"):
+      require(
+        getattr(self, kind) == 0 or getattr(self, f"{kind}_folder") != "",
+        f"mask.{kind}={getattr(self, kind)} needs files: set mask.{kind}_folder to a folder of mask files",
+      )
     require(any(getattr(self, kind) > 0 for kind in MASK_KINDS), "every mask weight is 0: give one mask kind a weight")
     _share("mask.area_min", self.area_min)
     _share("mask.area_max", self.area_max)
@@ -264,12 +290,15 @@ class EvalConfig:
   batch_size: int = 8  # images per step; does not change the numbers
   max_images: int = 0  # evaluate the first N images in name order; 0 takes all
   mask_seed: int = 2022  # with the file name and bucket, decides every evaluation mask
+  masks: str = ""  # what --mode=masks wrote, a folder of mask files, or NVIDIA's test masks; empty draws them
+  mask_bucket: str = "area"  # NVIDIA's masks belong to buckets by measured area, or by index // 2000
   telea_radius: float = 3.0  # radius of OpenCV's Telea baseline, pixels
 
   def __post_init__(self):
     _positive("eval.batch_size", self.batch_size)
     _not_negative("eval.max_images", self.max_images)
     _not_negative("eval.mask_seed", self.mask_seed)
+    _one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
     _positive("eval.telea_radius", self.telea_radius)
 
 

@@ -88,6 +88,10 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
     (["--mode=inpaint", "--set", "run.seed=1"], "--set is not read by --mode=inpaint"),
     (["--mode=inpaint", "--images=x", "--masks=y"], "--mode=inpaint needs --output"),
     (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"], "--num_samples=0 must be"),
+    (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--mask_dilate=-1"], "--mask_dilate=-1 must not be"),
+    (["--mask_invert"], "--mask_invert is not read by --mode=train: remove it, or use --mode=inpaint"),
+    (["--mode=masks"], "--mode=masks needs --output"),
+    (["--output=x"], "use --mode=inpaint or masks"),
     (["--seed=x"], "argument --seed: invalid int value: 'x'"),
     (["--exp=paris"], "unknown flag '--exp'"),
     (["demo"], "unknown flag 'demo'"),
@@ -148,4 +152,5 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
 
 def test_the_modes_exist():
   for mode in run.MODES:
-    assert importlib.util.find_spec(f"gmsrm_jax.{mode}") is not None, mode
+    module = {"masks": "write_masks"}.get(mode, mode)  # data.masks draws them
+    assert importlib.util.find_spec(f"gmsrm_jax.{module}") is not None, mode

@@ -264,3 +264,21 @@ def test_settings_of_masks_reach_the_training_batches(config):
   narrow = dataclasses.replace(config, mask=MaskConfig(area_min=0.5, area_max=0.51), eval=EvalConfig())
   (batch,) = _take(pipeline.training_iterator(narrow, "inpaint"), 1)
   assert (np.abs(batch["mask"].mean(axis=(1, 2, 3)) - 0.505) <= 0.0051).all()
+
+
+def test_mixtures_differ_between_examples_epochs_and_hosts_and_repeat_with_the_seed(config):
+  mixed = _with(config, "mask", comodgan=1.0, half=1.0, outpaint=1.0, lines=1.0)
+
+  def holes(seed, process=0, processes=1):
+    seeded = _with(mixed, "run", seed=seed)
+    # Seven images, four to a batch: seven batches are four epochs.
+    batches = _take(pipeline.training_iterator(seeded, "inpaint", process, processes), 7)
+    return [mask.tobytes() for batch in batches for mask in batch["mask"]]
+
+  whole = holes(5)
+  assert len(set(whole)) == 28
+  assert whole == holes(5)
+  assert not set(whole) & set(holes(6))
+  first, second = holes(5, 0, 2), holes(5, 1, 2)
+  assert not set(first) & set(second)
+  assert set(first + second) == set(whole)

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from gmsrm_jax.config import Config, require
-from gmsrm_jax.data import masks, sources
+from gmsrm_jax.data import evaluation_masks, masks, sources
 
 
 def _resized_square(
@@ -66,7 +66,7 @@ def training_iterator(
     process_count: how many processes share `run.batch_size`.
 
   Raises:
-    ConfigError: the batch cannot be shared among the processes, or `data.train` cannot be read.
+    ConfigError: the batch cannot be shared among the processes, or `data.train` or a folder of masks cannot be read.
   """
   batch_size = config.run.batch_size
   require(
@@ -75,6 +75,7 @@ def training_iterator(
     f"use {max(batch_size // process_count, 1) * process_count}",
   )
   source = sources.open_source(config.data, "train")
+  masks.check_folders(config.mask)
   examples = (
     grain.MapDataset.source(source)
     .seed(stream_seed(config.run.seed, stream))
@@ -104,6 +105,7 @@ class EvaluationSet:
     self._config = config
     self.source = sources.open_source(config.data, "val")
     self.names = self.source.names[: config.eval.max_images or None]
+    self._masks = evaluation_masks.open_masks(config, self.names)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -121,9 +123,12 @@ class EvaluationSet:
 
   def mask(self, index: int, bucket: tuple[float, float]) -> UInt8[np.ndarray, "_ _"]:
     """The hole of image `index` for a bucket: a function of its name, the bucket and `eval.mask_seed`."""
-    size = self._config.model.image_size
-    seed = self._config.eval.mask_seed
-    return masks.evaluation_mask(self.names[index], bucket, seed, size, size, self._config.mask)
+    return self._masks.mask(self.names[index], bucket)
+
+  @property
+  def mask_source(self) -> str:
+    """Where the holes come from, in words."""
+    return self._masks.source
 
   def batches(self, bucket: tuple[float, float], batch_size: int) -> Iterator[EvaluationBatch]:
     """All images in batches of one size; the last is padded with copies of its last example.
@@ -147,6 +152,6 @@ def evaluation_set(config: Config) -> EvaluationSet:
   """The held-out images of `data.val`; the first `eval.max_images` in name order if that is set.
 
   Raises:
-    ConfigError: `data.val` cannot be read.
+    ConfigError: `data.val` or `eval.masks` cannot be read.
   """
   return EvaluationSet(config)
