@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import threading
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from gmsrm_jax.config import ConfigError, DataConfig, require
+from gmsrm_jax.data.jpeg import decode_jpeg
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -57,12 +59,17 @@ def _scaled_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
 def decode(path: Path) -> UInt8[np.ndarray, "h w 3"]:
   """Reads an image file of any mode as RGB, upright by its EXIF tag; what is transparent becomes white.
 
-  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey.
+  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey; plain whole JPEG
+  files, most of all data, take a faster way to the same pixels.
 
   Raises:
     Exception: whatever Pillow raises on a file that it cannot decode to the end.
   """
-  with Image.open(path) as file:
+  data = path.read_bytes()
+  with Image.open(io.BytesIO(data)) as file:
+    pixels = decode_jpeg(file, data)
+    if pixels is not None:
+      return pixels
     file.load()
     upright = ImageOps.exif_transpose(file)
   if upright.mode.startswith("I"):
@@ -114,6 +121,14 @@ class FolderSource:
     require(os.access(self._folder, os.R_OK | os.X_OK), f"{self._setting} may not be read: change its permissions")
     self.names = image_names(self._folder)
     require(bool(self.names), f"{self._setting} holds no image ({' '.join(SUFFIXES)}): {way_out}")
+
+  def __getstate__(self) -> dict[str, Any]:
+    """For worker processes, each of which locks for itself."""
+    return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return len(self.names)
