@@ -21,6 +21,7 @@ MODES = {  # mode to the flags it reads
   "train": _COMMON | {"set"},
   "evaluate": _COMMON | {"set", "checkpoint"},
   "inpaint": _COMMON | {"images", "masks", "output", "checkpoint", "num_samples", "seed"},
+  "check": {"experiment", "platform", "mode", "set"},
 }
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
@@ -122,6 +123,12 @@ def dispatch(flags: argparse.Namespace) -> None:
       num_samples=flags.num_samples,
       seed=flags.seed,
     )
+  elif flags.mode == "check":
+    config = config_lib.override(experiment, flags.set or [])
+    platform.check(flags.platform)
+    from gmsrm_jax import check
+
+    check.check(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ mode and array. But OpenCV fills the missing part of a truncated file with grey,
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 from jaxtyping import UInt8
@@ -14,18 +16,21 @@ from PIL import ExifTags, Image
 _END = b"\xff\xd9"  # cannot occur inside the coded pixels, where 0 follows every 255
 
 
-def decode_jpeg(file: Image.Image, data: bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+def decode_jpeg(file: Image.Image, path: Path) -> UInt8[np.ndarray, "h w 3"] | None:
   """The pixels of a plain JPEG file; None where it is anything else, so that Pillow decodes or refuses it.
 
   Plain is: RGB or grey, upright, and ending with the marker of the end; a truncated file does not.
 
   Args:
     file: the opened file, of which the header alone is read.
-    data: all its bytes.
+    path: where it lies.
   """
-  if file.format != "JPEG" or file.mode not in ("RGB", "L") or not data.endswith(_END):
+  if file.format != "JPEG" or file.mode not in ("RGB", "L"):
     return None
   if file.getexif().get(ExifTags.Base.Orientation, 1) != 1:
     return None
-  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+  data = np.fromfile(path, np.uint8)
+  if data[-2:].tobytes() != _END:
+    return None
+  pixels = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
   return pixels if pixels is not None and pixels.shape == (file.height, file.width, 3) else None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -65,9 +65,8 @@ def decode(path: Path) -> UInt8[np.ndarray, "h w 3"]:
   Raises:
     Exception: whatever Pillow raises on a file that it cannot decode to the end.
   """
-  data = path.read_bytes()
-  with Image.open(io.BytesIO(data)) as file:
-    pixels = decode_jpeg(file, data)
+  with Image.open(path) as file:
+    pixels = decode_jpeg(file, path)
     if pixels is not None:
       return pixels
     file.load()
@@ -98,6 +97,16 @@ def image_names(folder: Path) -> list[str]:
       if not name.startswith(".") and name.lower().endswith(SUFFIXES):
         names.append((Path(here) / name).relative_to(folder).as_posix())
   return sorted(names)
+
+
+def check_bad(setting: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
+  """Raises ConfigError when more of the files are undecodable than the share allows; one always is, unless it is 0."""
+  allowed = max(1.0, max_bad_share * files) if max_bad_share > 0 else 0
+  require(
+    len(bad) <= allowed,
+    f"{setting}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:3])}"
+    f"{', …' if len(bad) > 3 else ''}), more than data.max_bad_share={max_bad_share} allows: replace or remove them",
+  )
 
 
 class FolderSource:
@@ -149,6 +158,10 @@ class FolderSource:
         return Example(image, name)
     raise ConfigError(f"{self._setting}: none of its {len(self.names)} image files can be decoded: replace them")
 
+  def path(self, index: int) -> Path:
+    """Where file `index` lies."""
+    return self._folder / self.names[index]
+
   @property
   def bad_files(self) -> list[str]:
     """Names of the files found undecodable so far."""
@@ -166,13 +179,7 @@ class FolderSource:
         self._bad[name] = reason
         _log.warning("%s: skipping %s, which cannot be decoded (%s)", self._setting, name, reason)
       bad = sorted(self._bad)
-    share = self._max_bad_share
-    allowed = max(1.0, share * len(self.names)) if share > 0 else 0
-    require(
-      len(bad) <= allowed,
-      f"{self._setting}: {len(bad)} of {len(self.names)} image files cannot be decoded ({', '.join(bad[:3])}"
-      f"{', …' if len(bad) > 3 else ''}), more than data.max_bad_share={share} allows: replace or remove them",
-    )
+    check_bad(self._setting, bad, len(self.names), self._max_bad_share)
 
 
 def demo_regions(name: str, height: int, width: int, split: str) -> dict[str, tuple[int, int, int, int]]:

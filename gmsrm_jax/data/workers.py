@@ -16,7 +16,7 @@ from absl import flags
 
 
 def _end_with_parent() -> None:
-  """Ends this process when its parent has died, however that was killed; it would wait for ever to hand over a batch."""
+  """Ends this process when its parent was killed: it would wait for ever to hand over a batch."""
   parent = multiprocessing.parent_process()
   if parent is not None:
     connection.wait([parent.sentinel])
@@ -76,7 +76,8 @@ class WorkerIterator(grain.DatasetIterator):
     if self._batches is not None:
       return
     if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()  # grain reads its settings from absl's flags, which a program without app.run has not
+      # grain keeps its own settings in absl's flags, which a program without absl's `app.run` does not parse.
+      flags.FLAGS.mark_as_parsed()
     # Batches are a step of the random-access part, so that a worker makes whole ones and hands each over in one piece.
     # Threads of its own would only contend with it for Python's lock.
     rest = self._examples[self._next_index :].batch(self._batch_size, drop_remainder=True)
