@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run=RunConfig(batch_size=flags.batch),
   )
   parallel = max(1, flags.workers)
-  sides: dict[str, Iterator[Any]] = {
+  sides: dict[str, Any] = {
     "pytorch": torch_batches(config, flags.workers),
     "ours, threads": our_batches(config, threads=parallel, workers=0),
   }
@@ -172,6 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   for _ in tqdm(range(flags.repeats), unit="turn", disable=None):
     for side, batches in sides.items():
       turns[side].append(measure(batches, _AHEAD * parallel + 2, flags.seconds))
+
+  for side, batches in sides.items():
+    if side != "pytorch":
+      batches.close()
 
   rows = report(turns)
   print(f"{flags.workers} workers, batches of {flags.batch}, {flags.size}x{flags.size}, {os.cpu_count()} cores")
