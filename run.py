@@ -25,6 +25,7 @@ MODES = {  # mode to the flags it reads
   | {"checkpoint", "num_samples", "seed", "strategy"},
   "masks": _COMMON | {"set", "output"},
   "export": _COMMON | {"output", "checkpoint"},
+  "check": {"experiment", "platform", "mode", "set"},
 }
 
 STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
@@ -169,6 +170,12 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import export
 
     export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output)
+  elif flags.mode == "check":
+    config = config_lib.override(experiment, flags.set or [])
+    platform.check(flags.platform)
+    from gmsrm_jax import check
+
+    check.check(config)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -218,14 +218,19 @@ class DataConfig:
   val: str = ""  # folder of held-out images; or 'skimage'
   crop_min: float = 0.8  # smallest random crop, share of the image's short side; 1 takes the whole short side
   flip: bool = True  # mirror half of the training images left-right
-  threads: int = 2  # threads that decode images
-  prefetch: int = 16  # decoded examples kept ready
+  jitter: float = 0.0  # brightness, contrast and saturation of training images vary by up to this share; below 1
+  threads: int = 2  # threads that decode images, where there are no workers
+  workers: int = 0  # processes that decode images instead, the same batches; 0 decodes in this process
+  prefetch: int = 16  # decoded examples kept ready, in whole batches with workers
+  synthetic: bool = False  # one fixed random batch instead of data.train: measures the model alone, trains nothing
   max_bad_share: float = 0.01  # more undecodable files than this share is an error
 
   def __post_init__(self):
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
     _positive("data.threads", self.threads)
+    _not_negative("data.workers", self.workers)
     _positive("data.prefetch", self.prefetch)
+    require(0 <= self.jitter < 1, f"data.jitter={self.jitter} is out of range: give a number from 0 to below 1")
     _share("data.max_bad_share", self.max_bad_share)
 
 
@@ -446,7 +451,7 @@ def shrink(config: Config) -> Config:
       heads=2,
       revive_every=min(2, config.memory.revive_every),
     ),
-    data=dataclasses.replace(config.data, threads=1, prefetch=2),
+    data=dataclasses.replace(config.data, threads=1, workers=0, prefetch=2),
     loss=dataclasses.replace(config.loss, features="recognition", feature_crop=0),
     stage1=short(config.stage1),
     stage2=short(config.stage2),

@@ -70,7 +70,7 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
   done = command("--help")
   assert time.monotonic() - start < 5
   assert done.returncode == 0 and done.stderr == ""
-  for word in [*experiments.names(), "train", "evaluate", "inpaint", "--num_samples"]:
+  for word in [*experiments.names(), "train", "evaluate", "inpaint", "check", "--num_samples"]:
     assert word in done.stdout
   program = "import sys, run, experiments; experiments.load('paris'); print('jax' in sys.modules)"
   loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -92,6 +92,7 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
     (["--mask_invert"], "--mask_invert is not read by --mode=train: remove it, or use --mode=inpaint"),
     (["--mode=masks"], "--mode=masks needs --output"),
     (["--output=x"], "use --mode=inpaint or masks"),
+    (["--mode=check", "--workdir=x"], "--workdir is not read by --mode=check"),
     (["--seed=x"], "argument --seed: invalid int value: 'x'"),
     (["--exp=paris"], "unknown flag '--exp'"),
     (["demo"], "unknown flag 'demo'"),

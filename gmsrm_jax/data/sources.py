@@ -11,14 +11,16 @@ import importlib.util
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from gmsrm_jax.config import ConfigError, DataConfig, require
+from gmsrm_jax.data.jpeg import decode_jpeg
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -57,12 +59,16 @@ def _scaled_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
 def decode(path: Path) -> UInt8[np.ndarray, "h w 3"]:
   """Reads an image file of any mode as RGB, upright by its EXIF tag; what is transparent becomes white.
 
-  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey.
+  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey; plain whole JPEG
+  files, most of all data, take a faster way to the same pixels.
 
   Raises:
     Exception: whatever Pillow raises on a file that it cannot decode to the end.
   """
   with Image.open(path) as file:
+    pixels = decode_jpeg(file, path)
+    if pixels is not None:
+      return pixels
     file.load()
     return as_rgb(ImageOps.exif_transpose(file))
 
@@ -101,6 +107,16 @@ def image_names(folder: Path) -> list[str]:
   return sorted(names)
 
 
+def check_bad(setting: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
+  """Raises ConfigError when more of the files are undecodable than the share allows; one always is, unless it is 0."""
+  allowed = max(1.0, max_bad_share * files) if max_bad_share > 0 else 0
+  require(
+    len(bad) <= allowed,
+    f"{setting}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:3])}"
+    f"{', …' if len(bad) > 3 else ''}), more than data.max_bad_share={max_bad_share} allows: replace or remove them",
+  )
+
+
 class FolderSource:
   """The image files below a folder, by name.
 
@@ -123,6 +139,14 @@ class FolderSource:
     self.names = image_names(self._folder)
     require(bool(self.names), f"{self._setting} holds no image ({' '.join(SUFFIXES)}): {way_out}")
 
+  def __getstate__(self) -> dict[str, Any]:
+    """For worker processes, each of which locks for itself."""
+    return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._lock = threading.Lock()
+
   def __len__(self) -> int:
     return len(self.names)
 
@@ -142,6 +166,10 @@ class FolderSource:
         return Example(image, name)
     raise ConfigError(f"{self._setting}: none of its {len(self.names)} image files can be decoded: replace them")
 
+  def path(self, index: int) -> Path:
+    """Where file `index` lies."""
+    return self._folder / self.names[index]
+
   @property
   def bad_files(self) -> list[str]:
     """Names of the files found undecodable so far."""
@@ -159,13 +187,7 @@ class FolderSource:
         self._bad[name] = reason
         _log.warning("%s: skipping %s, which cannot be decoded (%s)", self._setting, name, reason)
       bad = sorted(self._bad)
-    share = self._max_bad_share
-    allowed = max(1.0, share * len(self.names)) if share > 0 else 0
-    require(
-      len(bad) <= allowed,
-      f"{self._setting}: {len(bad)} of {len(self.names)} image files cannot be decoded ({', '.join(bad[:3])}"
-      f"{', …' if len(bad) > 3 else ''}), more than data.max_bad_share={share} allows: replace or remove them",
-    )
+    check_bad(self._setting, bad, len(self.names), self._max_bad_share)
 
 
 def demo_regions(name: str, height: int, width: int, split: str) -> dict[str, tuple[int, int, int, int]]:
