@@ -16,7 +16,9 @@ from gmsrm_jax.data import sources
 
 
 def opened(folder, split, max_bad_share):
-  return sources.open_source(DataConfig(**{split: folder}, max_bad_share=max_bad_share), split)
+  # Held-out images from elsewhere, so that all of the folder is for training.
+  other = {"val": "elsewhere"} if split == "train" else {}
+  return sources.open_source(DataConfig(**{split: folder}, **other, max_bad_share=max_bad_share), split)
 
 
 def _photo(seed=0, height=48, width=60):
