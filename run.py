@@ -21,6 +21,7 @@ MODES = {  # mode to the flags it reads
   "train": _COMMON | {"set"},
   "evaluate": _COMMON | {"set", "checkpoint"},
   "inpaint": _COMMON | {"images", "masks", "output", "checkpoint", "num_samples", "seed"},
+  "prepare": {"experiment", "platform", "mode", "set", "output"},
 }
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
@@ -42,10 +43,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--set", metavar="KEY=VALUE", nargs="+", action="extend", help="settings to change, such as memory.num_groups=1"
   )
-  inpaint = parser.add_argument_group("flags of --mode=inpaint")
+  inpaint = parser.add_argument_group("flags of --mode=inpaint and --mode=prepare")
   inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
   inpaint.add_argument("--masks", metavar="FILE|DIR", help="masks with the same file stems, white in the hole")
-  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go")
+  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs, or the prepared data, go")
   inpaint.add_argument("--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate)")
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
   inpaint.add_argument("--seed", metavar="S", type=int, help="another seed, another plausible fill (default: 0)")
@@ -65,6 +66,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if value is not None and name not in MODES[flags.mode]:
       readers = [mode for mode, names in MODES.items() if name in names]
       raise ConfigError(f"--{name} is not read by --mode={flags.mode}: remove it, or use --mode={' or '.join(readers)}")
+  if flags.mode == "prepare":
+    require(flags.output is not None, "--mode=prepare needs --output: give a folder, local or gs://")
   if flags.mode == "inpaint":
     for name in ("images", "masks", "output"):
       require(getattr(flags, name) is not None, f"--mode=inpaint needs --{name}: give a file or folder")
@@ -109,6 +112,10 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import evaluate
 
     evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint)
+  elif flags.mode == "prepare":
+    from gmsrm_jax import prepare
+
+    prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
   elif flags.mode == "inpaint":
     platform.check(flags.platform)
     from gmsrm_jax import inpaint

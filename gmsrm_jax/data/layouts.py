@@ -37,10 +37,11 @@ _log = logging.getLogger(__name__)
 
 
 class Split(NamedTuple):
-  """The image files of a split: paths relative to a folder, in order, and how they were chosen."""
+  """The image files of a split: paths relative to a folder, in order, and how they were chosen from which layout."""
 
   folder: Path
   names: list[str]
+  layout: str
   rule: str
 
 
@@ -118,11 +119,11 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
     "demo's photographs",
   )
   if "val" in own or not by_rule:
-    return Split(folder, names, layout + inside)
+    return Split(folder, names, layout, f"all of {folder.name}")
   key = _place if layout == "paris" else str
   held = held_out(names, key, val_share, setting)
-  rule = f"{layout}{inside}, {val_share:g} of the {'places' if layout == 'paris' else 'names'} held out by hash"
-  return Split(folder, _side(split, names, held), rule)
+  rule = f"{val_share:g} of the {'places' if layout == 'paris' else 'names'} held out by hash"
+  return Split(folder, _side(split, names, held), layout, rule)
 
 
 def held_out(names: Sequence[str], key: Callable[[str], str], share: float, setting: str) -> set[str]:
@@ -166,10 +167,10 @@ def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
   if len(names) != CELEBAHQ_IMAGES:
     _log.warning("%s: %d images, where CelebA-HQ has 30,000: is it complete?", setting, len(names))
   if not by_rule:
-    return Split(root, names, "celebahq")
+    return Split(root, names, "celebahq", f"all of {root.name}")
   order = sorted(range(len(names)), key=lambda i: (int(numbers[i][-1]), names[i]))
   held = {names[i] for i in order[len(names) - max(1, round(len(names) * CELEBAHQ_SHARE)) :]}
-  return Split(root, _side(split, names, held), "celebahq, the last 1 of 15 by number held out")
+  return Split(root, _side(split, names, held), "celebahq", "the last 1 of 15 by number held out")
 
 
 def _folders_by_name(root: Path) -> dict[str, Path]:

@@ -24,6 +24,7 @@ class Records:
 
   def __init__(self, folder: str, split: str, names: list[str], sizes: list[int], first: int, rule: str):
     self.folder, self.split, self.names, self.rule = folder, split, names, rule
+    self.layout = "arrayrecord"
     self._sizes, self._first = sizes, first
     self._source: Any = None
 
@@ -47,6 +48,11 @@ class Records:
     return Records(self.folder, self.split, names, sizes, self._first + start, self.rule)
 
 
+def is_finished(folder: Any) -> bool:
+  """Whether the folder (any path object) holds a data set that TFDS can read: its description is written last."""
+  return (folder / "dataset_info.json").exists()
+
+
 def index_name(split: str) -> str:
   """The file that lists the names and sizes of a prepared split."""
   return f"{split}.names.json"
@@ -58,7 +64,7 @@ def from_folder(root: Path, split: str, val_share: float, *, by_rule: bool, sett
   Raises:
     ConfigError: the folder is no such data set, its preparation is unfinished, or it has no such split.
   """
-  if not (root / "dataset_info.json").exists():
+  if not is_finished(root):
     unfinished = (root / "prepare.json").exists()
     found = ", ".join(sorted(os.listdir(root))[:4])
     raise ConfigError(
@@ -89,9 +95,7 @@ def from_tfds(spec: str, split: str, val_share: float, *, by_rule: bool, setting
   except (ValueError, ImportError, OSError) as error:  # an unknown name, configuration or version is a ValueError
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ConfigError(f"{setting}: TFDS cannot open it ({line}): check the name, or {way_out}") from None
-  require(
-    (builder.data_path / "dataset_info.json").exists(), f"{setting} is not prepared in {builder.data_path}: {way_out}"
-  )
+  require(is_finished(builder.data_path), f"{setting} is not prepared in {builder.data_path}: {way_out}")
   try:
     return _split_of(_load(os.fspath(builder.data_path)), split, val_share, by_rule, setting)
   except NotImplementedError:

@@ -93,8 +93,8 @@ def reason(error: Exception) -> str:
 class Files:
   """The image files of a split, unread."""
 
-  def __init__(self, folder: Path, names: list[str], rule: str):
-    self.folder, self.names, self.rule = folder, names, rule
+  def __init__(self, folder: Path, names: list[str], layout: str, rule: str):
+    self.folder, self.names, self.layout, self.rule = folder, names, layout, rule
 
   def open(self, index: int) -> Path:
     """What `decode` reads image `index` from."""
@@ -107,7 +107,7 @@ class Files:
 
   def part(self, start: int, stop: int) -> Files:
     """The files from `start` to before `stop`."""
-    return Files(self.folder, self.names[start:stop], self.rule)
+    return Files(self.folder, self.names[start:stop], self.layout, self.rule)
 
 
 class ImageSource:
