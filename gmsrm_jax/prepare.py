@@ -76,7 +76,9 @@ def _open(config: Config, split: str) -> sources.ImageSource:
   if isinstance(source, sources.ImageSource):
     print(f"{split}: {len(source)} images, {source.where} ({source.stored.layout}, {source.stored.rule})")
     return source
-  raise ConfigError(f"data.{split}='skimage' needs no preparation: give data.train a folder of images and leave data.val= empty")
+  raise ConfigError(
+    f"data.{split}='skimage' needs no preparation: give data.train a folder of images and leave data.val= empty"
+  )
 
 
 def _write(path: Any, text: str) -> None:
@@ -212,4 +214,6 @@ def _describe(builder: Any, directory: Any, done: dict[str, list[dict[str, Any]]
     builder.info.write_to_directory(folder)
     for file in sorted(epath.Path(folder).iterdir(), key=lambda file: file.name == "dataset_info.json"):
       _write(directory / file.name, file.read_text())
+  for part in directory.glob(".*.incomplete"):  # of processes that were killed
+    part.unlink()
   (directory / _DONE).rmtree()

@@ -62,7 +62,7 @@ def from_folder(root: Path, split: str, val_share: float, *, by_rule: bool, sett
   """A split of the TFDS data set in a folder.
 
   Raises:
-    ConfigError: the folder is no such data set, its preparation is unfinished, or it has no such split.
+    ConfigError: the folder is no such data set, its preparation is unfinished, or it has no such split or no images.
   """
   if not is_finished(root):
     unfinished = (root / "prepare.json").exists()
@@ -79,7 +79,7 @@ def from_tfds(spec: str, split: str, val_share: float, *, by_rule: bool, setting
   """A split of a data set that was prepared with TFDS: 'tfds:NAME' or 'tfds:NAME@DATA_DIR'.
 
   Raises:
-    ConfigError: TFDS does not know it, it is not prepared here, or not as ArrayRecord.
+    ConfigError: TFDS does not know it, it is not prepared here or not as ArrayRecord, or as `from_folder`.
   """
   import tensorflow_datasets as tfds
 
@@ -96,20 +96,18 @@ def from_tfds(spec: str, split: str, val_share: float, *, by_rule: bool, setting
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ConfigError(f"{setting}: TFDS cannot open it ({line}): check the name, or {way_out}") from None
   require(is_finished(builder.data_path), f"{setting} is not prepared in {builder.data_path}: {way_out}")
-  try:
-    return _split_of(_load(os.fspath(builder.data_path)), split, val_share, by_rule, setting)
-  except NotImplementedError:
-    raise ConfigError(
-      f"{setting} in {builder.data_path} is prepared as {builder.info.file_format}, which cannot be read at random: "
-      f"delete it and {way_out}"
-    ) from None
+  return _split_of(_load(os.fspath(builder.data_path)), split, val_share, by_rule, setting)
 
 
 def _load(folder: str) -> Any:
   # Imported where it is needed: half a second that a folder of images does not take.
   import tensorflow_datasets as tfds
 
-  return tfds.builder_from_directory(folder)
+  try:
+    return tfds.builder_from_directory(folder)
+  except Exception as error:  # noqa: BLE001 - what TFDS and protobuf raise on a damaged file has no common class
+    line = " ".join(str(error).split())[:200]
+    raise ConfigError(f"{folder} holds no data set that TFDS can read ({line}): prepare it anew") from None
 
 
 def _as_data_source(builder: Any, split: str) -> Sequence[dict[str, Any]]:
@@ -129,7 +127,13 @@ def _split_of(builder: Any, split: str, val_share: float, by_rule: bool, setting
   chosen = "train" if split == "train" or held is None else held
   require(chosen in splits, f"{setting} has no split {chosen!r} but {', '.join(splits) or 'none'}: prepare it anew")
   info = splits[chosen]
-  _as_data_source(builder, chosen)  # raises NotImplementedError where the format has no random access
+  try:
+    _as_data_source(builder, chosen)
+  except NotImplementedError:
+    raise ConfigError(
+      f"{setting} is stored in {folder} as {builder.info.file_format.value}, which cannot be read at random: "
+      "prepare it anew with tfds build --overwrite --file_format=array_record"
+    ) from None
   names, sizes = _listed(Path(folder) / index_name(chosen), info, chosen)
   require(
     len(names) == info.num_examples,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -57,7 +58,7 @@ def _scaled_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
   return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def decode(file: Path | BinaryIO) -> UInt8[np.ndarray, "h w 3"]:
+def decode(file: Path | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
   """Reads an image file of any mode as RGB, upright by its EXIF tag; what is transparent becomes white.
 
   Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey.
