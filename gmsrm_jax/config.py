@@ -194,9 +194,7 @@ class DataConfig:
   val: str = ""  # held-out images, any of these; empty (or the same): the held-out part of data.train
   layout: str = "auto"  # of data.train: auto (seen from the tree), folder, paris, celebahq, places2 or arrayrecord
   val_share: float = 0.02  # held out by a hash where data.val is empty and data.train has no held-out part of its own
-  stored_side: int = (
-    0  # --mode=prepare: largest short side, pixels; 0: model.image_size / crop_min, so no crop enlarges
-  )
+  stored_side: int = 0  # --mode=prepare: largest short side, pixels; 0: image_size / crop_min, so no crop is enlarged
   stored_format: str = "jpeg"  # --mode=prepare: of images that are resized: jpeg (quality 95) or png (lossless)
   crop_min: float = 0.8  # smallest random crop, share of the image's short side; 1 takes the whole short side
   flip: bool = True  # mirror half of the training images left-right

@@ -51,6 +51,8 @@ def prepare(config: Config, output: str) -> None:
     "format": config.data.stored_format,
   }
   _claim(directory, plan, output)
+  for split, source in splits.items():
+    print(f"{split}: {len(source)} images, {source.where} ({source.stored.layout}: {source.stored.rule})")
   if records.is_finished(directory):
     print(f"{output} is finished: train from it with --set data.train={output} data.val=")
     return
@@ -74,7 +76,6 @@ def prepare(config: Config, output: str) -> None:
 def _open(config: Config, split: str) -> sources.ImageSource:
   source = sources.open_source(config.data, split)
   if isinstance(source, sources.ImageSource):
-    print(f"{split}: {len(source)} images, {source.where} ({source.stored.layout}, {source.stored.rule})")
     return source
   raise ConfigError(
     f"data.{split}='skimage' needs no preparation: give data.train a folder of images and leave data.val= empty"

@@ -41,6 +41,7 @@ _FREE_ON_RESUME = (
   "run.fsdp",
   "data.threads",
   "data.prefetch",
+  "data.stored_",
   "eval.",
 )
 

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
+from gmsrm_jax.config import ConfigError
 from gmsrm_jax.data import sources
 from gmsrm_jax.data.records import Records
 
@@ -88,15 +89,23 @@ class Shard:
         yield name, {"image": image, "name": name}
 
   def write(self, path: str) -> dict[str, Any]:
-    """Writes the local file and returns what it holds: names, bytes of each image, and the images left out."""
+    """Writes the local file and returns what it holds: names, bytes of each image, and the images left out.
+
+    Raises:
+      ConfigError: the file cannot be written.
+    """
     bad: dict[str, str] = {}
     names, sizes, features = [], [], _features()
-    writer = array_record_module.ArrayRecordWriter(path, "group_size:1")  # as grain wants it for random access
-    for name, example in self.examples(bad):
-      writer.write(features.serialize_example(example))
-      names.append(name)
-      sizes.append(len(example["image"]))
-    writer.close()
+    try:
+      writer = array_record_module.ArrayRecordWriter(path, "group_size:1")  # as grain wants it for random access
+      for name, example in self.examples(bad):
+        writer.write(features.serialize_example(example))
+        names.append(name)
+        sizes.append(len(example["image"]))
+      writer.close()
+    except RuntimeError as error:  # what ArrayRecord makes of a full disk
+      line = str(error).partition(";")[0]
+      raise ConfigError(f"{path}: {line}: make room or change permissions, then the same command goes on") from None
     return {"names": names, "bytes": sizes, "bad": bad, "size": os.path.getsize(path)}
 
 

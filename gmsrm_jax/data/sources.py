@@ -103,8 +103,14 @@ class Files:
 
   def sizes(self) -> list[int]:
     """Bytes of each file; -1 where there is no file any more."""
-    paths = [self.folder / name for name in self.names]
-    return [path.stat().st_size if path.exists() else -1 for path in paths]
+    return [self._size(os.path.join(self.folder, name)) for name in self.names]
+
+  @staticmethod
+  def _size(path: str) -> int:
+    try:
+      return os.stat(path).st_size
+    except OSError:
+      return -1
 
   def part(self, start: int, stop: int) -> Files:
     """The files from `start` to before `stop`."""
