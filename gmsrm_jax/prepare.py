@@ -43,8 +43,10 @@ def prepare(config: Config, output: str) -> None:
     raise ConfigError(f"--output={output}: {error}") from None
   require(not there or directory.is_dir(), f"--output={output} is a file: name a folder")
   splits = {split: _open(config, split) for split in ("train", "val")}
+  builder = builders.BUILDERS.get(splits["train"].stored.layout, builders.ImageFolder)
   side = config.data.stored_side or math.ceil(config.model.image_size / config.data.crop_min)
   plan = {
+    "builder": builder.name,
     "data": {split: sources.split_hash(source) for split, source in splits.items()},
     "images": {split: len(source) for split, source in splits.items()},
     "short_side": side,
@@ -58,10 +60,9 @@ def prepare(config: Config, output: str) -> None:
     return
 
   shards = {split: builders.make_shards(source, side, config.data.stored_format) for split, source in splits.items()}
-  builder = builders.BUILDERS.get(splits["train"].stored.layout, builders.ImageFolder)
-  builder = builder(shards=shards, data_dir=os.fspath(directory))
-  done = _write_shards(config, builder, splits, directory)
-  _describe(builder, directory, done)
+  dataset = builder(shards=shards, data_dir=os.fspath(directory))
+  done = _write_shards(config, dataset, splits, directory)
+  _describe(dataset, directory, done)
   total = sum(part["size"] for parts in done.values() for part in parts)
   kept = {split: sum(len(part["names"]) for part in parts) for split, parts in done.items()}
   left_out = [f"{split}/{name}" for split, parts in done.items() for part in parts for name in part["bad"]]
@@ -131,7 +132,8 @@ def _write_shards(
   before = total - sum(images[split][index] for split, index in missing)
   if before:
     print(f"going on: {before} of {total} images are there")
-  workers = min(len(os.sched_getaffinity(0)), max(1, len(missing)))
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  workers = min(cores, max(1, len(missing)))
   # Spawned, so that no thread or lock of this process is copied half-way.
   pool = concurrent.futures.ProcessPoolExecutor(
     workers, mp_context=multiprocessing.get_context("spawn"), initializer=_follow_parent
@@ -161,7 +163,7 @@ def _write_shards(
 
 def _check_bad(config: Config, source: sources.ImageSource, parts: list[Any]) -> None:
   bad = [name for part in parts if part is not None for name in part["bad"]]
-  sources.check_bad(bad, len(source), config.data.max_bad_share, source.where)
+  sources.check_bad(source.where, bad, len(source), config.data.max_bad_share)
   require(len(bad) < len(source), f"{source.where}: none of its {len(source)} image files can be decoded: replace them")
 
 

@@ -86,7 +86,7 @@ class Shard:
       except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
         bad[name] = sources.reason(error)
       else:
-        yield name, {"image": image, "name": name}
+        yield name, {"image": image, "name": os.fsencode(name)}  # a file's name may be no text
 
   def write(self, path: str) -> dict[str, Any]:
     """Writes the local file and returns what it holds: names, bytes of each image, and the images left out.

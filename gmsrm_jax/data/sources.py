@@ -22,6 +22,8 @@ from PIL import Image, ImageOps
 
 from gmsrm_jax.config import ConfigError, DataConfig, require
 from gmsrm_jax.data import layouts, records
+from gmsrm_jax.data.layouts import SUFFIXES as SUFFIXES  # the modes and the masks list their files alike
+from gmsrm_jax.data.layouts import image_names as image_names
 from gmsrm_jax.data.records import Records
 
 MAX_PIXELS = 89_000_000  # where Pillow begins to warn of decompression bombs; a camera's 50 million are fine
@@ -72,7 +74,15 @@ def decode(file: Path | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
     if width * height > MAX_PIXELS:
       raise Image.DecompressionBombError(f"{width}x{height} pixels")
     opened.load()
-    upright = ImageOps.exif_transpose(opened)
+    return as_rgb(ImageOps.exif_transpose(opened))
+
+
+def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+  """A decoded image of any mode as RGB; what is transparent becomes white.
+
+  Raises:
+    ValueError: the pixels have no known range.
+  """
   if upright.mode.startswith("I"):
     return _scaled_16_bit(np.asarray(upright))
   if upright.mode == "F":
@@ -176,16 +186,16 @@ class ImageSource:
         self._bad[name] = why
         _log.warning("%s: skipping %s, which cannot be decoded (%s)", self.where, name, why)
       bad = sorted(self._bad)
-    check_bad(bad, len(self.names), self._max_bad_share, self.where)
+    check_bad(self.where, bad, len(self.names), self._max_bad_share)
 
 
-def check_bad(bad: Sequence[str], total: int, max_share: float, where: str) -> None:
-  """Raises ConfigError when more images cannot be decoded than are allowed."""
-  allowed = max(1.0, max_share * total) if max_share > 0 else 0
+def check_bad(setting: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
+  """Raises ConfigError when more of the files are undecodable than the share allows; one always is, unless it is 0."""
+  allowed = max(1.0, max_bad_share * files) if max_bad_share > 0 else 0
   require(
     len(bad) <= allowed,
-    f"{where}: {len(bad)} of {total} image files cannot be decoded ({', '.join(bad[:10])}"
-    f"{', …' if len(bad) > 10 else ''}), more than data.max_bad_share={max_share} allows: replace or remove them",
+    f"{setting}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:10])}"
+    f"{', …' if len(bad) > 10 else ''}), more than data.max_bad_share={max_bad_share} allows: replace or remove them",
   )
 
 
