@@ -26,6 +26,7 @@ MODES = {  # mode to the flags it reads
   "masks": _COMMON | {"set", "output"},
   "export": _COMMON | {"output", "checkpoint"},
   "check": {"experiment", "platform", "mode", "set"},
+  "prepare": {"experiment", "platform", "mode", "set", "output"},
 }
 
 STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
@@ -50,14 +51,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--set", metavar="KEY=VALUE", nargs="+", action="extend", help="settings to change, such as memory.num_groups=1"
   )
-  inpaint = parser.add_argument_group("flags of --mode=inpaint")
+  inpaint = parser.add_argument_group("flags of the modes that read or write files")
   inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
   inpaint.add_argument(
     "--masks", metavar="FILE|DIR", help="masks with the same stems, white in the hole (default: what is transparent)"
   )
   inpaint.add_argument("--mask_invert", action="store_true", default=None, help="black is hole instead")
   inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
-  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: masks, export)")
+  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: prepare, masks, export)")
   inpaint.add_argument(
     "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export)"
   )
@@ -84,7 +85,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if value is not None and name not in MODES[flags.mode]:
       readers = [mode for mode, names in MODES.items() if name in names]
       raise ConfigError(f"--{name} is not read by --mode={flags.mode}: remove it, or use --mode={' or '.join(readers)}")
-  for name in {"inpaint": ("images", "output"), "export": ("output",), "masks": ("output",)}.get(flags.mode, ()):
+  for name in {
+    "inpaint": ("images", "output"),
+    "export": ("output",),
+    "masks": ("output",),
+    "prepare": ("output",),
+  }.get(flags.mode, ()):
     require(getattr(flags, name) is not None, f"--mode={flags.mode} needs --{name}: give a file or folder")
   if flags.mode == "inpaint":
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
@@ -141,6 +147,14 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import evaluate
 
     evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint)
+  elif flags.mode == "prepare":
+    from gmsrm_jax import prepare
+
+    prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
+  elif flags.mode == "prepare":
+    from gmsrm_jax import prepare
+
+    prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
   elif flags.mode == "inpaint":
     platform.check(flags.platform)
     from gmsrm_jax import inpaint

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import io
 import itertools
 import math
 import os
@@ -115,8 +116,8 @@ def scan(source: sources.Source, setting: str) -> Iterator[Found]:
   """Decodes every image of a source, in name order, on all cores."""
 
   def look(index: int) -> Found:
-    if isinstance(source, sources.FolderSource):
-      return scan_file(source.path(index), source.names[index])
+    if isinstance(source, sources.ImageSource):
+      return scan_file(source.stored.open(index), source.names[index])
     pixels, name = source[index]
     return _described(name, "pixels RGB", pixels)
 
@@ -131,17 +132,17 @@ def scan(source: sources.Source, setting: str) -> Iterator[Found]:
         yield file
 
 
-def scan_file(path: pathlib.Path, name: str) -> Found:
+def scan_file(stored: pathlib.Path | io.BytesIO, name: str) -> Found:
   """Decodes one file to its end."""
   kind = "unreadable"
   try:
-    with Image.open(path) as file:
+    with Image.open(stored) as file:
       kind = f"{file.format} {file.mode}"
-    return _described(name, kind, sources.decode(path))
+    return _described(name, kind, sources.decode(stored))
   except MemoryError:
     raise
   except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-    return Found(name, kind, reason=f"{type(error).__name__}: {' '.join(str(error).split())}")
+    return Found(name, kind, reason=sources.reason(error))
 
 
 def _described(name: str, kind: str, pixels: np.ndarray) -> Found:
@@ -173,11 +174,7 @@ def _spread(values: Sequence[int]) -> str:
 def describe_split(config: Config, split: str, source: sources.Source, files: Sequence[Found]) -> list[str]:
   """The lines on one split."""
   spec = config.data.train if split == "train" else config.data.val
-  rule = (
-    "a region of each photograph of scikit-image"
-    if isinstance(source, sources.DemoSource)
-    else "every image below the folder, in name order"
-  )
+  rule = "a region of each photograph of scikit-image" if isinstance(source, sources.DemoSource) else source.stored.rule
   whole = [file for file in files if not file.reason]
   bad = [file for file in files if file.reason]
   twins = duplicates(whole)

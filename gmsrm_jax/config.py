@@ -24,6 +24,8 @@ BUCKETS: tuple[tuple[float, float], ...] = (
 )
 """Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
 
+LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
+
 MASK_KINDS = (
   "free_form",
   "thick",
@@ -214,8 +216,12 @@ class MaskConfig:
 class DataConfig:
   """Images: where they are and how they are cropped."""
 
-  train: str = ""  # folder of training images, read recursively; or 'skimage' for the demo's photographs
-  val: str = ""  # folder of held-out images; or 'skimage'
+  train: str = ""  # a data set's root, any folder of images, a prepared folder, tfds:NAME[@DATA_DIR], or 'skimage'
+  val: str = ""  # held-out images, any of these; empty (or the same): the held-out part of data.train
+  layout: str = "auto"  # of data.train: auto (seen from the tree), folder, paris, celebahq, places2 or arrayrecord
+  val_share: float = 0.02  # held out by a hash where data.val is empty and data.train has no held-out part of its own
+  stored_side: int = 0  # --mode=prepare: largest short side, pixels; 0: image_size / crop_min, so no crop is enlarged
+  stored_format: str = "jpeg"  # --mode=prepare: of images that are resized: jpeg (quality 95) or png (lossless)
   crop_min: float = 0.8  # smallest random crop, share of the image's short side; 1 takes the whole short side
   flip: bool = True  # mirror half of the training images left-right
   jitter: float = 0.0  # brightness, contrast and saturation of training images vary by up to this share; below 1
@@ -227,6 +233,12 @@ class DataConfig:
 
   def __post_init__(self):
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
+    _one_of("data.layout", self.layout, LAYOUTS)
+    require(
+      0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a number within 0 to 1"
+    )
+    _not_negative("data.stored_side", self.stored_side)
+    _one_of("data.stored_format", self.stored_format, ("jpeg", "png"))
     _positive("data.threads", self.threads)
     _not_negative("data.workers", self.workers)
     _positive("data.prefetch", self.prefetch)

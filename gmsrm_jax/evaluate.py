@@ -204,8 +204,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     f"# {report['experiment']}, step {report['step']}",
     "",
     f"{settings['images']} held-out images at {settings['image_size']}x{settings['image_size']}, one fixed mask per "
-    f"image and bucket; all methods composited and scored as uint8. Masks: {settings['masks']}; "
-    f"sha256 {settings['masks_sha256'][:12]}.",
+    f"image and bucket; all methods composited and scored as uint8. Images sha256 "
+    f"{settings['images_sha256'][:12]}. Masks: {settings['masks']}; sha256 {settings['masks_sha256'][:12]}.",
   ]
   buckets = [bucket_name(bucket) for bucket in BUCKETS] + ["all"]
   shown = {"psnr": "PSNR (dB, higher is better)", "ssim": "SSIM (higher is better)", "l1": "L1 (lower is better)"}

@@ -43,6 +43,7 @@ _FREE_ON_RESUME = (
   "data.threads",
   "data.workers",
   "data.prefetch",
+  "data.stored_",
   "eval.",
 )
 
