@@ -151,10 +151,6 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import prepare
 
     prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
-  elif flags.mode == "prepare":
-    from gmsrm_jax import prepare
-
-    prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
   elif flags.mode == "inpaint":
     platform.check(flags.platform)
     from gmsrm_jax import inpaint
