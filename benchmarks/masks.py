@@ -32,7 +32,7 @@ PLAIN = "plain strokes, no range"
 
 
 def plain_strokes(rng: np.random.Generator, size: int = SIZE) -> np.ndarray:
-  """A free-form mask the way the field draws it without a wanted area: LaMa's procedure, in our words.
+  """A free-form mask as the field draws it, without a wanted area: after LaMa's procedure, in our words.
 
   One to ten brushes, each of one to nine straight segments of random direction, length (10 to 60 pixels) and one
   thickness (5 to 25 pixels) per segment, drawn one by one into a float mask.
