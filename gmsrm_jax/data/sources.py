@@ -266,7 +266,7 @@ def open_source(data: DataConfig, split: str) -> Source:
   """
   if split not in ("train", "val"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
-  own_val = data.val not in ("", data.train)
+  own_val = data.val != ""
   if split == "val" and (own_val or not data.train):
     setting, spec, layout = "data.val", data.val, "folder" if data.layout == "folder" else "auto"
   else:
