@@ -139,7 +139,7 @@ def report(turns: dict[str, list[Measured]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints the table, and writes it as JSON if asked to."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.input", description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.input", description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--images", required=True, metavar="DIR", help="folder of image files, read by both")
   parser.add_argument("--records", metavar="DIR", help="the same, prepared by --mode=prepare: a row of its own")
   parser.add_argument("--workers", type=int, default=2, help="worker processes of both; 0 stays in this process")

@@ -144,7 +144,7 @@ def inpaint(
           (folder / target).resolve() not in inputs,
           f"--output={output} would overwrite {folder / target}: choose another folder",
         )
-      inpainter.check(*mask.shape, num_samples, seed, strategy)
+      inpainter.check(mask.shape[0], mask.shape[1], num_samples, seed, strategy)
       fills = []
       for target, fill in zip(
         names,

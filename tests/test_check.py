@@ -42,7 +42,7 @@ def test_good_data_pass_with_the_self_test(folders, capsys):
     "shorter side 80 / 80 / 80, longer side 90 / 90 / 90 pixels",
     "4 JPEG RGB, 1 PNG RGB",
     "shorter side 70 / 70 / 70, longer side 100 / 100 / 100 pixels",
-    sources.split_hash(sources.open_source(DataConfig(train=str(folders[0])), "train"))[:12],
+    sources.split_hash(sources.open_source(DataConfig(train=str(folders[0]), val=str(folders[1])), "train"))[:12],
     "damaged   0 of",
     "copies    0 of",
     "held-out pictures that are training pictures too: 0",
