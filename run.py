@@ -23,6 +23,7 @@ MODES = {  # mode to the flags it reads
   "inpaint": _COMMON
   | {"images", "masks", "output", "checkpoint", "num_samples", "seed", "strategy", "format", "contact_sheet"},
   "export": _COMMON | {"output", "checkpoint"},
+  "serve": _COMMON | {"checkpoint", "host", "port"},
 }
 
 STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: export)")
   inpaint.add_argument(
-    "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export)"
+    "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export, serve)"
   )
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
   inpaint.add_argument("--seed", metavar="S", type=int, help="another seed draws other samples 1, 2 ... (default: 0)")
@@ -63,6 +64,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument(
     "--contact_sheet", action="store_true", default=None, help="also write STEM_sheet.png with all samples"
   )
+  serve = parser.add_argument_group("flags of --mode=serve")
+  serve.add_argument(
+    "--host", metavar="NAME", help="address to listen on; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
+  )
+  serve.add_argument("--port", metavar="N", type=int, help="port to listen on; 0 takes a free one (default: 7860)")
 
   flags, unknown = parser.parse_known_args(argv)
   known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
@@ -96,6 +102,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       flags.seed == 0 or flags.num_samples > 1,
       f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
     )
+  if flags.mode == "serve":
+    flags.host = flags.host or "127.0.0.1"
+    flags.port = 7860 if flags.port is None else flags.port
+    require(0 <= flags.port <= 65535, f"--port={flags.port} is no port: give a number from 0 to 65535")
   require(
     "://" not in (flags.workdir or ""),
     f"--workdir={flags.workdir} is no local folder: mount the bucket and name the path it is mounted at",
@@ -154,6 +164,11 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import export
 
     export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output)
+  elif flags.mode == "serve":
+    platform.check(flags.platform)
+    from gmsrm_jax import serve
+
+    serve.serve(checkpoint=flags.checkpoint, workdir=workdir, host=flags.host, port=flags.port)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -46,9 +46,10 @@ class Limits:
 class Refused(ConfigError):
   """A request that is not carried out, with its HTTP status."""
 
-  def __init__(self, status: int, message: str):
+  def __init__(self, status: int, message: str, retry_after: int = 0):
     super().__init__(message)
     self.status = status
+    self.retry_after = retry_after  # seconds; 0 says nothing
 
 
 def demand(condition: bool, status: int, message: str) -> None:
@@ -102,7 +103,7 @@ def read_order(fields: Mapping[str, Value], limits: Limits, inpainter: Inpainter
     demand(name in FIELDS, 422, f"field {name!r:.60} is unknown: {suggest(name, FIELDS)}send {', '.join(FIELDS)}")
   num_samples = _whole("num_samples", fields.get("num_samples"), 1, 1, limits.samples)
   seed = _whole("seed", fields.get("seed"), 0, 0, MAX_SEED)
-  strategy = fields.get("strategy") or "auto"
+  strategy = "auto" if fields.get("strategy") in (None, "") else fields["strategy"]
   demand(isinstance(strategy, str), 422, f"strategy={strategy!r:.40} is no text: send 'auto'")
   inpainter.check(1, 1, num_samples, seed, str(strategy))
   image, mask = fields.get("image"), fields.get("mask")

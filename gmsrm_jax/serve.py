@@ -49,8 +49,11 @@ from gmsrm_jax.inpainter import BATCH, Inpainter
 from gmsrm_jax.orders import Limits, Order, Refused, Value, demand
 
 PAGE = pathlib.Path(__file__).parent / "page"
-_FILES = {"/": ("index.html", "text/html"), "/page.css": ("page.css", "text/css")}
-_FILES["/page.js"] = ("page.js", "text/javascript")
+_FILES = {
+  "/": ("index.html", "text/html"),
+  "/page.css": ("page.css", "text/css"),
+  "/page.js": ("page.js", "text/javascript"),
+}
 _HEADERS = {
   "Cache-Control": "no-store",
   "X-Content-Type-Options": "nosniff",
@@ -119,7 +122,9 @@ class Service:
         async with asyncio.timeout(self.limits.seconds):
           fields = await _read_fields(request, self.limits.upload_bytes)
       except TimeoutError:
-        raise Refused(408, f"the body did not arrive within {self.limits.seconds:g} s: send a smaller picture") from None
+        raise Refused(
+          408, f"the body did not arrive within {self.limits.seconds:g} s: send a smaller picture"
+        ) from None
       order = await run_in_threadpool(orders.read_order, fields, self.limits, self.inpainter)
       stop = threading.Event()
       job = self._thread.submit(self._fill, order, stop)
@@ -137,16 +142,14 @@ class Service:
   def _enter(self) -> None:
     with self._lock:
       if self._places > self.limits.waiting:
-        raise Refused(503, f"{self._places} requests are waiting already: try again later")
+        # A place is free as soon as one fill is done.
+        after = max(1, min(60, math.ceil(self._seconds)))
+        raise Refused(503, f"{self._places} requests are in work already: try again in {after} s", after)
       self._places += 1
 
   def _leave(self) -> None:
     with self._lock:
       self._places -= 1
-
-  def retry_after(self) -> int:
-    """Seconds until a place may be free."""
-    return max(1, min(60, math.ceil(self._seconds)))
 
   def _fill(self, order: Order, stop: threading.Event) -> list[bytes]:
     def go_on() -> None:
@@ -231,9 +234,10 @@ def _on_http(_: Request, error: Any) -> Response:
   return _error(error.status_code, error.detail, dict(error.headers or {}))
 
 
-def _on_config(request: Request, error: Any) -> Response:
-  status = error.status if isinstance(error, Refused) else 422
-  return _error(status, str(error), {"Retry-After": "1"} if status == 503 else None)
+def _on_config(_: Request, error: Any) -> Response:
+  if not isinstance(error, Refused):
+    return _error(422, str(error))
+  return _error(error.status, str(error), {"Retry-After": str(error.retry_after)} if error.retry_after else None)
 
 
 def _on_memory(*_: Any) -> Response:
@@ -257,9 +261,9 @@ def listen(host: str, port: int) -> socket.socket:
   try:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=128)
-  except OSError as error:
-    reason = (error.strerror or str(error)).lower()
-    raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another port") from None
+  except (OSError, UnicodeError) as error:
+    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
 
 
 def serve(*, checkpoint: str | None, workdir: str, host: str, port: int) -> None:
@@ -290,15 +294,7 @@ def serve(*, checkpoint: str | None, workdir: str, host: str, port: int) -> None
 
 def make_server(service: Service) -> uvicorn.Server:
   """The HTTP server of a service."""
+  options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE}
   return uvicorn.Server(
-    uvicorn.Config(
-      service.app(),
-      http="h11",
-      ws="none",
-      lifespan="off",
-      log_level="warning",
-      access_log=False,
-      server_header=False,
-      timeout_graceful_shutdown=_GRACE,
-    )
+    uvicorn.Config(service.app(), log_level="warning", access_log=False, server_header=False, **options)
   )
