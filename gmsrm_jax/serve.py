@@ -95,7 +95,9 @@ class Service:
     routes += [Route("/health", self.health), Route("/inpaint", self.inpaint, methods=["POST"])]
     handlers: dict[Any, Any] = {HTTPException: _on_http, ConfigError: _on_config, Exception: _on_bug}
     handlers |= {ClientDisconnect: _on_gone, MemoryError: _on_memory, jax.errors.JaxRuntimeError: _on_memory}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # it would send clients to whatever host they named
+    return app
 
   async def health(self, _: Request) -> Response:
     """What runs here, and how much there is to do."""
@@ -262,7 +264,7 @@ def listen(host: str, port: int) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     return socket.create_server(address[:2], family=family, backlog=128)
   except (OSError, UnicodeError) as error:
-    reason = (getattr(error, "strerror", None) or str(error)).lower()
+    reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0].lower()
     raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
 
 
