@@ -87,7 +87,8 @@ function draw({ size, erase, points }, first) {
   paint.lineCap = paint.lineJoin = "round";
   paint.beginPath();
   paint.moveTo(...points[first]);
-  for (const point of points.slice(first)) paint.lineTo(...point);
+  // A line of no length would not be drawn, though a click is to leave a dot.
+  for (const [x, y] of points.slice(first)) paint.lineTo(x + 0.01, y);
   paint.stroke();
 }
 
