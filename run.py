@@ -21,8 +21,12 @@ MODES = {  # mode to the flags it reads
   "train": _COMMON | {"set"},
   "evaluate": _COMMON | {"set", "checkpoint"},
   "inpaint": _COMMON
-  | {"images", "masks", "output", "checkpoint", "num_samples", "seed", "strategy", "format", "contact_sheet"},
+  | {"images", "masks", "mask_invert", "mask_dilate", "output", "format", "contact_sheet"}
+  | {"checkpoint", "num_samples", "seed", "strategy"},
+  "masks": _COMMON | {"set", "output"},
   "export": _COMMON | {"output", "checkpoint"},
+  "check": {"experiment", "platform", "mode", "set"},
+  "prepare": {"experiment", "platform", "mode", "set", "output"},
   "serve": _COMMON | {"checkpoint", "host", "port"},
 }
 
@@ -48,12 +52,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--set", metavar="KEY=VALUE", nargs="+", action="extend", help="settings to change, such as memory.num_groups=1"
   )
-  inpaint = parser.add_argument_group("flags of --mode=inpaint")
+  inpaint = parser.add_argument_group("flags of the modes that read or write files")
   inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
   inpaint.add_argument(
     "--masks", metavar="FILE|DIR", help="masks with the same stems, white in the hole (default: what is transparent)"
   )
-  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: export)")
+  inpaint.add_argument("--mask_invert", action="store_true", default=None, help="black is hole instead")
+  inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
+  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: prepare, masks, export)")
   inpaint.add_argument(
     "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export, serve)"
   )
@@ -85,12 +91,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if value is not None and name not in MODES[flags.mode]:
       readers = [mode for mode, names in MODES.items() if name in names]
       raise ConfigError(f"--{name} is not read by --mode={flags.mode}: remove it, or use --mode={' or '.join(readers)}")
-  for name in {"inpaint": ("images", "output"), "export": ("output",)}.get(flags.mode, ()):
+  for name in {
+    "inpaint": ("images", "output"),
+    "export": ("output",),
+    "masks": ("output",),
+    "prepare": ("output",),
+  }.get(flags.mode, ()):
     require(getattr(flags, name) is not None, f"--mode={flags.mode} needs --{name}: give a file or folder")
   if flags.mode == "inpaint":
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
     flags.seed = flags.seed or 0
     require(flags.num_samples > 0, f"--num_samples={flags.num_samples} must be greater than 0")
+    flags.mask_invert = bool(flags.mask_invert)
+    flags.mask_dilate = flags.mask_dilate or 0
+    require(flags.mask_dilate >= 0, f"--mask_dilate={flags.mask_dilate} must not be negative")
     require(flags.seed >= 0, f"--seed={flags.seed} must not be negative")
     for name, default, choices in (("strategy", "auto", STRATEGIES), ("format", "keep", FORMATS)):
       value = getattr(flags, name) or default
@@ -143,6 +157,10 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import evaluate
 
     evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint)
+  elif flags.mode == "prepare":
+    from gmsrm_jax import prepare
+
+    prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
   elif flags.mode == "inpaint":
     platform.check(flags.platform)
     from gmsrm_jax import inpaint
@@ -158,12 +176,26 @@ def dispatch(flags: argparse.Namespace) -> None:
       strategy=flags.strategy,
       file_format=flags.format,
       contact_sheet=bool(flags.contact_sheet),
+      mask_invert=flags.mask_invert,
+      mask_dilate=flags.mask_dilate,
     )
+  elif flags.mode == "masks":
+    # Those of a trained folder where one is named: what it is evaluated with.
+    config = load_trained(workdir, flags.experiment) if flags.workdir else experiment
+    from gmsrm_jax import write_masks
+
+    write_masks.write_masks(config_lib.override(config, flags.set or []), flags.output)
   elif flags.mode == "export":
     platform.check(flags.platform)
     from gmsrm_jax import export
 
     export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output)
+  elif flags.mode == "check":
+    config = config_lib.override(experiment, flags.set or [])
+    platform.check(flags.platform)
+    from gmsrm_jax import check
+
+    check.check(config)
   elif flags.mode == "serve":
     platform.check(flags.platform)
     from gmsrm_jax import serve

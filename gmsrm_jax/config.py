@@ -24,7 +24,22 @@ BUCKETS: tuple[tuple[float, float], ...] = (
 )
 """Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
 
-MASK_KINDS = ("free_form", "thick", "medium", "thin", "rectangles", "centre")
+LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
+
+MASK_KINDS = (
+  "free_form",
+  "thick",
+  "medium",
+  "thin",
+  "rectangles",
+  "centre",
+  "comodgan",
+  "half",
+  "outpaint",
+  "lines",
+  "objects",
+  "occlusions",
+)
 
 
 class ConfigError(ValueError):
@@ -163,12 +178,25 @@ class MaskConfig:
   thin: float = 0.5  # weight of LaMa-style narrow strokes
   rectangles: float = 1.0  # weight of random rectangles
   centre: float = 0.25  # weight of a centred square
+  comodgan: float = 0.0  # weight of CoModGAN's zigzag walks with half- and full-size boxes
+  half: float = 0.0  # weight of all that lies on one side of a straight cut
+  outpaint: float = 0.0  # weight of the border around a window
+  lines: float = 0.0  # weight of parallel lines or a grid
+  objects: float = 0.0  # weight of shapes from objects_folder, scaled, turned and placed
+  occlusions: float = 0.0  # weight of pieces of the masks in occlusions_folder, turned and dilated
+  objects_folder: str = ""  # folder of mask files, a white shape in each (such as instance masks)
+  occlusions_folder: str = ""  # folder of raw occlusion masks, white in the hole (such as NVIDIA's training masks)
   area_min: float = 0.05  # smallest hole area, share of the image
   area_max: float = 0.6  # largest hole area, share of the image
 
   def __post_init__(self):
     for kind in MASK_KINDS:
       _not_negative(f"mask.{kind}", getattr(self, kind))
+    for kind in ("objects", "occlusions"):
+      require(
+        getattr(self, kind) == 0 or getattr(self, f"{kind}_folder") != "",
+        f"mask.{kind}={getattr(self, kind)} needs files: set mask.{kind}_folder to a folder of mask files",
+      )
     require(any(getattr(self, kind) > 0 for kind in MASK_KINDS), "every mask weight is 0: give one mask kind a weight")
     _share("mask.area_min", self.area_min)
     _share("mask.area_max", self.area_max)
@@ -188,18 +216,33 @@ class MaskConfig:
 class DataConfig:
   """Images: where they are and how they are cropped."""
 
-  train: str = ""  # folder of training images, read recursively; or 'skimage' for the demo's photographs
-  val: str = ""  # folder of held-out images; or 'skimage'
+  train: str = ""  # a data set's root, any folder of images, a prepared folder, tfds:NAME[@DATA_DIR], or 'skimage'
+  val: str = ""  # held-out images, any of these; empty: the held-out part of data.train
+  layout: str = "auto"  # of data.train: auto (seen from the tree), folder, paris, celebahq, places2 or arrayrecord
+  val_share: float = 0.02  # held out by a hash where data.val is empty and data.train has no held-out part of its own
+  stored_side: int = 0  # --mode=prepare: largest short side, pixels; 0: image_size / crop_min, so no crop is enlarged
+  stored_format: str = "jpeg"  # --mode=prepare: of images that are resized: jpeg (quality 95) or png (lossless)
   crop_min: float = 0.8  # smallest random crop, share of the image's short side; 1 takes the whole short side
   flip: bool = True  # mirror half of the training images left-right
-  threads: int = 2  # threads that decode images
-  prefetch: int = 16  # decoded examples kept ready
+  jitter: float = 0.0  # brightness, contrast and saturation of training images vary by up to this share; below 1
+  threads: int = 2  # threads that decode images, where there are no workers
+  workers: int = 0  # processes that decode images instead, the same batches; 0 decodes in this process
+  prefetch: int = 16  # decoded examples kept ready, in whole batches with workers
+  synthetic: bool = False  # one fixed random batch instead of data.train: measures the model alone, trains nothing
   max_bad_share: float = 0.01  # more undecodable files than this share is an error
 
   def __post_init__(self):
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
+    _one_of("data.layout", self.layout, LAYOUTS)
+    require(
+      0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a number within 0 to 1"
+    )
+    _not_negative("data.stored_side", self.stored_side)
+    _one_of("data.stored_format", self.stored_format, ("jpeg", "png"))
     _positive("data.threads", self.threads)
+    _not_negative("data.workers", self.workers)
     _positive("data.prefetch", self.prefetch)
+    require(0 <= self.jitter < 1, f"data.jitter={self.jitter} is out of range: give a number from 0 to below 1")
     _share("data.max_bad_share", self.max_bad_share)
 
 
@@ -264,12 +307,15 @@ class EvalConfig:
   batch_size: int = 8  # images per step; does not change the numbers
   max_images: int = 0  # evaluate the first N images in name order; 0 takes all
   mask_seed: int = 2022  # with the file name and bucket, decides every evaluation mask
+  masks: str = ""  # what --mode=masks wrote, a folder of mask files, or NVIDIA's test masks; empty draws them
+  mask_bucket: str = "area"  # NVIDIA's masks belong to buckets by measured area, or by index // 2000
   telea_radius: float = 3.0  # radius of OpenCV's Telea baseline, pixels
 
   def __post_init__(self):
     _positive("eval.batch_size", self.batch_size)
     _not_negative("eval.max_images", self.max_images)
     _not_negative("eval.mask_seed", self.mask_seed)
+    _one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
     _positive("eval.telea_radius", self.telea_radius)
 
 
@@ -417,7 +463,7 @@ def shrink(config: Config) -> Config:
       heads=2,
       revive_every=min(2, config.memory.revive_every),
     ),
-    data=dataclasses.replace(config.data, threads=1, prefetch=2),
+    data=dataclasses.replace(config.data, threads=1, workers=0, prefetch=2),
     loss=dataclasses.replace(config.loss, features="recognition", feature_crop=0),
     stage1=short(config.stage1),
     stage2=short(config.stage2),

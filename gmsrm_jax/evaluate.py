@@ -7,7 +7,6 @@ composites, so nothing outside the hole can differ.
 from __future__ import annotations
 
 import functools
-import hashlib
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import BUCKETS, Config, require
 from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.data.evaluation_masks import masks_sha256
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
@@ -180,16 +180,15 @@ def evaluate_state(config: Config, state: TrainState, evaluation: pipeline.Evalu
 
 def protocol(config: Config, evaluation: pipeline.EvaluationSet) -> dict[str, Any]:
   """Everything that the numbers depend on besides the weights."""
-  digest = hashlib.sha256()
-  for index, name in enumerate(evaluation.names):
-    for bucket in BUCKETS:
-      digest.update(f"{name}\0{bucket}\0".encode() + np.packbits(evaluation.mask(index, bucket)).tobytes())
+  holes = (
+    (name, bucket, evaluation.mask(index, bucket)) for index, name in enumerate(evaluation.names) for bucket in BUCKETS
+  )
   return {
     "images": len(evaluation),
     "image_size": config.model.image_size,
     "images_sha256": sources.split_hash(evaluation.source),
-    "masks_sha256": digest.hexdigest(),
-    "masks": f"generated, one per image and bucket, eval.mask_seed={config.eval.mask_seed}",
+    "masks_sha256": masks_sha256(holes),
+    "masks": evaluation.mask_source,
     "composite": True,
     "psnr": "uint8 RGB, data range 1, mean of dB per image",
     "ssim": "Gaussian window 11, sigma 1.5, data range 1, mean over RGB",
@@ -205,7 +204,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     f"# {report['experiment']}, step {report['step']}",
     "",
     f"{settings['images']} held-out images at {settings['image_size']}x{settings['image_size']}, one fixed mask per "
-    f"image and bucket; all methods composited and scored as uint8. Masks sha256 {settings['masks_sha256'][:12]}.",
+    f"image and bucket; all methods composited and scored as uint8. Images sha256 "
+    f"{settings['images_sha256'][:12]}. Masks: {settings['masks']}; sha256 {settings['masks_sha256'][:12]}.",
   ]
   buckets = [bucket_name(bucket) for bucket in BUCKETS] + ["all"]
   shown = {"psnr": "PSNR (dB, higher is better)", "ssim": "SSIM (higher is better)", "l1": "L1 (lower is better)"}

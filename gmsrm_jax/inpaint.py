@@ -13,14 +13,12 @@ from tqdm import tqdm
 
 from gmsrm_jax import photos
 from gmsrm_jax.config import ConfigError, require
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import mask_files, sources
 from gmsrm_jax.inpainter import Inpainter
 from gmsrm_jax.writer import save_panel
 
 _log = logging.getLogger(__name__)
 
-MASK_THRESHOLD = 127
-"""A mask pixel above this is hole: white is hole, and the soft edges of a JPEG are cut in the middle."""
 SHEET_SIDE = 256
 """Longest side of a picture on a contact sheet, pixels."""
 
@@ -42,10 +40,10 @@ def pair_files(images: str, masks: str | None) -> list[Pair]:
   _by_stem("--images", image_files)  # Equal stems would write to one output file.
   if masks is None:
     return [Pair(image, None) for image in image_files]
-  mask_files = _files("--masks", masks)
+  hole_files = _files("--masks", masks)
   if pathlib.Path(masks).is_file():
-    return [Pair(image, mask_files[0]) for image in image_files]
-  by_stem = _by_stem("--masks", mask_files)
+    return [Pair(image, hole_files[0]) for image in image_files]
+  by_stem = _by_stem("--masks", hole_files)
   missing = [image.name for image in image_files if image.stem not in by_stem]
   require(
     not missing,
@@ -73,30 +71,27 @@ def _by_stem(flag: str, files: list[pathlib.Path]) -> dict[str, pathlib.Path]:
   return by_stem
 
 
-def read_hole(pair: Pair, photo: photos.Photo) -> UInt8[np.ndarray, "h w"]:
-  """The upright hole of a photo: from its mask file, or where it is itself less than half opaque.
+def read_hole(pair: Pair, photo: photos.Photo, *, invert: bool = False, dilate: int = 0) -> UInt8[np.ndarray, "h w"]:
+  """The upright hole of a photo: from its mask file (see `mask_files`), or where it is itself less than half opaque.
 
   Raises:
     ConfigError: the mask cannot be decoded, is not of the photo's size, or the photo has no transparency.
   """
   height, width = photo.rgb.shape[:2]
-  if pair.mask is None:
+  if pair.mask is not None:
+    mask, name = mask_files.read_mask(pair.mask, invert=invert, dilate=dilate), str(pair.mask)
+    require(
+      mask.shape == (height, width),
+      f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} but {pair.image} is {width}x{height}: "
+      "make the mask as large as its image",
+    )
+  else:
     alpha = photo.alpha
     if alpha is None:
       raise ConfigError(f"{pair.image} has no transparency to take as its hole: give --masks")
-    mask, name = (alpha <= MASK_THRESHOLD).astype(np.uint8), f"{pair.image} (its transparency)"
-  else:
-    pixels = photos.read_photo(pair.mask).rgb
-    require(
-      pixels.shape[:2] == (height, width),
-      f"{pair.mask} is {pixels.shape[1]}x{pixels.shape[0]} but {pair.image} is {width}x{height}: "
-      "make the mask as large as its image",
-    )
-    mask, name = (cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) > MASK_THRESHOLD).astype(np.uint8), str(pair.mask)
-  if not mask.any():
-    _log.warning("%s is black everywhere, so nothing is filled: paint the hole white", name)
-  elif mask.mean() > 0.7:
-    _log.warning("%s makes %.0f %% of the image hole: is it inverted? white is hole", name, 100 * mask.mean())
+    mask, name = ((alpha <= mask_files.THRESHOLD) != invert).astype(np.uint8), f"{pair.image} (its transparency)"
+    mask = mask_files.dilated(mask, dilate) if dilate else mask
+  mask_files.warn_area(mask, name)
   return mask
 
 
@@ -118,6 +113,8 @@ def inpaint(
   strategy: str,
   file_format: str,
   contact_sheet: bool,
+  mask_invert: bool,
+  mask_dilate: int,
 ) -> None:
   """Fills every picture of a file or folder and writes it to `output` under its own name.
 
@@ -137,7 +134,7 @@ def inpaint(
   for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
     try:
       photo = photos.read_photo(pair.image)
-      mask = read_hole(pair, photo)
+      mask = read_hole(pair, photo, invert=mask_invert, dilate=mask_dilate)
       name = photos.output_name(pair.image, photo, file_format)
       if not photos.output_format(photo, file_format)[1]:
         lossy.append(pair.image.name)
@@ -147,7 +144,7 @@ def inpaint(
           (folder / target).resolve() not in inputs,
           f"--output={output} would overwrite {folder / target}: choose another folder",
         )
-      inpainter.check(*mask.shape, num_samples, seed, strategy)
+      inpainter.check(mask.shape[0], mask.shape[1], num_samples, seed, strategy)
       fills = []
       for target, fill in zip(
         names,

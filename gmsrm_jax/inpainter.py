@@ -158,18 +158,20 @@ class Inpainter:
     groups += [range(i, i + 1) for i in range(whole, len(places))]
     for group in groups:
       before_batch()
-      views = [self._padded(*windows.view(image, mask, places[i])) for i in group]
+      views = [self._padded(windows.view(image, mask, places[i])) for i in group]
       keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array([first + i for i in group]))
       images, holes = (np.stack(parts) for parts in zip(*views, strict=True))
       predicted = np.asarray(_predict(self.config, self.params, images, holes[..., None], keys, jnp.float32(noisy)))
       for i, pixels in zip(group, predicted, strict=True):
         yield places[i], pixels[: places[i].rows, : places[i].columns]
 
-  def _padded(self, image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  def _padded(self, view: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Pads a view to its bucket. The padding is hole, so that invented pixels do not count as evidence."""
+    image, hole = view
     model = self.config.model
-    rows, columns = windows.padded_size(*hole.shape, model.image_size, model.stride)
-    padding = ((0, rows - hole.shape[0]), (0, columns - hole.shape[1]))
+    height, width = hole.shape
+    rows, columns = windows.padded_size(height, width, model.image_size, model.stride)
+    padding = ((0, rows - height), (0, columns - width))
     return np.pad(image, (*padding, (0, 0))), np.pad(hole, padding, constant_values=1)
 
 

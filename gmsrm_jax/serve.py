@@ -108,7 +108,7 @@ class Service:
         "version": gmsrm_jax.__version__,
         "model": config.name,
         "image_size": config.model.image_size,
-        "device": f"{device.platform} ({device.device_kind})",
+        "device": " ".join(dict.fromkeys((device.platform, device.device_kind))),
         "samples": self.limits.samples if config.variation.enabled else 1,
         "waiting": self._places,
         "limits": dataclasses.asdict(self.limits),

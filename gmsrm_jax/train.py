@@ -6,6 +6,7 @@ resumes where the last checkpoint was taken, to the bit.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import math
@@ -40,7 +41,9 @@ _FREE_ON_RESUME = (
   "run.panel_images",
   "run.fsdp",
   "data.threads",
+  "data.workers",
   "data.prefetch",
+  "data.stored_",
   "eval.",
 )
 
@@ -67,7 +70,7 @@ def train(config: Config, workdir: str) -> None:
   sharding.check_batch(config, mesh)
   evaluation = pipeline.evaluation_set(config)
   # Before the checkpointers: a missing folder is refused before one is made for the run.
-  training = sources.open_source(config.data, "train")
+  training = None if config.data.synthetic else sources.open_source(config.data, "train")
   plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
   done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
   resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}
@@ -90,7 +93,9 @@ def train(config: Config, workdir: str) -> None:
         if stage == "memory" and "inpaint" in resumed:
           continue  # Stage 2 has begun: its checkpoint holds the memory.
         memory_params = state.ema if state is not None else None
-        state = run_stage(config, stage, mesh, done[stage], writer, evaluation, root, memory_params)
+        iterator = pipeline.training_iterator(config, stage, jax.process_index(), jax.process_count())
+        with contextlib.closing(iterator):
+          state = run_stage(config, stage, mesh, iterator, done[stage], writer, evaluation, root, memory_params)
   finally:
     # Also when a run is stopped: a save still in the background would be cut off, with pages of tracebacks.
     for saved in done.values():
@@ -122,18 +127,21 @@ def check_settings(config: Config) -> None:
 def describe_run(
   config: Config,
   root: pathlib.Path,
-  training: sources.Source,
+  training: sources.Source | None,
   evaluation: pipeline.EvaluationSet,
   *,
   free: tuple[str, ...],
 ) -> None:
   """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
 
+  `training` is None where data.synthetic stands in for it.
+
   Raises:
     ConfigError: the folder holds a run of other settings or other images.
   """
-  splits = {"train": sources.split_hash(training), "val": sources.split_hash(evaluation.source)}
-  counts = {"train": len(training), "val": len(evaluation)}
+  train_hash = "synthetic" if training is None else sources.split_hash(training)
+  splits = {"train": train_hash, "val": sources.split_hash(evaluation.source)}
+  counts = {"train": 0 if training is None else len(training), "val": len(evaluation)}
   path = root / "config.json"
   if path.exists():
     before = read_run(root)
@@ -231,6 +239,7 @@ def run_stage(
   config: Config,
   stage: str,
   mesh: Mesh,
+  iterator: Any,
   saved: Checkpointer,
   writer: Writer,
   evaluation: pipeline.EvaluationSet,
@@ -239,7 +248,6 @@ def run_stage(
 ) -> TrainState:
   """Runs a stage from its newest checkpoint, or from the start, to its end."""
   settings = config.stage1 if stage == "memory" else config.stage2
-  iterator = pipeline.training_iterator(config, stage, jax.process_index(), jax.process_count())
   target = with_shardings(config, stage, mesh)
   if saved.latest() is not None:
     state = saved.restore(target, iterator)

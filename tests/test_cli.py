@@ -40,6 +40,7 @@ def command(*flags: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProces
     (["--experiment=pars"], ["--experiment=pars", "did you mean 'paris'?", "celebahq, demo, paris, places2"]),
     (["--set", "memory.num_group=1"], ["memory.num_group", "did you mean 'memory.num_groups'?"]),
     (["--exprment=paris"], ["--exprment", "did you mean '--experiment'?"]),
+    (["--mode=prepare", "--output=x", "--set", "data.train=no"], ["data.train='no' does not exist", "give data.train"]),
     (["--mode=evaluate"], ["runs/demo", "config.json", "train there first"]),
   ],
 )
@@ -70,7 +71,7 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
   done = command("--help")
   assert time.monotonic() - start < 5
   assert done.returncode == 0 and done.stderr == ""
-  for word in [*experiments.names(), "train", "evaluate", "inpaint", "--num_samples"]:
+  for word in [*experiments.names(), "train", "evaluate", "inpaint", "check", "prepare", "--num_samples"]:
     assert word in done.stdout
   program = "import sys, run, experiments; experiments.load('paris'); print('jax' in sys.modules)"
   loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -87,7 +88,17 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
     (["--checkpoint=x"], "use --mode=evaluate or inpaint"),
     (["--mode=inpaint", "--set", "run.seed=1"], "--set is not read by --mode=inpaint"),
     (["--mode=inpaint", "--images=x", "--masks=y"], "--mode=inpaint needs --output"),
+    (["--mode=prepare"], "--mode=prepare needs --output"),
+    (["--mode=prepare", "--output=x", "--workdir=y"], "--workdir is not read by --mode=prepare"),
+    (
+      ["--output=x"],
+      "--output is not read by --mode=train: remove it, or use --mode=inpaint or masks or export or prepare",
+    ),
     (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"], "--num_samples=0 must be"),
+    (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--mask_dilate=-1"], "--mask_dilate=-1 must not be"),
+    (["--mask_invert"], "--mask_invert is not read by --mode=train: remove it, or use --mode=inpaint"),
+    (["--mode=masks"], "--mode=masks needs --output"),
+    (["--mode=check", "--workdir=x"], "--workdir is not read by --mode=check"),
     (["--seed=x"], "argument --seed: invalid int value: 'x'"),
     (["--exp=paris"], "unknown flag '--exp'"),
     (["demo"], "unknown flag 'demo'"),
@@ -148,4 +159,5 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
 
 def test_the_modes_exist():
   for mode in run.MODES:
-    assert importlib.util.find_spec(f"gmsrm_jax.{mode}") is not None, mode
+    module = {"masks": "write_masks"}.get(mode, mode)  # data.masks draws them
+    assert importlib.util.find_spec(f"gmsrm_jax.{module}") is not None, mode

@@ -72,6 +72,8 @@ def test_checks_see_only_the_final_values(config):
     ("run.seed=one", ["run.seed='one'", "a whole number", "run.seed=4"]),
     ("run.fsdp=1.5", ["run.fsdp='1.5'", "a whole number"]),
     ("data.flip=1", ["data.flip='1'", "true or false"]),
+    ("data.workers=-1", ["data.workers=-1 must not be negative"]),
+    ("data.jitter=1", ["data.jitter=1.0 is out of range", "from 0 to below 1"]),
     ("model.widths=32,big", ["model.widths='32,big'", "32,64,128"]),
     ("stage1.learning_rate=nan", ["stage1.learning_rate=nan", "a finite number"]),
     ("model.size=bse", ["model.size='bse'", "did you mean 'base'?"]),

@@ -182,10 +182,24 @@ def test_a_mask_is_hole_where_it_is_brighter_than_the_threshold(tmp_path, caplog
   assert inpaint.read_hole(pair, photo).tolist() == [[0, 0, 1, 1]]
   Image.fromarray(np.zeros((1, 4), np.uint8)).save(pair.mask)
   inpaint.read_hole(pair, photo)
-  assert "black everywhere" in caplog.text
+  assert "has no hole" in caplog.text
   Image.fromarray(np.full((1, 4), 255, np.uint8)).save(pair.mask)
   inpaint.read_hole(pair, photo)
   assert "is it inverted" in caplog.text
+
+
+def test_the_flags_invert_and_then_widen_the_hole(tmp_path):
+  Image.new("RGB", (75, 50)).save(tmp_path / "image.png")
+  photo = photos.read_photo(tmp_path / "image.png")
+  # The eight known columns of the left edge become the hole, and then grow by three.
+  levels = np.full((50, 75), 255, np.uint8)
+  levels[:, :8] = 0
+  Image.fromarray(levels).save(tmp_path / "mask.png")
+  pair = inpaint.Pair(tmp_path / "image.png", tmp_path / "mask.png")
+  np.testing.assert_array_equal(inpaint.read_hole(pair, photo), levels > 0)
+  np.testing.assert_array_equal(inpaint.read_hole(pair, photo, invert=True), levels == 0)
+  widened = np.broadcast_to(np.arange(75) < 11, (50, 75))
+  np.testing.assert_array_equal(inpaint.read_hole(pair, photo, invert=True, dilate=3), widened)
 
 
 def test_without_masks_what_is_transparent_is_filled_and_a_jpeg_is_refused(trained, tmp_path, capsys):

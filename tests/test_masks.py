@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from gmsrm_jax.config import BUCKETS, MASK_KINDS, ConfigError, MaskConfig
-from gmsrm_jax.data import masks
+from gmsrm_jax.data import masks, strokes
 
 
 def _rng(seed):
   return np.random.default_rng(seed)
 
 
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  """Default weights, and folders of real files: two shapes; two sheets of thin lines."""
+  root = tmp_path_factory.mktemp("files")
+  disc, corner = np.zeros((90, 120), np.uint8), np.zeros((40, 40), np.uint8)
+  cv2.circle(disc, (60, 45), 30, 255, -1)
+  corner[5:35, 5:15] = corner[25:35, 5:35] = 255
+  for folder in ("objects/sub", "occlusions"):
+    (root / folder).mkdir(parents=True)
+  Image.fromarray(disc).save(root / "objects" / "disc.png")
+  Image.fromarray(corner).convert("1").save(root / "objects" / "sub" / "corner.png")
+  for seed, size in ((0, (300, 200)), (1, (90, 700))):
+    lines = np.zeros(size, np.uint8)
+    for corners in _rng(seed).integers(0, size[::-1], (8, 2, 2)):
+      cv2.line(lines, corners[0].tolist(), corners[1].tolist(), 255, 2)
+    Image.fromarray(lines).save(root / "occlusions" / f"{seed}.png")
+  return MaskConfig(objects_folder=str(root / "objects"), occlusions_folder=str(root / "occlusions"))
+
+
+def _only(config, kind, **more):
+  """A configuration that draws one kind alone."""
+  return dataclasses.replace(config, **{**dict.fromkeys(MASK_KINDS, 0.0), kind: 1.0, **more})
+
+
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize("area", [*BUCKETS, (0.05, 0.6), (0.25, 0.25), (0.97, 1.0), (1.0, 1.0)])
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (40, 90)])
-def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(kind, area, shape):
+def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(config, kind, area, shape):
   for seed in range(12):
-    mask = masks.draw_kind(kind, _rng(seed), *shape, area)
+    mask = masks.draw_kind(kind, _rng(seed), *shape, area, config)
     assert mask.shape == shape
     assert mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 1}
@@ -29,21 +56,21 @@ def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(kind, area, shap
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3)])
-def test_degenerate_images_get_a_hole(kind, shape):
+def test_degenerate_images_get_a_hole(config, kind, shape):
   for seed in range(5):
-    assert masks.draw_kind(kind, _rng(seed), *shape, (0.0, 1.0)).sum() >= 1
+    assert masks.draw_kind(kind, _rng(seed), *shape, (0.0, 1.0), config).sum() >= 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MASK_KINDS if kind != "centre"])
-def test_areas_spread_over_the_whole_range(kind):
-  areas = [masks.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.5)).mean() for seed in range(200)]
+def test_areas_spread_over_the_whole_range(config, kind):
+  areas = [masks.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.5), config).mean() for seed in range(200)]
   counts, _ = np.histogram(areas, bins=4, range=(0.1, 0.5))
   assert counts.min() > 25  # 50 expected in each quarter
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
-def test_a_mask_is_a_function_of_the_seed(kind):
-  first, again, other = (masks.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.6)) for seed in (3, 3, 4))
+def test_a_mask_is_a_function_of_the_seed(config, kind):
+  first, again, other = (masks.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.6), config) for seed in (3, 3, 4))
   np.testing.assert_array_equal(first, again)
   assert (first != other).any()
 
@@ -86,6 +113,131 @@ def test_a_remainder_too_small_for_a_stroke_leaves_no_speck():
       _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
       specks += int(stats[1:, cv2.CC_STAT_AREA].min() < 16)
   assert specks <= 2  # 0 of 900; strokes for every remainder leave 7
+
+
+@pytest.mark.parametrize("kind", MASK_KINDS)
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_every_kind_hits_every_bucket_however_many_are_drawn(config, kind, bucket):
+  low, high = bucket
+  only, counts = _only(config, kind), set()
+  for seed in range(60):
+    mask = masks.evaluation_mask(f"{seed}", bucket, 0, 48, 48, only)
+    assert low < mask.mean() <= high
+    counts.add(int(mask.sum()))
+  assert kind == "centre" or len(counts) >= 5
+
+
+@pytest.mark.parametrize("count", [700, 1024, 2047, 4096])
+@pytest.mark.parametrize("kind", MASK_KINDS)
+def test_a_range_of_one_number_is_hit_to_the_pixel(config, kind, count):
+  for seed in range(10):
+    assert masks.draw_kind(kind, _rng(seed), 64, 64, (count / 4096, count / 4096), config).sum() == count
+
+
+def test_a_half_is_all_that_lies_beyond_a_straight_cut():
+  sides = set()
+  for seed in range(40):
+    mask = masks.draw_kind("half", _rng(seed), 48, 60, (0.1, 0.6))
+    rows, columns = mask.all(1), mask.all(0)
+    lines = rows if (mask == rows[:, None]).all() else columns
+    assert (mask == (rows[:, None] if lines is rows else columns)).all()  # whole lines
+    assert np.count_nonzero(np.diff(lines.astype(int))) == 1  # and one cut
+    sides.add((lines is rows, bool(lines[0])))
+  assert len(sides) == 4
+
+
+def test_what_outpainting_knows_is_one_window_anywhere():
+  places = set()
+  for seed in range(40):
+    mask = masks.draw_kind("outpaint", _rng(seed), 48, 60, (0.2, 0.6))
+    rows, columns = np.flatnonzero((mask == 0).any(1)), np.flatnonzero((mask == 0).any(0))
+    window = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    assert (window == 0).all()
+    assert 0.5 < (len(rows) / 48) / (len(columns) / 60) < 2
+    places.add((rows[0] > 24 - len(rows) / 2, columns[0] > 30 - len(columns) / 2))
+  assert len(places) == 4
+
+
+def test_lines_are_parallel_or_a_grid():
+  stripes = grids = 0
+  for seed in range(60):
+    mask = masks.draw_kind("lines", _rng(seed), 96, 96, (0.2, 0.3))
+    # Along an axis-parallel set of lines nothing changes; a grid leaves closed cells.
+    along = max((mask == mask[:1]).mean(), (mask == mask[:, :1]).mean())
+    cells = cv2.connectedComponents(1 - mask, connectivity=4)[0] - 1
+    stripes += int(along > 0.97 and 2 <= cells <= 14)
+    grids += int(along < 0.97 and cells >= 9)
+  assert stripes >= 10 and grids >= 15
+
+
+def test_comodgan_mixes_long_boxes_with_strokes():
+  # A box leaves straight runs of the border longer than any stroke of the same area.
+  def straight(kind):
+    runs = []
+    for seed in range(30):
+      mask = masks.draw_kind(kind, _rng(seed), 128, 128, (0.4, 0.5))
+      runs.append(max(np.abs(np.diff(mask.astype(int), axis=axis)).sum(1 - axis).max() for axis in (0, 1)))
+    return np.mean(runs)
+
+  assert straight("free_form") < 0.6 * straight("comodgan")
+
+
+def test_objects_keep_their_shape_and_come_in_every_place_and_size(config, tmp_path):
+  disc = np.zeros((64, 64), np.uint8)
+  cv2.circle(disc, (32, 32), 25, 255, -1)
+  Image.fromarray(disc).save(tmp_path / "disc.png")
+  only = dataclasses.replace(config, objects_folder=str(tmp_path))
+  centres, sizes, shares = [], [], []
+  for seed in range(40):
+    mask = masks.draw_kind("objects", _rng(seed), 96, 96, (0.05, 0.1), only)
+    number, _, stats, middles = cv2.connectedComponentsWithStats(mask)
+    for part in range(1, number):
+      left, top, width, height, area = stats[part].tolist()
+      if left > 0 and top > 0 and left + width < 96 and top + height < 96 and 0.9 < width / height < 1.1 and area > 150:
+        sizes.append(area)
+        shares.append(area / (width * height))
+        centres.append(middles[part])
+  assert abs(np.median(shares) - np.pi / 4) < 0.04  # a disc fills this much of its box
+  assert len(sizes) > 20 and max(sizes) > 3 * min(sizes)
+  assert np.std(centres, axis=0).min() > 10
+
+
+def test_occlusions_are_dilated_pieces_of_the_files(config):
+  def half_width(area):
+    drawn = (masks.draw_kind("occlusions", _rng(seed), 96, 96, area, config) for seed in range(20))
+    return np.mean([cv2.distanceTransform(mask, cv2.DIST_L2, 5).max() for mask in drawn])
+
+  # The files hold lines two pixels wide, and a piece is enlarged: lines they stay until they must fill half the image.
+  assert 1.4 < half_width((0.03, 0.06)) < 6 < half_width((0.5, 0.55))
+
+
+def test_growth_takes_the_nearest_pixels_first():
+  for seed in range(20):
+    mask = masks.draw_kind("thin", _rng(seed), 40, 50, (0.05, 0.1))
+    distance = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    for missing in (1, 30, 300, 1500):
+      grown = mask.copy()
+      strokes.grow(grown, missing)
+      assert grown.sum() == mask.sum() + missing
+      added = distance[(grown == 1) & (mask == 0)]
+      assert added.max() <= distance[grown == 0].min() + 1e-4
+
+
+def test_kinds_that_draw_from_files_need_them(tmp_path):
+  with pytest.raises(ConfigError, match="mask.objects=1.0 needs files: set mask.objects_folder"):
+    MaskConfig(objects=1.0)
+  with pytest.raises(ConfigError, match="mask.occlusions=0.5 needs files: set mask.occlusions_folder"):
+    MaskConfig(occlusions=0.5)
+  empty = MaskConfig(occlusions=0.5, occlusions_folder=str(tmp_path))
+  with pytest.raises(ConfigError, match="mask.occlusions_folder=.* holds no image"):
+    masks.check_folders(empty)
+  with pytest.raises(ConfigError, match="mask.occlusions_folder=.* holds no image"):
+    masks.draw_kind("occlusions", _rng(0), 9, 9, (0, 1), empty)
+  with pytest.raises(ConfigError, match="mask.objects_folder='' names no folder"):
+    masks.draw_kind("objects", _rng(0), 9, 9, (0, 1))
+  Image.new("L", (8, 8), 0).save(tmp_path / "black.png")
+  with pytest.raises(ConfigError, match="black.png is black everywhere"):
+    masks.draw_kind("objects", _rng(0), 9, 9, (0, 1), MaskConfig(objects_folder=str(tmp_path)))
 
 
 def test_weights_choose_the_kind():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import grain
@@ -81,6 +82,56 @@ def test_a_batch_holds_images_and_holes_of_the_settings(config):
 def test_the_same_seed_gives_the_same_batches_whatever_the_threads(config):
   first = _take(pipeline.training_iterator(config, "memory"), 4)
   _assert_equal(first, _take(pipeline.training_iterator(_with(config, "data", threads=5, prefetch=3), "memory"), 4))
+
+
+@pytest.mark.parametrize(
+  ("stream", "images", "holes"),
+  [
+    (
+      "memory",
+      "0f51c9b26f8d 99c79f77420a 98d06a761a18",
+      "0575cba93140 0bc109b0f04c a7732035d5a0",
+    ),
+    (
+      "inpaint",
+      "4275db5da401 25cb2be53ac6 c1654127a4f0",
+      "98eb80f7c6d2 ec96d6fdf777 4971a038a87a",
+    ),
+  ],
+)
+def test_a_seed_means_the_batches_that_it_meant_when_the_first_runs_were_measured(config, stream, images, holes):
+  # Recorded before jitter, workers and the JPEG decoder were added. Whoever changes them restarts every measured run.
+  batches = _take(pipeline.training_iterator(config, stream), 3)
+  for name, recorded in (("image", images), ("mask", holes)):
+    assert [hashlib.sha256(batch[name].tobytes()).hexdigest()[:12] for batch in batches] == recorded.split()
+
+
+def test_jitter_changes_colours_and_neither_windows_nor_holes(config):
+  plain = _take(pipeline.training_iterator(config, "memory"), 2)
+  varied = _take(pipeline.training_iterator(_with(config, "data", jitter=0.3), "memory"), 2)
+  _assert_equal(varied, _take(pipeline.training_iterator(_with(config, "data", jitter=0.3, threads=4), "memory"), 2))
+  for one, other in zip(plain, varied, strict=True):
+    np.testing.assert_array_equal(one["mask"], other["mask"])
+    for before, after in zip(one["image"], other["image"], strict=True):
+      assert (before != after).any()
+      # The gradient of green runs down every image, whatever its brightness.
+      assert np.corrcoef(before[..., 1].ravel(), after[..., 1].ravel())[0, 1] > 0.9
+
+
+def test_the_synthetic_batch_is_always_the_same_and_reads_no_data(config):
+  made = _with(config, "data", synthetic=True, train="")
+  iterator = pipeline.training_iterator(made, "inpaint")
+  batches = _take(iterator, 3)
+  _assert_equal([batches[0]] * 2, batches[1:])
+  assert batches[0]["image"].shape == (4, 64, 64, 3) and batches[0]["mask"].shape == (4, 64, 64, 1)
+  assert batches[0]["image"].dtype == batches[0]["mask"].dtype == np.uint8
+  assert set(np.unique(batches[0]["mask"])) == {0, 1}
+  state = iterator.get_state()
+  resumed = pipeline.training_iterator(made, "inpaint")
+  resumed.set_state(state)
+  _assert_equal(_take(resumed, 1), batches[:1])
+  parts = [next(pipeline.training_iterator(made, "inpaint", i, 2))["image"] for i in range(2)]
+  assert parts[0].shape[0] == 2 and (parts[0] != parts[1]).any()
 
 
 def test_stream_and_seed_change_the_order_and_the_holes(config):
@@ -264,3 +315,21 @@ def test_settings_of_masks_reach_the_training_batches(config):
   narrow = dataclasses.replace(config, mask=MaskConfig(area_min=0.5, area_max=0.51), eval=EvalConfig())
   (batch,) = _take(pipeline.training_iterator(narrow, "inpaint"), 1)
   assert (np.abs(batch["mask"].mean(axis=(1, 2, 3)) - 0.505) <= 0.0051).all()
+
+
+def test_mixtures_differ_between_examples_epochs_and_hosts_and_repeat_with_the_seed(config):
+  mixed = _with(config, "mask", comodgan=1.0, half=1.0, outpaint=1.0, lines=1.0)
+
+  def holes(seed, process=0, processes=1):
+    seeded = _with(mixed, "run", seed=seed)
+    # Seven images, four to a batch: seven batches are four epochs.
+    batches = _take(pipeline.training_iterator(seeded, "inpaint", process, processes), 7)
+    return [mask.tobytes() for batch in batches for mask in batch["mask"]]
+
+  whole = holes(5)
+  assert len(set(whole)) == 28
+  assert whole == holes(5)
+  assert not set(whole) & set(holes(6))
+  first, second = holes(5, 0, 2), holes(5, 1, 2)
+  assert not set(first) & set(second)
+  assert set(first + second) == set(whole)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import pickle
+import struct
 import threading
+import warnings
+import zlib
 
 import numpy as np
 import pytest
@@ -16,7 +20,9 @@ from gmsrm_jax.data import sources
 
 
 def opened(folder, split, max_bad_share):
-  return sources.open_source(DataConfig(**{split: folder}, max_bad_share=max_bad_share), split)
+  # Held-out images from elsewhere, so that all of the folder is for training.
+  other = {"val": "elsewhere"} if split == "train" else {}
+  return sources.open_source(DataConfig(**{split: folder}, **other, max_bad_share=max_bad_share), split)
 
 
 def _photo(seed=0, height=48, width=60):
@@ -106,6 +112,52 @@ def test_exif_orientation_turns_the_image_upright(tmp_path):
   exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
   Image.fromarray(_photo()).save(tmp_path / "x.png", exif=exif)
   np.testing.assert_array_equal(sources.decode(tmp_path / "x.png"), np.rot90(_photo(), -1))
+
+
+def test_a_photo_of_50_megapixels_is_read(tmp_path):
+  Image.new("L", (8660, 5774), 77).save(tmp_path / "x.png", compress_level=1)
+  image = sources.decode(tmp_path / "x.png")
+  assert image.shape == (5774, 8660, 3)
+  assert (image[::1000, ::1000] == 77).all()
+
+
+@pytest.mark.parametrize("side", [9_500, 20_000])  # where Pillow warns, and where it raises
+def test_a_decompression_bomb_is_damage_with_a_reason(tmp_path, caplog, side):
+  def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+  header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+  data = chunk(b"IDAT", zlib.compress(bytes(1000)))
+  (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
+  _save(tmp_path / "1.png")
+  source = opened(str(tmp_path), "train", 0.01)
+  with caplog.at_level(logging.WARNING), warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    assert source[0].name == "1.png"
+  assert "skipping 0.png, which cannot be decoded (it has more than 89 million pixels: shrink it)" in caplog.text
+
+
+def test_an_empty_file_is_damage(tmp_path):
+  (tmp_path / "0.jpg").touch()
+  _save(tmp_path / "1.jpg")
+  source = opened(str(tmp_path), "train", 0.01)
+  assert source[0].name == "1.jpg"
+  assert source.bad_files == ["0.jpg"]
+
+
+def test_a_source_travels_to_other_processes_with_what_it_knows(tmp_path):
+  for i in range(3):
+    _save(tmp_path / f"{i}.png", seed=i)
+  (tmp_path / "1.png").write_bytes(b"")
+  source = opened(str(tmp_path), "train", 0.01)
+  assert source[1].name == "2.png"
+  copy = pickle.loads(pickle.dumps(source))
+  assert copy.bad_files == ["1.png"]
+  np.testing.assert_array_equal(copy[1].image, source[2].image)
+  (tmp_path / "0.png").write_bytes(b"")
+  with pytest.raises(ConfigError, match="2 of 3 image files"):
+    copy[0]
+  assert source.bad_files == ["1.png"]
 
 
 @pytest.mark.parametrize("share", [0.2, 0.6, 0.97])

@@ -22,11 +22,13 @@ import pytest
 import skimage.data
 from PIL import Image
 
+import experiments
 import run
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import sharding, train, writer
 from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import ConfigError
+from gmsrm_jax.data import pipeline, sources
 
 ROOT = pathlib.Path(run.__file__).parent
 STEPS = 6
@@ -315,6 +317,21 @@ def test_a_folder_keeps_to_its_settings_and_images(trained, tmp_path, capsys):
     added.unlink()
   assert "was begun with other images" in line and "use another --workdir" in line
   assert snapshot(workdir) == before
+
+
+def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsys):
+  write_photos(tmp_path / "photos", 2)
+  photos = str(tmp_path / "photos")
+  real = config_lib.override(experiments.load("demo"), [f"data.train={photos}", f"data.val={photos}"])
+  made = config_lib.override(real, ["data.synthetic=true"])
+  evaluation = pipeline.evaluation_set(made)
+  for _ in range(2):
+    train.describe_run(made, tmp_path, None, evaluation, free=())
+  described = json.loads((tmp_path / "config.json").read_text())
+  assert described["splits"]["train"] == "synthetic" and described["images"]["train"] == 0
+  assert "0 training images (synthetic)" in capsys.readouterr().out
+  with pytest.raises(ConfigError, match="data.synthetic: True -> False"):
+    train.describe_run(real, tmp_path, sources.open_source(real.data, "train"), evaluation, free=())
 
 
 def copied(trained, tmp_path):

@@ -1,7 +1,7 @@
-"""Batches for training and evaluation. Only this module knows grain.
+"""Batches for training and evaluation.
 
-A training example is a pure function of (run.seed, stream, index): the shuffle of its epoch, its crop, its flip and
-its hole. Threads, prefetching, processes and restarts cannot change it.
+A training example is a pure function of (run.seed, stream, index): the shuffle of its epoch, its crop, its flip, its
+hole and its colours. Threads, worker processes, prefetching, hosts and restarts cannot change it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from gmsrm_jax.config import Config, require
-from gmsrm_jax.data import masks, sources
+from gmsrm_jax.data import evaluation_masks, masks, sources
+from gmsrm_jax.data.jitter import colour_jitter
+from gmsrm_jax.data.workers import WorkerIterator
 
 
 def _resized_square(
@@ -33,7 +35,7 @@ def _resized_square(
 def _training_example(
   example: sources.Example, rng: np.random.Generator, *, config: Config
 ) -> dict[str, UInt8[np.ndarray, "_ _ _"]]:
-  """Crops, resizes, mirrors and draws the hole."""
+  """Crops, resizes, mirrors, draws the hole and varies the colours."""
   size = config.model.image_size
   height, width = example.image.shape[:2]
   side = max(1, round(rng.uniform(config.data.crop_min, 1.0) * min(height, width)))
@@ -41,9 +43,13 @@ def _training_example(
   mirrored = rng.random() < 0.5
   image = _resized_square(example.image, top, left, side, size)
   if config.data.flip and mirrored:
-    image = image[:, ::-1]
+    image = cv2.flip(image, 1)  # a tenth of the time of copying image[:, ::-1]
   mask = masks.draw(rng, size, size, config.mask)
-  return {"image": np.ascontiguousarray(image), "mask": mask[:, :, None]}
+  image = np.ascontiguousarray(image)
+  if config.data.jitter > 0:
+    # Drawn last, so that the strength changes colours alone, not windows and holes.
+    image = colour_jitter(image, rng, config.data.jitter)
+  return {"image": image, "mask": mask[:, :, None]}
 
 
 def stream_seed(seed: int, stream: str) -> int:
@@ -57,7 +63,8 @@ def training_iterator(
   """Endless training batches: dict(image=uint8 [b h w 3], mask=uint8 [b h w 1] of 0 and 1), b per process.
 
   The batches of all processes together are exactly the batches of one process. `get_state` and `set_state`, or
-  grain.checkpoint.CheckpointSave and CheckpointRestore, resume it at the same batch, to the bit.
+  grain.checkpoint.CheckpointSave and CheckpointRestore, resume it at the same batch, to the bit, with any number of
+  threads and workers. `close` ends the workers.
 
   Args:
     config: the experiment.
@@ -66,7 +73,7 @@ def training_iterator(
     process_count: how many processes share `run.batch_size`.
 
   Raises:
-    ConfigError: the batch cannot be shared among the processes, or `data.train` cannot be read.
+    ConfigError: the batch cannot be shared among the processes, or `data.train` or a folder of masks cannot be read.
   """
   batch_size = config.run.batch_size
   require(
@@ -74,7 +81,11 @@ def training_iterator(
     f"run.batch_size={batch_size} is not divisible by the {process_count} processes: "
     f"use {max(batch_size // process_count, 1) * process_count}",
   )
+  local_size = batch_size // process_count
+  if config.data.synthetic:
+    return _synthetic_iterator(config, stream, process_index, local_size)
   source = sources.open_source(config.data, "train")
+  masks.check_folders(config.mask)
   examples = (
     grain.MapDataset.source(source)
     .seed(stream_seed(config.run.seed, stream))
@@ -84,8 +95,23 @@ def training_iterator(
   )
   # Sliced last, so that an example's index, and with it its randomness, is the same however many processes there are.
   local = examples[process_index::process_count]
+  if config.data.workers > 0:
+    ahead = max(1, round(config.data.prefetch / (config.data.workers * local_size)))
+    return WorkerIterator(local, local_size, config.data.workers, ahead)
   options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
-  return iter(local.to_iter_dataset(options).batch(batch_size // process_count, drop_remainder=True))
+  return iter(local.to_iter_dataset(options).batch(local_size, drop_remainder=True))
+
+
+def _synthetic_iterator(config: Config, stream: str, process_index: int, batch_size: int) -> grain.DatasetIterator:
+  """The same random batch for ever: pixels uniform, half of them in the hole."""
+  size = config.model.image_size
+  rng = np.random.default_rng([stream_seed(config.run.seed, stream), process_index])
+  batch = {
+    "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
+    "mask": rng.integers(0, 2, (batch_size, size, size, 1), np.uint8),
+  }
+  # Without threads, so that a step finds all cores free.
+  return iter(grain.MapDataset.source([batch]).repeat().to_iter_dataset(grain.ReadOptions(0, 0)))
 
 
 class EvaluationBatch(NamedTuple):
@@ -104,6 +130,7 @@ class EvaluationSet:
     self._config = config
     self.source = sources.open_source(config.data, "val")
     self.names = self.source.names[: config.eval.max_images or None]
+    self._masks = evaluation_masks.open_masks(config, self.names)
 
   def __len__(self) -> int:
     return len(self.names)
@@ -121,9 +148,12 @@ class EvaluationSet:
 
   def mask(self, index: int, bucket: tuple[float, float]) -> UInt8[np.ndarray, "_ _"]:
     """The hole of image `index` for a bucket: a function of its name, the bucket and `eval.mask_seed`."""
-    size = self._config.model.image_size
-    seed = self._config.eval.mask_seed
-    return masks.evaluation_mask(self.names[index], bucket, seed, size, size, self._config.mask)
+    return self._masks.mask(self.names[index], bucket)
+
+  @property
+  def mask_source(self) -> str:
+    """Where the holes come from, in words."""
+    return self._masks.source
 
   def batches(self, bucket: tuple[float, float], batch_size: int) -> Iterator[EvaluationBatch]:
     """All images in batches of one size; the last is padded with copies of its last example.
@@ -147,6 +177,6 @@ def evaluation_set(config: Config) -> EvaluationSet:
   """The held-out images of `data.val`; the first `eval.max_images` in name order if that is set.
 
   Raises:
-    ConfigError: `data.val` cannot be read.
+    ConfigError: `data.val` or `eval.masks` cannot be read.
   """
   return EvaluationSet(config)

@@ -1,26 +1,33 @@
-"""Where images come from: a folder read recursively, or the photographs inside the scikit-image wheel.
+"""Where images come from: files in a folder, records, or the photographs inside the scikit-image wheel.
 
 A source is random access, as grain wants it: `len(source)`, and `source[i]` gives an `Example`. What it gives
-depends on the files alone, never on the order of the calls, so it may be read from many threads.
+depends on the files alone, never on the order of the calls, so many threads may read it, and many processes copies.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import threading
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from gmsrm_jax.config import ConfigError, DataConfig, require
+from gmsrm_jax.data import layouts, records
+from gmsrm_jax.data.jpeg import decode_jpeg
+from gmsrm_jax.data.layouts import SUFFIXES as SUFFIXES  # the modes and the masks list their files alike
+from gmsrm_jax.data.layouts import image_names as image_names
+from gmsrm_jax.data.records import Records
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+MAX_PIXELS = 89_000_000  # where Pillow begins to warn of decompression bombs; a camera's 50 million are fine
 
 # Photographs of things, and one of a stereo pair only: the other would show the held-out region again.
 _DEMO_PHOTOS = (
@@ -40,7 +47,7 @@ _log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
-  """One image at its own size, and its path relative to the folder, with forward slashes."""
+  """One image at its own size, and its path relative to the split's folder, with forward slashes."""
 
   image: UInt8[np.ndarray, "h w 3"]
   name: str
@@ -54,17 +61,25 @@ def _scaled_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
   return np.repeat(grey[:, :, None], 3, axis=2)
 
 
-def decode(path: Path) -> UInt8[np.ndarray, "h w 3"]:
+def decode(file: Path | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
   """Reads an image file of any mode as RGB, upright by its EXIF tag; what is transparent becomes white.
 
-  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey.
+  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey; plain whole JPEG
+  files, most of all data, take a faster way to the same pixels.
 
   Raises:
-    Exception: whatever Pillow raises on a file that it cannot decode to the end.
+    Exception: whatever Pillow raises on a file that it cannot decode to the end; an image of
+      more than MAX_PIXELS is refused before memory is taken for it.
   """
-  with Image.open(path) as file:
-    file.load()
-    return as_rgb(ImageOps.exif_transpose(file))
+  with Image.open(file) as opened:
+    width, height = opened.size
+    if width * height > MAX_PIXELS:
+      raise Image.DecompressionBombError(f"{width}x{height} pixels")
+    pixels = decode_jpeg(opened, file)
+    if pixels is not None:
+      return pixels
+    opened.load()
+    return as_rgb(ImageOps.exif_transpose(opened))
 
 
 def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
@@ -84,44 +99,61 @@ def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
   return np.array(upright.convert("RGB"))
 
 
-def image_names(folder: Path) -> list[str]:
-  """Sorted paths of the image files below the folder; hidden ones are left out, a link to a folder is followed once."""
-  names, seen = [], set()
-  for here, folders, files in os.walk(folder, followlinks=True):
-    real = os.path.realpath(here)
-    if real in seen:
-      folders.clear()
-      continue
-    seen.add(real)
-    # In place, as os.walk wants it: the order decides which of two links to one folder is followed.
-    folders[:] = sorted(name for name in folders if not name.startswith("."))
-    for name in files:
-      if not name.startswith(".") and name.lower().endswith(SUFFIXES):
-        names.append((Path(here) / name).relative_to(folder).as_posix())
-  return sorted(names)
+def reason(error: Exception) -> str:
+  """Why `decode` failed, in one line."""
+  if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+    return f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: shrink it"
+  return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-class FolderSource:
-  """The image files below a folder, by name.
+class Files:
+  """The image files of a split, unread."""
 
-  In place of a file that cannot be decoded stands the next one that can (after the last comes the first). Each such
-  file is logged once and listed in `bad_files`. One is always allowed, since one of 40 is more than 1 %, unless
-  `max_bad_share` is 0; more than `max(1, max_bad_share * files)` raise ConfigError.
+  def __init__(self, folder: Path, names: list[str], layout: str, rule: str):
+    self.folder, self.names, self.layout, self.rule = folder, names, layout, rule
+
+  def open(self, index: int) -> Path:
+    """What `decode` reads image `index` from."""
+    return self.folder / self.names[index]
+
+  def sizes(self) -> list[int]:
+    """Bytes of each file; -1 where there is no file any more."""
+    return [self._size(os.path.join(self.folder, name)) for name in self.names]
+
+  @staticmethod
+  def _size(path: str) -> int:
+    try:
+      return os.stat(path).st_size
+    except OSError:
+      return -1
+
+  def part(self, start: int, stop: int) -> Files:
+    """The files from `start` to before `stop`."""
+    return Files(self.folder, self.names[start:stop], self.layout, self.rule)
+
+
+class ImageSource:
+  """The images of a split, from files or from records, by name.
+
+  In place of an image that cannot be decoded stands the next one that can (after the last comes the first). Each such
+  image is logged once and listed in `bad_files`. One is always allowed, since one of 40 is more than 1 %, unless
+  `max_bad_share` is 0; more than `max(1, max_bad_share * images)` raise ConfigError. Every process counts for itself.
   """
 
-  def __init__(self, folder: str, setting: str, max_bad_share: float):
-    self._folder = Path(os.path.expanduser(folder))
-    self._setting = f"{setting}={folder!r}"
+  def __init__(self, stored: Files | Records, where: str, max_bad_share: float):
+    self.stored = stored
+    self.where = where
+    self.names = stored.names
     self._max_bad_share = max_bad_share
     self._bad: dict[str, str] = {}
     self._lock = threading.Lock()
-    way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
-    require(folder != "", f"{setting}='' names no folder of images: {way_out}")
-    require(os.path.exists(self._folder), f"{self._setting} does not exist: {way_out}")
-    require(os.path.isdir(self._folder), f"{self._setting} is a file, not a folder: {way_out}")
-    require(os.access(self._folder, os.R_OK | os.X_OK), f"{self._setting} may not be read: change its permissions")
-    self.names = image_names(self._folder)
-    require(bool(self.names), f"{self._setting} holds no image ({' '.join(SUFFIXES)}): {way_out}")
+
+  def __getstate__(self) -> dict[str, Any]:
+    return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._lock = threading.Lock()
 
   def __len__(self) -> int:
     return len(self.names)
@@ -129,43 +161,47 @@ class FolderSource:
   def __getitem__(self, index: int) -> Example:
     start = range(len(self.names))[index]
     for offset in range(len(self.names)):
-      name = self.names[(start + offset) % len(self.names)]
+      position = (start + offset) % len(self.names)
+      name = self.names[position]
       if name in self._bad:
         continue
       try:
-        image = decode(self._folder / name)
+        image = decode(self.stored.open(position))
       except MemoryError:
         raise
       except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-        self._add_bad(name, f"{type(error).__name__}: {error}")
+        self._add_bad(name, reason(error))
       else:
         return Example(image, name)
-    raise ConfigError(f"{self._setting}: none of its {len(self.names)} image files can be decoded: replace them")
+    raise ConfigError(f"{self.where}: none of its {len(self.names)} image files can be decoded: replace them")
 
   @property
   def bad_files(self) -> list[str]:
-    """Names of the files found undecodable so far."""
+    """Names of the images found undecodable so far."""
     with self._lock:
       return sorted(self._bad)
 
   def file_sizes(self) -> list[int]:
-    """Bytes of each file; -1 where there is no file any more."""
-    paths = [self._folder / name for name in self.names]
-    return [path.stat().st_size if path.exists() else -1 for path in paths]
+    """Bytes of each image as it is stored; -1 where it is no more."""
+    return self.stored.sizes()
 
-  def _add_bad(self, name: str, reason: str) -> None:
+  def _add_bad(self, name: str, why: str) -> None:
     with self._lock:
       if name not in self._bad:
-        self._bad[name] = reason
-        _log.warning("%s: skipping %s, which cannot be decoded (%s)", self._setting, name, reason)
+        self._bad[name] = why
+        _log.warning("%s: skipping %s, which cannot be decoded (%s)", self.where, name, why)
       bad = sorted(self._bad)
-    share = self._max_bad_share
-    allowed = max(1.0, share * len(self.names)) if share > 0 else 0
-    require(
-      len(bad) <= allowed,
-      f"{self._setting}: {len(bad)} of {len(self.names)} image files cannot be decoded ({', '.join(bad[:3])}"
-      f"{', …' if len(bad) > 3 else ''}), more than data.max_bad_share={share} allows: replace or remove them",
-    )
+    check_bad(self.where, bad, len(self.names), self._max_bad_share)
+
+
+def check_bad(setting: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
+  """Raises ConfigError when more of the files are undecodable than the share allows; one always is, unless it is 0."""
+  allowed = max(1.0, max_bad_share * files) if max_bad_share > 0 else 0
+  require(
+    len(bad) <= allowed,
+    f"{setting}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:10])}"
+    f"{', …' if len(bad) > 10 else ''}), more than data.max_bad_share={max_bad_share} allows: replace or remove them",
+  )
 
 
 def demo_regions(name: str, height: int, width: int, split: str) -> dict[str, tuple[int, int, int, int]]:
@@ -215,23 +251,51 @@ class DemoSource:
     return [self._examples[name].nbytes for name in self.names]
 
 
-Source = FolderSource | DemoSource
+Source = ImageSource | DemoSource
 
 
 def open_source(data: DataConfig, split: str) -> Source:
-  """The images of `data.train` or `data.val`: 'skimage' for the demo's photographs, else a folder.
+  """The images of a split, as `data.train`, `data.val` and `data.layout` say.
+
+  With `data.val` of its own, both trees give the part that they call theirs, or all they have. Without it, both splits
+  come from `data.train`, by its own parts or by its layout's rule.
 
   Raises:
-    ConfigError: the folder is missing, is a file, may not be read or holds no image; or scikit-image is missing.
+    ConfigError: a folder is missing, is a file, may not be read, holds no image or has another layout; or what reads
+      it is not installed.
   """
   if split not in ("train", "val"):
     raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
-  setting, spec = f"data.{split}", data.train if split == "train" else data.val
-  return DemoSource(split, setting) if spec == "skimage" else FolderSource(spec, setting, data.max_bad_share)
+  own_val = data.val != ""
+  if split == "val" and (own_val or not data.train):
+    setting, spec, layout = "data.val", data.val, "folder" if data.layout == "folder" else "auto"
+  else:
+    setting, spec, layout = "data.train", data.train, data.layout
+  if spec == "skimage":
+    return DemoSource(split, setting)
+  where = f"{setting}={spec!r}"
+  if spec.startswith("tfds:"):
+    stored = records.from_tfds(spec, split, data.val_share, by_rule=not own_val, setting=where)
+    return ImageSource(stored, where, data.max_bad_share)
+
+  root = Path(os.path.expanduser(spec))
+  way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
+  require(spec != "", f"{where} names no folder of images: {way_out}")
+  require("://" not in spec, f"{where} is no local folder: mount the bucket and name the path it is mounted at")
+  require(os.path.exists(root), f"{where} does not exist: {way_out}")
+  require(os.path.isdir(root), f"{where} is a file, not a folder: {way_out}")
+  require(os.access(root, os.R_OK | os.X_OK), f"{where} may not be read: change its permissions")
+  layout = layouts.recognise(root) if layout == "auto" else layout
+  if layout == "arrayrecord":
+    stored = records.from_folder(root, split, data.val_share, by_rule=not own_val, setting=where)
+  else:
+    files = layouts.split_files(root, layout, split, val_share=data.val_share, by_rule=not own_val, setting=where)
+    stored = Files(*files)
+  return ImageSource(stored, where, data.max_bad_share)
 
 
 def split_hash(source: Source) -> str:
-  """sha256 over the names and file sizes, in name order: equal for equal copies of a split, wherever they lie."""
+  """sha256 over the names and stored sizes, in order: equal for equal copies of a split, wherever they lie."""
   digest = hashlib.sha256()
   for name, size in zip(source.names, source.file_sizes(), strict=True):
     digest.update(os.fsencode(name) + b"\0%d\n" % size)

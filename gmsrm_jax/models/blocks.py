@@ -12,22 +12,23 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image, Mask
 
+Initializer = nn.initializers.Initializer
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # A residual branch starts small, so that a deep stack starts near the identity.
 BRANCH_INIT = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 
 
-def subpixel_init(key: Key[Array, ""], shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+def subpixel_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
   """Initial kernel of a layer before `depth_to_space`: the four pixels of a cell start equal.
 
   The layer then begins as nearest-neighbour upsampling, without the checkerboard of four unrelated kernels (ICNR,
   Aitken et al. 2017).
   """
-  kernel = KERNEL_INIT(key, (*shape[:-1], shape[-1] // 4), dtype)
+  kernel = KERNEL_INIT(key, (*shape[:-1], shape[-1] // 4), dtype, out_sharding)
   return jnp.concatenate([kernel] * 4, axis=-1)
 
 
@@ -41,12 +42,12 @@ def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
   return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=2, j=2)
 
 
-def conv3x3(channels: int, dtype: Any, kernel_init=KERNEL_INIT, name: str | None = None) -> nn.Conv:
+def conv3x3(channels: int, dtype: Any, kernel_init: Initializer = KERNEL_INIT, name: str | None = None) -> nn.Conv:
   """A 3x3 convolution that keeps the size."""
   return nn.Conv(channels, (3, 3), padding="SAME", dtype=dtype, kernel_init=kernel_init, name=name)
 
 
-def conv1x1(channels: int, dtype: Any, kernel_init=KERNEL_INIT, name: str | None = None) -> nn.Dense:
+def conv1x1(channels: int, dtype: Any, kernel_init: Initializer = KERNEL_INIT, name: str | None = None) -> nn.Dense:
   """A 1x1 convolution, as a matrix product."""
   return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init, name=name)
 

@@ -1,0 +1,1 @@
+"""What measures speed: run by hand as `python -m benchmarks.NAME`, never inside a timed test."""

@@ -1,0 +1,264 @@
+"""Holes made of brush strokes and boxes that end with an exact number of pixels.
+
+Parts are added until the union holds the wanted number. Of the one that goes past, only what lies nearest to its start
+(or its centre) is kept; what is too little for another one widens the hole all round. Nothing is drawn twice in vain,
+and each function keeps the count, because counting and copying whole masks is what costs time here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int32, Real, UInt8
+
+MAX_PARTS = 96  # strokes, boxes or shapes before the hole is grown to its size instead
+
+_TURN = 2 * math.pi
+_RING_RADIUS = 4  # pixels by which a hole is widened ring by ring; a full distance transform is slower up to here
+
+
+class Brush(NamedTuple):
+  """A family of strokes; lengths and widths are shares of the image's shorter side."""
+
+  width: tuple[float, float]
+  length: tuple[float, float]  # of one segment
+  segments: tuple[int, int]
+  bend: float  # standard deviation of the turn between two segments, radians
+  kink: float  # probability that a turn is uniform over the whole circle instead
+  boxes: float  # probability that a box is drawn instead of a stroke
+
+
+BRUSHES = {
+  # DeepFill v2 (arXiv 1806.03589): a long walk of one wide brush that wanders about.
+  "free_form": Brush((0.04, 0.13), (0.04, 0.14), (6, 20), 0.55, 0.12, 0.0),
+  # LaMa (arXiv 2109.07161): few long segments with sharp turns; its wide masks also hold boxes.
+  "thick": Brush((0.08, 0.22), (0.10, 0.40), (1, 5), 0.0, 1.0, 0.3),
+  "medium": Brush((0.03, 0.10), (0.10, 0.30), (2, 7), 0.0, 1.0, 0.1),
+  "thin": Brush((0.01, 0.028), (0.10, 0.45), (4, 14), 0.0, 1.0, 0.0),
+}
+
+
+def _discs() -> list[UInt8[np.ndarray, "d d"]]:
+  """Every distinct disc of whole pixels, by growing radius: 1, sqrt 2, 2, sqrt 5, …"""
+  offsets = np.arange(-_RING_RADIUS, _RING_RADIUS + 1)
+  squares = offsets[:, None] ** 2 + offsets**2
+  discs = []
+  for square in np.unique(squares[squares <= _RING_RADIUS**2])[1:]:
+    cut = _RING_RADIUS - math.isqrt(int(square))
+    discs.append((squares <= square).astype(np.uint8)[cut : len(offsets) - cut, cut : len(offsets) - cut])
+  return discs
+
+
+_DISCS = _discs()
+
+
+def keep_nearest(
+  mask: UInt8[np.ndarray, "h w"], part: UInt8[np.ndarray, "h w"], rank: Real[np.ndarray, "h w"], missing: int
+) -> None:
+  """Adds to the mask the `missing` pixels of the part that rank lowest among those not yet in it; equals by place.
+
+  The part is used up: it must be an array of its own.
+  """
+  if missing <= 0:
+    return
+  new = np.flatnonzero(part > mask)
+  if missing < len(new):
+    ranks = rank.ravel()[new]
+    bound = np.partition(ranks, missing - 1)[missing - 1]
+    pixels = part.ravel()
+    pixels[new[ranks > bound]] = 0
+    pixels[new[ranks == bound][missing - np.count_nonzero(ranks < bound) :]] = 0
+  mask |= part
+
+
+def grow(mask: UInt8[np.ndarray, "h w"], missing: int) -> None:
+  """Adds the `missing` pixels nearest to the hole."""
+  if missing <= 0:
+    return
+  if not mask.any():
+    mask[mask.shape[0] // 2, mask.shape[1] // 2] = 1
+    missing -= 1
+  target, inner = cv2.countNonZero(mask) + missing, mask
+  # A hole that a few pixels all round cannot complete goes straight to the distances.
+  if missing <= 4 * _RING_RADIUS * math.isqrt(target):
+    for disc in _DISCS:
+      outer = cv2.dilate(mask, disc)
+      if cv2.countNonZero(outer) >= target:
+        held = cv2.countNonZero(inner)
+        ring = np.flatnonzero(outer > inner)
+        outer.ravel()[ring[target - held :]] = 0
+        mask[:] = outer
+        return
+      inner = outer
+  distance = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+  # Squares are whole numbers; OpenCV's roots of them differ in the last bit from call to call.
+  keep_nearest(mask, np.ones_like(mask), np.rint(distance * distance), missing)
+
+
+def _walk(rng: np.random.Generator, height: int, width: int, brush: Brush, thickness: int) -> Int32[np.ndarray, "n 2"]:
+  """Corners (x, y) of a random stroke."""
+  steps = int(rng.integers(brush.segments[0], brush.segments[1] + 1))
+  # Few calls of the generator, then plain floats: for a dozen segments they are faster than arrays.
+  chances = rng.random(2 * steps).tolist()
+  bends = rng.standard_normal(steps).tolist()
+  first, *shares, x, y = rng.random(steps + 3).tolist()
+  chances[0], bends[0] = 1.0, 0.0  # the first direction is uniform
+  heading = _TURN * first - math.pi
+  x, y = width * x, height * y
+  places = [x, y]
+  add = places.append
+  side = min(height, width)
+  shortest, extra = brush.length[0] * side, (brush.length[1] - brush.length[0]) * side
+  least = thickness / 2  # a segment shorter than half the brush is wide would not show
+  kink, bend = brush.kink, brush.bend
+  for chance, uniform, normal, share in zip(chances, chances[steps:], bends, shares, strict=False):
+    heading += _TURN * uniform - math.pi if chance < kink else bend * normal
+    length = shortest + extra * share
+    if length < least:
+      length = least
+    x += length * math.cos(heading)
+    y += length * math.sin(heading)
+    add(x)
+    add(y)
+  return folded(np.array(places), height, width)
+
+
+def folded(places: Float[np.ndarray, " m"], height: int, width: int) -> Int32[np.ndarray, "_ 2"]:
+  """Corners from x0, y0, x1, y1, …: reflected at the image's borders until they lie inside, and rounded."""
+  if height == width > 1:
+    last = width - 1
+    places %= 2 * last
+    places -= last
+    np.subtract(last, np.abs(places, out=places), out=places)
+    return np.rint(places, out=places).astype(np.int32).reshape(-1, 2)
+  last = np.array((max(width - 1, 1), max(height - 1, 1)))
+  corners = last - np.abs(places.reshape(-1, 2) % (2 * last) - last)
+  return np.minimum(np.rint(corners), (width - 1, height - 1)).astype(np.int32)
+
+
+def add_stroke(
+  mask: UInt8[np.ndarray, "h w"], corners: Int32[np.ndarray, "n 2"], thickness: int, target: int, count: int
+) -> int:
+  """Paints the stroke, or as much of its beginning as brings the hole from `count` to `target` pixels.
+
+  Returns:
+    How many pixels the hole has now.
+  """
+  before = mask.copy()
+  cv2.polylines(mask, [corners], False, 1, thickness)
+  painted = cv2.countNonZero(mask)
+  if painted <= target:
+    return painted
+  # Begins where the stroke would go past if all its segments brought as many pixels, and a little before.
+  end = (target - count) * (len(corners) - 1) // (painted - count) - 1
+  while end > 0:
+    np.copyto(mask, before)
+    cv2.polylines(mask, [corners[: end + 1]], False, 1, thickness)
+    painted = cv2.countNonZero(mask)
+    if painted <= target:
+      count = painted
+      break
+    end //= 2
+  else:
+    end = 0
+    np.copyto(mask, before)
+  while True:
+    end += 1
+    np.copyto(before, mask)
+    cv2.polylines(mask, [corners[end - 1 : end + 1]], False, 1, thickness)
+    painted = cv2.countNonZero(mask)
+    if painted > target:
+      break
+    count = painted
+  # Only the window around the segment that goes past can change.
+  (x0, y0), (x1, y1) = corners[end - 1 : end + 1].tolist()
+  reach = thickness // 2 + 2
+  top, left = max(min(y0, y1) - reach, 0), max(min(x0, x1) - reach, 0)
+  window = (slice(top, max(y0, y1) + reach + 1), slice(left, max(x0, x1) + reach + 1))
+  longer = mask[window].copy()
+  np.copyto(mask, before)
+  rows, columns = longer.shape
+  y, x = np.arange(top - y0, top - y0 + rows), np.arange(left - x0, left - x0 + columns)
+  rank = (y * y)[:, None] + x * x
+  keep_nearest(mask[window], longer, rank, target - count)
+  return target
+
+
+def add_box(mask: UInt8[np.ndarray, "h w"], box: tuple[int, int, int, int], target: int, count: int) -> int:
+  """Fills the box (top, left, height, width), or a smaller one of its shape and centre that ends with `target` pixels.
+
+  Returns:
+    How many pixels the hole has now.
+  """
+  top, left, height, width = box
+  window = mask[top : top + height, left : left + width]
+  filled = count + window.size - int(np.count_nonzero(window))
+  if filled <= target:
+    window[:] = 1
+    return filled
+  rows = np.abs(np.arange(height) - (height - 1) / 2) / height
+  columns = np.abs(np.arange(width) - (width - 1) / 2) / width
+  keep_nearest(window, np.ones_like(window), np.maximum(rows[:, None], columns), target - count)
+  return target
+
+
+def random_box(
+  rng: np.random.Generator, height: int, width: int, pixels: float, aspect: float
+) -> tuple[int, int, int, int]:
+  """(top, left, height, width) of a box of about `pixels` pixels at a random place; the image bounds its sides."""
+  box_height = min(max(math.sqrt(pixels * aspect), pixels / width), height)
+  rows = min(max(round(box_height), 1), height)
+  columns = min(max(math.ceil(pixels / rows), 1), width)
+  return int(rng.integers(height - rows + 1)), int(rng.integers(width - columns + 1)), rows, columns
+
+
+def add_strokes(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], brush: Brush, target: int) -> None:
+  """Strokes, and boxes where the brush has them, up to `target` pixels or a little less."""
+  height, width = mask.shape
+  side, count = min(height, width), 0
+  thinnest, widest = brush.width
+  for part in range(MAX_PARTS):
+    # The brush is thinner for small holes, so that they are strokes and not blobs, and swells when the strokes have
+    # become many, so that large holes of a thin brush end soon.
+    swell = 1.04 ** max(0, part - 8)
+    drawn = thinnest + (widest - thinnest) * rng.random()
+    thickness = max(1, round(min(drawn * side * swell, 0.45 * math.sqrt(target))))
+    # What is left is too little for a stroke: a speck would look like an accident.
+    if target - count < thickness**2:
+      return
+    if rng.random() < brush.boxes:
+      pixels = rng.uniform(0.3, 1.0) * min(0.5 * target, 0.1 * height * width)
+      aspect = float(np.exp(rng.uniform(-0.7, 0.7)))
+      count = add_box(mask, random_box(rng, height, width, pixels, aspect), target, count)
+    else:
+      count = add_stroke(mask, _walk(rng, height, width, brush, thickness), thickness, target, count)
+
+
+def add_rectangles(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target: int) -> None:
+  """One to four boxes, and more where they overlap much, up to `target` pixels or a little less."""
+  height, width = mask.shape
+  boxes, count = int(rng.integers(1, 5)), 0
+  for part in range(MAX_PARTS):
+    missing = target - count
+    if missing < 0.03 * target:
+      return
+    left = max(boxes - part, 1)
+    # The last box is drawn too large and trimmed; an earlier one takes about its share of what is missing.
+    pixels = missing * 1.05 if left == 1 else missing / left * rng.uniform(0.5, 1.4)
+    box = random_box(rng, height, width, pixels, float(np.exp(rng.uniform(-0.7, 0.7))))
+    count = add_box(mask, box, target, count)
+
+
+def add_centre(mask: UInt8[np.ndarray, "h w"], target: int, sizes: tuple[int, int]) -> None:
+  """A centred box of the image's shape: whole when one fits the allowed sizes, else with a part of its last ring."""
+  height, width = mask.shape
+  rows = min(max(round(math.sqrt(target * height / width)), 1), height)
+  columns = min(max(round(rows * width / height), 1), width)
+  if not sizes[0] <= rows * columns <= sizes[1]:
+    rows, columns = height, width
+  else:
+    target = rows * columns
+  add_box(mask, ((height - rows) // 2, (width - columns) // 2, rows, columns), target, 0)

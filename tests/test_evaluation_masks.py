@@ -1,0 +1,219 @@
+"""Fixed holes: drawn ones can be written and read back; files are paired with images once and for all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import run
+from gmsrm_jax import config as config_lib
+from gmsrm_jax import evaluate, writer
+from gmsrm_jax.config import BUCKETS, SIZES, Config, ConfigError, DataConfig, EvalConfig, MaskConfig
+from gmsrm_jax.data import mask_files, pipeline
+
+REAL = pathlib.Path(run.__file__).parent.parent / "shared" / "data" / "nvidia_irregular_test_12000_256_packbits.npz"
+NAMES = ["a.jpg", "a.png", "sub/a.jpg", "sub/b.png"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+  root = tmp_path_factory.mktemp("images")
+  (root / "sub").mkdir()
+  for index, name in enumerate(NAMES):
+    Image.new("RGB", (70, 80), (40 * index, 90, 90)).save(root / name)
+  return Config(name="demo", model=SIZES["tiny"], data=DataConfig(train=str(root), val=str(root)))
+
+
+def with_masks(config, masks, **more):
+  return dataclasses.replace(config, eval=dataclasses.replace(config.eval, masks=str(masks), **more))
+
+
+def all_masks(config):
+  evaluation = pipeline.evaluation_set(config)
+  return {(name, bucket): evaluation.mask(i, bucket) for i, name in enumerate(evaluation.names) for bucket in BUCKETS}
+
+
+def write(config, output):
+  settings = [f"data.val={config.data.val}", f"eval.mask_seed={config.eval.mask_seed}", "model.size=tiny"]
+  return run.main(["--mode=masks", f"--output={output}", "--set", *settings])
+
+
+@pytest.fixture(scope="module")
+def written(config, tmp_path_factory):
+  output = tmp_path_factory.mktemp("masks")
+  assert write(config, output) == 0
+  return output
+
+
+def test_a_manifest_gives_back_the_drawn_masks_and_their_hash(config, written):
+  drawn, read = all_masks(config), all_masks(with_masks(config, written))
+  assert drawn.keys() == read.keys() and len(drawn) == len(NAMES) * len(BUCKETS)
+  for key, mask in drawn.items():
+    np.testing.assert_array_equal(mask, read[key])
+  manifest = json.loads((written / "manifest.json").read_text())
+  reports = [evaluate.protocol(c, pipeline.evaluation_set(c)) for c in (config, with_masks(config, written))]
+  assert reports[0]["masks_sha256"] == reports[1]["masks_sha256"] == manifest["masks_sha256"]
+  assert reports[0]["masks"] == "generated, one per image and bucket, eval.mask_seed=2022"
+  assert manifest["masks_sha256"] in reports[1]["masks"] and reports[0]["masks"] in reports[1]["masks"]
+  row = manifest["masks"][2]
+  assert row["name"] == "a.jpg" and row["bucket"] == [0.2, 0.3]
+  assert row["area"] == drawn["a.jpg", (0.2, 0.3)].mean()
+
+
+def test_what_is_written_are_one_bit_pictures_named_like_the_images(written):
+  files = sorted(path.relative_to(written).as_posix() for path in written.rglob("*.png"))
+  assert len(files) == len(NAMES) * len(BUCKETS)
+  assert [file for file in files if file.startswith("20-30/")] == [f"20-30/{name}.png" for name in NAMES]
+  with Image.open(written / "20-30" / "sub" / "a.jpg.png") as picture:
+    assert picture.mode == "1"
+
+
+def test_writing_again_repeats_it_and_other_settings_need_another_folder(config, written, tmp_path, capsys):
+  assert write(config, tmp_path) == 0
+  assert (tmp_path / "manifest.json").read_bytes() == (written / "manifest.json").read_bytes()
+  assert write(config, tmp_path) == 0  # in place
+  other = dataclasses.replace(config, eval=EvalConfig(mask_seed=1))
+  capsys.readouterr()
+  assert write(other, tmp_path) == 2
+  assert "holds the masks of other settings or images: choose another folder" in capsys.readouterr().err
+  assert (tmp_path / "manifest.json").read_bytes() == (written / "manifest.json").read_bytes()
+
+
+def test_a_changed_missing_or_foreign_mask_is_refused_by_name(config, tmp_path):
+  assert write(config, tmp_path) == 0
+  evaluation = pipeline.evaluation_set(with_masks(config, tmp_path))
+  victim = tmp_path / "20-30" / "a.png.png"
+  mask = mask_files.read_mask(victim) > 0
+  mask[0, 0] ^= True
+  Image.fromarray(mask).save(victim)
+  evaluation.mask(0, BUCKETS[2])
+  with pytest.raises(ConfigError, match="20-30/a.png.png was changed since the manifest was written"):
+    evaluation.mask(1, BUCKETS[2])
+  victim.unlink()
+  with pytest.raises(ConfigError, match="20-30/a.png.png is missing"):
+    evaluation.mask(1, BUCKETS[2])
+  with pytest.raises(ConfigError, match="masks of 64 pixels, but model.image_size=128"):
+    pipeline.evaluation_set(dataclasses.replace(with_masks(config, tmp_path), model=SIZES["small"]))
+  Image.new("RGB", (70, 80)).save(tmp_path / "new.png")
+  with pytest.raises(ConfigError, match=r"has no masks for 1 of 1 held-out images \(new.png\)"):
+    pipeline.evaluation_set(
+      dataclasses.replace(with_masks(config, tmp_path), data=DataConfig(val=str(new_folder(tmp_path))))
+    )
+  (tmp_path / "manifest.json").write_text("{")
+  with pytest.raises(ConfigError, match="manifest.json is no manifest of masks"):
+    pipeline.evaluation_set(with_masks(config, tmp_path))
+
+
+def new_folder(tmp_path):
+  (tmp_path / "more").mkdir()
+  (tmp_path / "new.png").rename(tmp_path / "more" / "new.png")
+  return tmp_path / "more"
+
+
+def test_a_mask_file_cannot_be_another_masks_folder(config, tmp_path, capsys):
+  (tmp_path / "in" / "a.jpg.png").mkdir(parents=True)
+  Image.new("RGB", (70, 80)).save(tmp_path / "in" / "a.jpg")
+  Image.new("RGB", (70, 80)).save(tmp_path / "in" / "a.jpg.png" / "b.jpg")
+  clash = dataclasses.replace(config, data=DataConfig(val=str(tmp_path / "in")))
+  assert write(clash, tmp_path / "out") == 2
+  assert "like the mask of an image: rename it" in capsys.readouterr().err
+  assert not (tmp_path / "out").exists()
+
+
+def test_masks_of_a_trained_folder_are_those_it_is_evaluated_with(config, tmp_path):
+  seeded = dataclasses.replace(config, eval=EvalConfig(mask_seed=7, max_images=2))
+  (tmp_path / "run").mkdir()
+  writer.write_json(tmp_path / "run" / "config.json", {"config": config_lib.to_dict(seeded), "splits": {}})
+  assert run.main(["--mode=masks", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
+  manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+  assert manifest["seed"] == 7 and {row["name"] for row in manifest["masks"]} == set(NAMES[:2])
+
+
+def mask_folder(root, sides):
+  """Squares of these sides in pictures of 100x100: areas are known."""
+  root.mkdir(exist_ok=True)
+  for index, side in enumerate(sides):
+    picture = np.zeros((100, 100), np.uint8)
+    picture[:side, :side] = 255
+    Image.fromarray(picture).save(root / f"{index:05d}.png")
+  return root
+
+
+SIDES = (10, 20, 25, 35, 38, 42, 48, 52, 58, 60, 65, 68, 72, 74, 76)
+
+
+def test_files_are_paired_by_name_bucket_and_seed(config, tmp_path):
+  folder = mask_folder(tmp_path / "masks", SIDES)
+  first, again = all_masks(with_masks(config, folder)), all_masks(with_masks(config, folder))
+  reseeded = all_masks(with_masks(config, folder, mask_seed=5))
+  for (name, (low, high)), mask in first.items():
+    assert mask.shape == (64, 64) and low < mask.mean() <= high
+    np.testing.assert_array_equal(mask, again[name, (low, high)])
+  assert any((first[key] != reseeded[key]).any() for key in first)
+  assert any((first["a.jpg", bucket] != first["a.png", bucket]).any() for bucket in BUCKETS)
+  # Leaving images out changes no pair.
+  fewer = all_masks(with_masks(config, folder, max_images=2))
+  for key, mask in fewer.items():
+    np.testing.assert_array_equal(mask, first[key])
+  assert pipeline.evaluation_set(with_masks(config, folder)).mask_source == (
+    "15 masks of masks, buckets by area, picked by name, bucket and eval.mask_seed=2022"
+  )
+
+
+def test_a_bucket_without_a_mask_is_named(config, tmp_path):
+  folder = mask_folder(tmp_path / "masks", [side for side in SIDES if not 46 <= side <= 60])
+  with pytest.raises(ConfigError, match="none of its 11 masks covers 20-30 or 30-40 % of the image"):
+    pipeline.evaluation_set(with_masks(config, folder))
+
+
+def test_nvidias_buckets_go_by_index_or_by_area(config, tmp_path, monkeypatch):
+  monkeypatch.setattr(mask_files, "NVIDIA_MASKS", 12)
+  monkeypatch.setattr(mask_files, "NVIDIA_PER_BUCKET", 2)
+  sides = (10, 20, 33, 40, 50, 52, 57, 60, 65, 68, 76, 30)  # the last lies in another bucket than its index says
+  folder = mask_folder(tmp_path / "testing_mask_dataset", sides)
+  by_index = pipeline.evaluation_set(with_masks(config, tmp_path, mask_bucket="index", mask_seed=0))
+  bits = [mask_files.read_mask(folder / f"{i:05d}.png") for i in range(12)]
+  last = {by_index.mask(i, BUCKETS[5]).tobytes() for i in range(len(NAMES))}
+  assert last <= {mask_files.resize_mask(bits[i], 64, 64).tobytes() for i in (10, 11)}
+  by_area = pipeline.evaluation_set(with_masks(config, tmp_path))
+  for i in range(len(NAMES)):
+    assert 0.5 < by_area.mask(i, BUCKETS[5]).mean() <= 0.6
+  # The same masks, packed.
+  packed = np.stack([np.packbits(mask_files.resize_mask(mask, 256, 256)) for mask in bits])
+  np.savez(tmp_path / "masks.npz", bits=packed)
+  from_file = pipeline.evaluation_set(with_masks(config, tmp_path / "masks.npz", mask_bucket="index", mask_seed=0))
+  # Through 256 pixels an edge may move by one.
+  assert np.abs(from_file.mask(0, BUCKETS[5]).astype(int) - by_index.mask(0, BUCKETS[5])).mean() < 0.05
+
+
+def test_what_cannot_be_masks_is_refused(config, tmp_path):
+  folder = mask_folder(tmp_path / "masks", SIDES)
+  with pytest.raises(ConfigError, match="eval.mask_bucket='index' needs NVIDIA's 12000 test masks, but .* 15 masks"):
+    pipeline.evaluation_set(with_masks(config, folder, mask_bucket="index"))
+  with pytest.raises(ConfigError, match="eval.masks='.*nowhere' does not exist"):
+    pipeline.evaluation_set(with_masks(config, tmp_path / "nowhere"))
+  with pytest.raises(ConfigError, match="00000.png' is no .npz file"):
+    pipeline.evaluation_set(with_masks(config, folder / "00000.png"))
+  with pytest.raises(ConfigError, match="eval.mask_bucket='indx' is unknown: did you mean 'index'?"):
+    EvalConfig(mask_bucket="indx")
+  bad = dataclasses.replace(config, mask=MaskConfig(objects=1.0, objects_folder=str(tmp_path / "nowhere")))
+  for reader in (pipeline.evaluation_set, lambda c: pipeline.training_iterator(c, "memory")):
+    with pytest.raises(ConfigError, match="mask.objects_folder='.*nowhere' does not exist"):
+      reader(bad)
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="NVIDIA's masks are not here")
+def test_the_real_masks_serve_every_bucket(config, tmp_path):
+  by_index = pipeline.evaluation_set(with_masks(config, REAL, mask_bucket="index"))
+  with np.load(REAL) as file:
+    np.savez(tmp_path / "some.npz", bits=file["bits"][::40])
+  by_area = pipeline.evaluation_set(with_masks(config, tmp_path / "some.npz"))
+  for index in range(len(NAMES)):
+    for low, high in BUCKETS:
+      assert low < by_area.mask(index, (low, high)).mean() <= high
+      assert low - 0.01 < by_index.mask(index, (low, high)).mean() < high + 0.01

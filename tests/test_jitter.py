@@ -1,0 +1,54 @@
+"""Colour jitter: Pillow's enhancers are the reference; a strength bounds every factor."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance
+
+from gmsrm_jax.data.jitter import colour_jitter, jitter_matrix
+
+
+@pytest.fixture(scope="module")
+def photo():
+  """Middling colours, so that nothing is clipped."""
+  return cv2.resize(np.random.default_rng(0).integers(90, 150, (8, 8, 3), np.uint8), (40, 32))
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.0, 1.5])
+@pytest.mark.parametrize(
+  ("place", "enhancer"), [(0, ImageEnhance.Brightness), (1, ImageEnhance.Contrast), (2, ImageEnhance.Color)]
+)
+def test_each_factor_does_what_pillow_does(photo, place, enhancer, factor):
+  factors = [1.0, 1.0, 1.0]
+  factors[place] = factor
+  ours = cv2.transform(photo, jitter_matrix(photo, *factors))
+  theirs = np.asarray(enhancer(Image.fromarray(photo)).enhance(factor))
+  # Pillow rounds the grey that it blends with, too.
+  assert np.abs(ours.astype(int) - theirs).max() <= 1
+  assert (factor == 1.0) == np.array_equal(ours, photo)
+
+
+def test_all_three_are_applied_one_after_the_other(photo):
+  steps = photo
+  for factors in ((1.2, 1, 1), (1, 0.7, 1), (1, 1, 1.4)):
+    steps = cv2.transform(steps, jitter_matrix(steps, *map(float, factors)))
+  at_once = cv2.transform(photo, jitter_matrix(photo, 1.2, 0.7, 1.4))
+  assert np.abs(at_once.astype(int) - steps).max() <= 2
+
+
+def test_the_strength_bounds_the_factors_and_is_used_up():
+  grey = np.full((4, 4, 3), 100, np.uint8)  # only brightness changes it
+  rng = np.random.default_rng(0)
+  levels = [int(colour_jitter(grey, rng, 0.4)[0, 0, 0]) for _ in range(300)]
+  assert min(levels) >= 60 and max(levels) <= 140
+  assert min(levels) < 65 and max(levels) > 135
+
+
+def test_the_result_is_a_function_of_image_and_rng_and_the_image_stays(photo):
+  before = photo.copy()
+  one, other = (colour_jitter(photo, np.random.default_rng(3), 0.5) for _ in range(2))
+  np.testing.assert_array_equal(one, other)
+  np.testing.assert_array_equal(photo, before)
+  assert one.dtype == np.uint8 and (one != colour_jitter(photo, np.random.default_rng(4), 0.5)).any()
