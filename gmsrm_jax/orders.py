@@ -16,12 +16,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image as PilImage
 
 from gmsrm_jax import photos
 from gmsrm_jax.config import ConfigError, suggest
-from gmsrm_jax.inpaint import MASK_THRESHOLD
+from gmsrm_jax.data.mask_files import THRESHOLD
 from gmsrm_jax.inpainter import Inpainter
 
 FIELDS = ("image", "mask", "num_samples", "seed", "strategy")
@@ -113,18 +113,25 @@ def read_order(fields: Mapping[str, Value], limits: Limits, inpainter: Inpainter
   height, width = photo.rgb.shape[:2]
   inpainter.check(height, width, num_samples, seed, str(strategy))
   if "mask" in sizes:
-    pixels = _decode("mask", mask).rgb
+    hole = _hole(_decode("mask", mask))
     demand(
-      pixels.shape[:2] == (height, width),
+      hole.shape == (height, width),
       422,
-      f"mask is {pixels.shape[1]}x{pixels.shape[0]} but image is {width}x{height}: send them equally large",
+      f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}: send them equally large",
     )
-    hole = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY) > MASK_THRESHOLD
   else:
     demand(photo.alpha is not None, 422, "mask is missing, and image has no transparency to take as its hole")
-    hole = np.asarray(photo.alpha) <= MASK_THRESHOLD
+    hole = np.asarray(photo.alpha) <= THRESHOLD
   demand(bool(hole.any()), 422, "the mask has no hole: it is white where the picture is to be filled, black elsewhere")
   return Order(photo, hole.astype(np.uint8), "mask" not in sizes, num_samples, seed, str(strategy))
+
+
+def _hole(mask: photos.Photo) -> Bool[np.ndarray, "h w"]:
+  """As `mask_files.read_mask` has it: what is white, or what is transparent where the alpha channel varies."""
+  alpha = mask.alpha
+  if alpha is not None and alpha.min() < alpha.max():
+    return alpha <= THRESHOLD
+  return cv2.cvtColor(mask.rgb, cv2.COLOR_RGB2GRAY) > THRESHOLD
 
 
 def _whole(name: str, value: Value, default: int, low: int, high: int) -> int:

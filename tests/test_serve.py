@@ -122,6 +122,8 @@ def test_without_a_mask_the_hole_is_what_is_transparent(server):
   (filled,) = server.inpaint(image=png(np.dstack([IMAGE, 255 * (1 - HOLE)]))).pictures
   assert (filled[..., 3] == 255).all()
   np.testing.assert_array_equal(filled[..., :3][HOLE == 0], IMAGE[HOLE == 0])
+  (also,) = server.inpaint(image=GOOD["image"], mask=png(np.dstack([IMAGE, 255 * (1 - HOLE)]))).pictures
+  np.testing.assert_array_equal(also, noisy_model()(IMAGE, HOLE))
 
 
 def test_a_large_picture_is_filled_through_windows(server):
