@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import base64
+import threading
 import time
 
 import numpy as np
 import pytest
 import skimage.data
 from browser import CHROMIUM, chromium
-from client import pixels, png, running
+from client import pixels, png, running, text
 from test_inpainter_api import noisy_model
+from test_serve import Gated
 
+pytestmark = [
+  pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
+  pytest.mark.timeout(600),
+]
 IMAGE = skimage.data.astronaut()[:240, 60:380]
 
 
@@ -28,8 +34,6 @@ def _mask(page):
   return pixels(base64.b64decode(url.partition(",")[2]))[..., 0]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium")
-@pytest.mark.timeout(600)
 def test_a_picture_is_painted_filled_compared_and_downloaded(server, tmp_path):
   (tmp_path / "photo.png").write_bytes(png(IMAGE))
   downloads = tmp_path / "downloads"
@@ -43,7 +47,7 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(server, tmp_path):
 
     # Nothing is painted, so nothing is sent.
     page.click("#run")
-    page.wait("document.querySelector('#status.bad').textContent.startsWith('Nothing is painted yet')")
+    page.wait("document.querySelector('#status.bad')?.textContent.startsWith('Nothing is painted yet')")
 
     # Two strokes, undone and painted again, a part erased.
     page.drag(*(page.place("#paint", across, 0.3) for across in (0.2, 0.4, 0.6)))
@@ -89,3 +93,54 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(server, tmp_path):
   expected = noisy_model()(IMAGE, hole, num_samples=3, seed=5)[1]
   np.testing.assert_array_equal(pixels(saved.read_bytes()), expected)
   np.testing.assert_array_equal(expected[hole == 0], IMAGE[hole == 0])
+
+
+def _event(kind, data, name):
+  """Code that drops or pastes a file."""
+  carrier, constructor = ("dataTransfer", "DragEvent") if kind == "drop" else ("clipboardData", "ClipboardEvent")
+  code = f"const bytes = Uint8Array.from(atob('{text(data)}'), c => c.charCodeAt(0)); const t = new DataTransfer();"
+  code += f"t.items.add(new File([bytes], '{name}', {{ type: 'image/png' }}));"
+  return f"(() => {{ {code} dispatchEvent(new {constructor}('{kind}', {{ {carrier}: t, cancelable: true }})) }})()"
+
+
+def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(tmp_path):
+  model = Gated()
+  with running(model, waiting=0) as server, chromium(tmp_path / "profile") as page:
+    page.open(server.url, tmp_path, 420, 800)
+    page.run(_event("drop", png(IMAGE), "a.png"))
+    page.wait("document.querySelector('#status').textContent.startsWith('320 × 240 pixels')")
+    page.run(_event("paste", b"nonsense", "b.png"))
+    page.wait("document.querySelector('#status').textContent.startsWith('b.png is no picture that this browser')")
+    page.run(_event("paste", png(IMAGE[:100]), "c.png"))
+    page.wait("document.querySelector('#status').textContent.startsWith('320 × 100 pixels')")
+    assert page.run("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than a phone"
+
+    page.drag(page.place("#paint"))
+    page.click("#run")
+    assert model.started.acquire(timeout=60)
+    page.screenshot(tmp_path / "3_phone.png")
+    page.click("#stop")
+    page.wait("document.querySelector('#status').textContent === 'stopped'")
+    assert model.ended.acquire(timeout=60)
+
+    # What is painted and erased again is no hole: the server says so.
+    server.wait_until_idle()
+    page.key("e")
+    page.drag(page.place("#paint"))
+    page.click("#run")
+    page.wait("document.querySelector('#status.bad')?.textContent.startsWith('the mask has no hole')")
+
+    # While another request holds the only place, the page waits and asks again.
+    page.key("e")
+    page.drag(page.place("#paint", 0.3))
+    other = threading.Thread(target=server.inpaint, kwargs={"image": png(IMAGE), "mask": png(IMAGE)})
+    other.start()
+    assert model.started.acquire(timeout=60)
+    page.click("#run")
+    page.wait("document.querySelector('#status').textContent.startsWith('filling')")
+    time.sleep(0.5)
+    model.gate.set()
+    other.join()
+    page.wait("document.querySelectorAll('#fills button').length === 1")
+    # A refusal is no complaint of the page's own.
+    assert [line for line in page.complaints if "status of 422" not in line and "status of 503" not in line] == []
