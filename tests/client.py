@@ -13,14 +13,22 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import skimage.data
 from PIL import Image
+from test_steps import small_config
 
 from gmsrm_jax import serve
 from gmsrm_jax.inpainter import Inpainter
 from gmsrm_jax.orders import Limits
+from gmsrm_jax.service import Service
 
 BOUNDARY = "----boundary-of-the-tests"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
+
+
+IMAGE = skimage.data.astronaut()[:30, 100:140]
+HOLE = np.zeros((30, 40), np.uint8)
+HOLE[8:20, 10:25] = 1
 
 
 class Answer(NamedTuple):
@@ -54,7 +62,7 @@ class Running(NamedTuple):
   """A server that runs in a thread."""
 
   port: int
-  service: serve.Service
+  service: Service
 
   @property
   def url(self) -> str:
@@ -89,11 +97,32 @@ class Running(NamedTuple):
     raise AssertionError("a place was never given back")
 
 
+class Gated(Inpainter):
+  """Fills with the negative, but not before its gate is open."""
+
+  def __init__(self):
+    super().__init__(small_config(), {})
+    self.gate = threading.Event()
+    self.started = threading.Semaphore(0)
+    self.ended = threading.Semaphore(0)
+
+  def fills(self, image, mask, *, num_samples=1, seed=0, strategy="auto", before_batch=lambda: None):
+    self.started.release()
+    try:
+      while not self.gate.is_set():
+        before_batch()
+        time.sleep(0.01)
+    finally:
+      self.ended.release()
+    for _ in range(num_samples):
+      yield 255 - image
+
+
 @contextlib.contextmanager
 def running(model: Inpainter, **limits: Any) -> Iterator[Running]:
   """A server of the model, ended afterwards."""
-  service = serve.Service(model, Limits(**limits))
-  server = serve.make_server(service)
+  service = Service(model, Limits(**limits))
+  server = serve.Server(service)
   with contextlib.closing(serve.listen("127.0.0.1", 0)) as address:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [address]})
     thread.start()
@@ -128,3 +157,6 @@ def text(data: bytes) -> str:
 
 def pixels(data: bytes) -> np.ndarray:
   return np.asarray(Image.open(io.BytesIO(data)))
+
+
+GOOD = {"image": png(IMAGE), "mask": png(HOLE * 255)}

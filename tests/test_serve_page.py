@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import skimage.data
 from browser import CHROMIUM, chromium
-from client import pixels, png, running, text
+from client import Gated, pixels, png, running, text
 from test_inpainter_api import noisy_model
-from test_serve import Gated
 
 pytestmark = [
   pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
