@@ -100,18 +100,19 @@ def read_order(fields: Mapping[str, Value], limits: Limits, inpainter: Inpainter
     ConfigError: a field is missing, unknown, out of range or damaged.
   """
   for name in fields:
-    demand(name in FIELDS, 422, f"field {name!r:.60} is unknown: {suggest(name, FIELDS)}send {', '.join(FIELDS)}")
+    demand(name in FIELDS, 422, f"field {name!r:.60} is unknown: {suggest(name[:60], FIELDS)}send {', '.join(FIELDS)}")
   num_samples = _whole("num_samples", fields.get("num_samples"), 1, 1, limits.samples)
   seed = _whole("seed", fields.get("seed"), 0, 0, MAX_SEED)
   strategy = "auto" if fields.get("strategy") in (None, "") else fields["strategy"]
-  demand(isinstance(strategy, str), 422, f"strategy={strategy!r:.40} is no text: send 'auto'")
-  inpainter.check(1, 1, num_samples, seed, str(strategy))
+  if not isinstance(strategy, str) or len(strategy) > 60:
+    raise Refused(422, f"strategy={strategy!r:.40} is no name of one: send 'auto'")
+  inpainter.check(1, 1, num_samples, seed, strategy)
   image, mask = fields.get("image"), fields.get("mask")
   demand(bool(image), 422, "image is missing: send a picture file")
   sizes = {name: _size(name, data, limits) for name, data in (("image", image), ("mask", mask)) if data}
   photo = _decode("image", image)
   height, width = photo.rgb.shape[:2]
-  inpainter.check(height, width, num_samples, seed, str(strategy))
+  inpainter.check(height, width, num_samples, seed, strategy)
   if "mask" in sizes:
     hole = _hole(_decode("mask", mask))
     demand(
@@ -123,7 +124,7 @@ def read_order(fields: Mapping[str, Value], limits: Limits, inpainter: Inpainter
     demand(photo.alpha is not None, 422, "mask is missing, and image has no transparency to take as its hole")
     hole = np.asarray(photo.alpha) <= THRESHOLD
   demand(bool(hole.any()), 422, "the mask has no hole: it is white where the picture is to be filled, black elsewhere")
-  return Order(photo, hole.astype(np.uint8), "mask" not in sizes, num_samples, seed, str(strategy))
+  return Order(photo, hole.astype(np.uint8), "mask" not in sizes, num_samples, seed, strategy)
 
 
 def _hole(mask: photos.Photo) -> Bool[np.ndarray, "h w"]:
@@ -148,9 +149,10 @@ def _whole(name: str, value: Value, default: int, low: int, high: int) -> int:
 def _size(name: str, data: Value, limits: Limits) -> tuple[int, int]:
   """Width and height as the header has them."""
   too_large = f"{limits.pixels / 1e6:g} million pixels: reduce it first"
-  demand(isinstance(data, bytes), 422, f"{name} is text: send a picture file")
+  if not isinstance(data, bytes):
+    raise Refused(422, f"{name} is text: send a picture file")
   try:
-    with PilImage.open(io.BytesIO(bytes(data)), formats=FORMATS) as file:  # type: ignore[arg-type]
+    with PilImage.open(io.BytesIO(data), formats=FORMATS) as file:
       width, height = file.size
   except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning):
     raise Refused(413, f"{name} has more than {too_large}") from None

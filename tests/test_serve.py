@@ -127,7 +127,7 @@ def _bomb(width, height):
     ({"seed": -1}, 422, "seed=-1 is out of range: send a whole number from 0 to 4294967295"),
     ({"seed": 2**32}, 422, "seed=4294967296 is out"),
     ({"strategy": "corp"}, 422, "strategy 'corp' is unknown: did you mean 'crop'?"),
-    ({"strategy": "x" * 5000}, 422, "strategy 'xxx"),
+    ({"strategy": "x" * 5000}, 422, "strategy='xxx"),
     ({"sed": 1}, 422, "field 'sed' is unknown: did you mean 'seed'?"),
   ],
 )
@@ -150,7 +150,7 @@ def test_what_cannot_be_filled_is_refused_in_words(server, fields, status, messa
     ({"image": "AAA"}, 400, "image is no base64"),
     ({"image": text(GOOD["image"]), "mask": text(GOOD["mask"]), "num_samples": True}, 422, "num_samples=True is out"),
     ({"image": text(GOOD["image"]), "mask": text(GOOD["mask"]), "seed": 1.0}, 422, "seed=1.0 is out"),
-    ({"image": text(GOOD["image"]), "mask": text(GOOD["mask"]), "strategy": []}, 422, "strategy=[] is no text"),
+    ({"image": text(GOOD["image"]), "mask": text(GOOD["mask"]), "strategy": []}, 422, "strategy=[] is no name"),
     ({}, 422, "image is missing"),
   ],
 )
