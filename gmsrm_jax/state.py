@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -123,6 +124,23 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
     disc_opt_state=optimisers.discriminator.init(disc["params"]),
     # Typed: a weak type would make the second step compile again.
     usage=jnp.full((config.memory.num_slots,), 1.0 / config.memory.num_slots, jnp.float32),
+  )
+
+
+def restart(config: Config, trained: TrainState) -> TrainState:
+  """A state of stage 2 at step 0 with the weights of a trained one: its averages, its frozen memory, its discriminator.
+
+  Fine-tuning: the optimisers start anew. Jit it; the two states share no buffer.
+  """
+  optimisers = make_optimisers(config, "inpaint")
+  params = trained.ema
+  return dataclasses.replace(
+    trained,
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema=jax.tree.map(jnp.copy, params),
+    opt_state=optimisers.generator.init(params),
+    disc_opt_state=optimisers.discriminator.init(trained.disc_params),
   )
 
 

@@ -27,9 +27,9 @@ from gmsrm_jax import features, panels, sharding, steps
 from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import Config, ConfigError, differences, from_dict, require, to_dict
 from gmsrm_jax.data import pipeline, sources
-from gmsrm_jax.evaluate import REPORT, evaluate_state
+from gmsrm_jax.evaluate import REPORT, evaluate_state, load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter
-from gmsrm_jax.state import TrainState, compute_dtype, has_memory_stage, init_state, make_networks
+from gmsrm_jax.state import TrainState, compute_dtype, has_memory_stage, init_state, make_networks, restart
 from gmsrm_jax.writer import Writer, read_json, read_run, write_json
 
 # Settings that change what is written or how fast, but not what is learned: they may differ on resume.
@@ -71,7 +71,7 @@ def train(config: Config, workdir: str) -> None:
   evaluation = pipeline.evaluation_set(config)
   # Before the checkpointers: a missing folder is refused before one is made for the run.
   training = None if config.data.synthetic else sources.open_source(config.data, "train")
-  plan = [stage for stage in ("memory", "inpaint") if stage == "inpaint" or has_memory_stage(config)]
+  plan = ["memory", "inpaint"] if has_memory_stage(config) and not config.run.init_from else ["inpaint"]
   done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
   resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}
   # A stage without a checkpoint has not begun, so its settings are still open.
@@ -122,6 +122,11 @@ def check_settings(config: Config) -> None:
     "stage1.steps=0 leaves the memory untrained: give it steps, or set memory.pretrain=false",
   )
   require(config.stage2.steps > 0, "stage2.steps=0 trains no inpainter: give it at least 1")
+  source = pathlib.Path(config.run.init_from)
+  require(
+    not config.run.init_from or (source / "checkpoints" / "inpaint").is_dir(),
+    f"run.init_from={config.run.init_from} holds no checkpoint of stage 2: name the folder of a trained run",
+  )
 
 
 def describe_run(
@@ -251,6 +256,10 @@ def run_stage(
   target = with_shardings(config, stage, mesh)
   if saved.latest() is not None:
     state = saved.restore(target, iterator)
+  elif config.run.init_from:
+    where = jax.tree.map(lambda leaf: leaf.sharding, target)
+    again = jax.jit(functools.partial(restart, config), out_shardings=where)
+    state = again(load_trained_state(config, pathlib.Path(config.run.init_from)))
   else:
     key = jax.random.fold_in(jax.random.key(config.run.seed), 0 if stage == "memory" else 1)
     where = jax.tree.map(lambda leaf: leaf.sharding, target)

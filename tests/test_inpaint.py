@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from test_inpainter_api import noisy_model
 from test_train import finish, one_line, trained_run
 
 import run
@@ -251,3 +252,68 @@ def test_flags_out_of_range_are_refused_before_anything_is_read(tmp_path, capsys
   ):
     assert run.main([*where, flag]) == 2
     assert part in one_line(capsys.readouterr().err)
+
+
+MODES = ("1", "L", "LA", "RGB", "RGBA", "P", "CMYK", "I;16")
+SUFFIXES = {"1": ".bmp", "LA": ".tif", "CMYK": ".tiff", "RGBA": ".webp"}
+
+
+def write_random_pair(rng, folder, name):
+  """A picture of random size and mode, and a hole of a random kind: none, all, a pixel, a border, boxes, specks."""
+  height, width = (int(n) for n in np.exp(rng.uniform(0, np.log(180), 2)))
+  mode = str(rng.choice(MODES))
+  top, left = rng.integers(0, 512 - height), rng.integers(0, 512 - width)
+  pixels = Image.fromarray(skimage.data.astronaut()[top : top + height, left : left + width])
+  if mode == "I;16":
+    pixels = Image.fromarray(np.asarray(pixels.convert("L")).astype(np.uint16) * 256 + 7)
+  elif mode == "P":
+    pixels = pixels.quantize(16)
+  else:
+    pixels = pixels.convert(mode)
+  if mode in ("LA", "RGBA"):
+    pixels.putalpha(Image.fromarray(rng.integers(0, 256, (height, width), dtype=np.uint8)))
+  suffix = SUFFIXES.get(mode, ".png")
+  pixels.save(folder / "images" / f"{name}{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {}))
+  mask = np.zeros((height, width), np.uint8)
+  kind = rng.integers(7)
+  if kind == 1:
+    mask[:] = 1
+  elif kind == 2:
+    mask[rng.integers(height), rng.integers(width)] = 1
+  elif kind == 3:
+    mask[:] = 1
+    mask[height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
+  elif kind == 4:
+    mask = (rng.random((height, width)) < 0.2).astype(np.uint8)
+  elif kind > 4:
+    mask[: int(rng.integers(1, height + 1)), int(rng.integers(width)) :] = 1
+  Image.fromarray(mask * 255).save(folder / "masks" / f"{name}.png")
+
+
+def check_random_pair(folder, output, image):
+  """Asserts that nothing outside the hole differs; returns whether anything inside does."""
+  with Image.open(image) as before, Image.open(output / image.name) as after:
+    if before.mode == "P":
+      before = before.convert(after.mode)
+    assert (before.mode, before.size) == (after.mode, after.size)
+    old, new = np.array(before), np.array(after)
+  with Image.open(folder / "masks" / f"{image.stem}.png") as mask:
+    hole = np.asarray(mask) > 0
+  np.testing.assert_array_equal(new[~hole], old[~hole], err_msg=image.name)
+  return (new != old).any()
+
+
+def test_pictures_of_any_size_mode_and_hole_change_in_the_hole_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(inpaint.Inpainter, "from_checkpoint", lambda path: noisy_model())
+  rng = np.random.default_rng(0)
+  for folder in ("images", "masks"):
+    (tmp_path / folder).mkdir()
+  for index in range(60):
+    write_random_pair(rng, tmp_path, f"p{index:03d}")
+  out = tmp_path / "out"
+  common = ["--mode=inpaint", f"--images={tmp_path / 'images'}", f"--masks={tmp_path / 'masks'}", f"--output={out}"]
+  assert run.main(common) == 0
+  images = sorted((tmp_path / "images").iterdir())
+  assert len(images) == 60 and {image.suffix for image in images} == {".png", *SUFFIXES.values()}
+  changed = sum(check_random_pair(tmp_path, out, image) for image in images)
+  assert changed > 40
