@@ -27,6 +27,7 @@ MODES = {  # mode to the flags it reads
   "export": _COMMON | {"output", "checkpoint"},
   "check": {"experiment", "platform", "mode", "set"},
   "prepare": {"experiment", "platform", "mode", "set", "output"},
+  "serve": _COMMON | {"checkpoint", "host", "port"},
 }
 
 STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
@@ -60,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
   inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: prepare, masks, export)")
   inpaint.add_argument(
-    "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export)"
+    "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export, serve)"
   )
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
   inpaint.add_argument("--seed", metavar="S", type=int, help="another seed draws other samples 1, 2 ... (default: 0)")
@@ -69,6 +70,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument(
     "--contact_sheet", action="store_true", default=None, help="also write STEM_sheet.png with all samples"
   )
+  serve = parser.add_argument_group("flags of --mode=serve")
+  serve.add_argument(
+    "--host", metavar="NAME", help="address to listen on; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
+  )
+  serve.add_argument("--port", metavar="N", type=int, help="port to listen on; 0 takes a free one (default: 7860)")
 
   flags, unknown = parser.parse_known_args(argv)
   known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
@@ -110,6 +116,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
       flags.seed == 0 or flags.num_samples > 1,
       f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
     )
+  if flags.mode == "serve":
+    flags.host = flags.host or "127.0.0.1"
+    flags.port = 7860 if flags.port is None else flags.port
+    require(0 <= flags.port <= 65535, f"--port={flags.port} is no port: give a number from 0 to 65535")
   require(
     "://" not in (flags.workdir or ""),
     f"--workdir={flags.workdir} is no local folder: mount the bucket and name the path it is mounted at",
@@ -186,6 +196,11 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import check
 
     check.check(config)
+  elif flags.mode == "serve":
+    platform.check(flags.platform)
+    from gmsrm_jax import serve
+
+    serve.serve(checkpoint=flags.checkpoint, workdir=workdir, host=flags.host, port=flags.port)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -90,11 +90,15 @@ class Inpainter:
     num_samples: int = 1,
     seed: int = 0,
     strategy: str = "auto",
+    before_batch: Callable[[], None] = lambda: None,
   ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The samples of one picture, one after the other: sample 0 is the deterministic fill."""
+    """The samples of one picture, one after the other: sample 0 is the deterministic fill.
+
+    `before_batch` is called before the model is; a fill that nobody waits for any more is ended by what it raises.
+    """
     self.check(image.shape[0], image.shape[1], num_samples, seed, strategy)
     for sample in range(num_samples):
-      yield self._fill(image, mask, strategy, sample, seed)
+      yield self._fill(image, mask, strategy, sample, seed, before_batch)
 
   def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str) -> None:
     """Raises ConfigError for what cannot be done, before anything is computed."""
@@ -118,27 +122,42 @@ class Inpainter:
     )
 
   def _fill(
-    self, image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], strategy: str, sample: int, seed: int
+    self,
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    strategy: str,
+    sample: int,
+    seed: int,
+    before_batch: Callable[[], None],
   ) -> UInt8[np.ndarray, "h w 3"]:
     filled = image.copy()
     key = jax.random.fold_in(jax.random.key(seed), sample)
     done = 0
     for patch in windows.plan(mask, self.config.model.image_size, strategy):
       blend = windows.Blend(patch, mask.shape)
-      for window, predicted in self._predictions(image, mask, patch.windows, key, done, noisy=sample > 0):
+      for window, predicted in self._predictions(image, mask, patch.windows, key, done, before_batch, noisy=sample > 0):
         blend.add(window, predicted)
       blend.paste(filled)
       done += len(patch.windows)
     return filled
 
   def _predictions(
-    self, image: np.ndarray, mask: np.ndarray, places: tuple[windows.Window, ...], key: Any, first: int, *, noisy: bool
+    self,
+    image: np.ndarray,
+    mask: np.ndarray,
+    places: tuple[windows.Window, ...],
+    key: Any,
+    first: int,
+    before_batch: Callable[[], None],
+    *,
+    noisy: bool,
   ) -> Iterator[tuple[windows.Window, np.ndarray]]:
     """What the model proposes for every window. A window's noise depends on its number alone, not on its batch."""
     whole = len(places) // BATCH * BATCH
     groups = [range(i, i + BATCH) for i in range(0, whole, BATCH)]
     groups += [range(i, i + 1) for i in range(whole, len(places))]
     for group in groups:
+      before_batch()
       views = [self._padded(windows.view(image, mask, places[i])) for i in group]
       keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array([first + i for i in group]))
       images, holes = (np.stack(parts) for parts in zip(*views, strict=True))

@@ -24,6 +24,8 @@ from gmsrm_jax.data import sources
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused before they are decoded: a small file can expand to gigabytes."""
+MAX_DPI = 100_000
+"""A resolution beyond this is nonsense and is not written again."""
 
 # What holds a mode to the bit. Formats that are not here are written as PNG.
 _LOSSLESS = {
@@ -78,21 +80,40 @@ def read_photo(path: pathlib.Path) -> Photo:
     ConfigError: it cannot be decoded to the end, or holds more than MAX_PIXELS.
   """
   try:
-    with PilImage.open(path) as file:
+    data = path.read_bytes()
+  except OSError as error:
+    raise ConfigError(f"{path} cannot be decoded ({error}): replace the file") from error
+  return decode_photo(data, str(path))
+
+
+def decode_photo(data: bytes, name: str, formats: tuple[str, ...] | None = None) -> Photo:
+  """Decodes the bytes of a picture file.
+
+  Args:
+    data: the whole file.
+    name: what errors call it.
+    formats: those of Pillow's formats that are tried; None for all of them, which suits one's own files alone.
+
+  Raises:
+    ConfigError: it cannot be decoded to the end, or holds more than MAX_PIXELS.
+  """
+  try:
+    with PilImage.open(io.BytesIO(data), formats=formats) as file:
       width, height = file.size
       require(
         width * height <= MAX_PIXELS,
-        f"{path} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million: reduce it first",
+        f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million: reduce it first",
       )
       file.load()
       photo = _from_pillow(file)
   except (ConfigError, MemoryError):
     raise
   except Exception as error:  # Pillow raises what it likes on a broken file.
-    raise ConfigError(f"{path} cannot be decoded ({error}): replace the file") from error
+    reason = "no known image format" if isinstance(error, PilImage.UnidentifiedImageError) else error
+    raise ConfigError(f"{name} cannot be decoded ({reason}): replace the file") from error
   if photo.mode in ("RGB", "RGBA") and photo.format in ("PNG", "TIFF"):
     # Pillow reads 16 bits per colour as 8; OpenCV keeps them.
-    deep = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
+    deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if deep is not None and deep.dtype == np.uint16 and deep.ndim == 3 and deep.shape[:2] == photo.pixels.shape[:2]:
       order = [2, 1, 0, 3][: deep.shape[2]]  # OpenCV has blue first
       mode = "RGB;16" if deep.shape[2] == 3 else "RGBA;16"
@@ -104,6 +125,8 @@ def _from_pillow(file: PilImage.Image) -> Photo:
   orientation = file.getexif().get(0x0112, 1)
   orientation = orientation if orientation in _UPRIGHT else 1
   metadata = {key: file.info[key] for key in ("exif", "icc_profile", "dpi") if file.info.get(key)}
+  if not all(1 <= value <= MAX_DPI for value in metadata.get("dpi", ())):
+    del metadata["dpi"]  # nonsense, and too large a number for other formats
   if "exif" not in metadata and len(file.getexif()):
     metadata["exif"] = file.getexif().tobytes()
   image_format = file.format or "PNG"
@@ -200,7 +223,11 @@ def write_photo(photo: Photo, path: pathlib.Path, wanted: str = "keep") -> None:
 
 
 def encode_photo(photo: Photo, image_format: str) -> bytes:
-  """The file's bytes, with EXIF, ICC profile and resolution as they were."""
+  """The file's bytes, with EXIF, ICC profile and resolution as they were; CMYK becomes RGB where it must."""
+  if photo.mode == "CMYK" and image_format not in ("JPEG", "TIFF"):
+    stored = np.ascontiguousarray(_INVERSE.get(photo.orientation, lambda a: a)(photo.rgb))
+    kept = {key: value for key, value in photo.metadata.items() if key != "icc_profile"}  # it describes inks
+    photo = dataclasses.replace(photo, pixels=stored, mode="RGB", metadata=kept)
   metadata = dict(photo.metadata)
   if photo.mode.endswith(";16") and photo.mode != "I;16":
     order = [2, 1, 0, 3][: photo.pixels.shape[2]]

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from gmsrm_jax import photos
 from gmsrm_jax.config import ConfigError
@@ -158,3 +158,22 @@ def test_what_cannot_be_read_is_named(tmp_path, monkeypatch):
   Image.fromarray(PHOTO).save(tmp_path / "huge.png")
   with pytest.raises(ConfigError, match=r"huge\.png has 67x45 pixels, more than"):
     photos.read_photo(tmp_path / "huge.png")
+
+
+def test_a_resolution_that_is_nonsense_is_left_out(tmp_path):
+  tags = TiffImagePlugin.ImageFileDirectory_v2()
+  tags[282] = tags[283] = TiffImagePlugin.IFDRational(4_000_000_000, 1)
+  tags[296] = 2  # per inch: PNG counts per metre, which 32 bits cannot hold then
+  Image.fromarray(PHOTO).save(tmp_path / "a.tif", tiffinfo=tags)
+  photo = photos.read_photo(tmp_path / "a.tif")
+  assert "dpi" not in photo.metadata
+  photos.write_photo(photo, tmp_path / "b.png", "png")
+  np.testing.assert_array_equal(photos.read_photo(tmp_path / "b.png").rgb, PHOTO)
+
+
+def test_cmyk_becomes_rgb_where_the_format_has_no_inks(tmp_path):
+  _image("CMYK").save(tmp_path / "a.jpg", quality=95)
+  photo = photos.read_photo(tmp_path / "a.jpg")
+  photos.write_photo(photos.fill_hole(photo, FILL, HOLE), tmp_path / "b.png", "png")
+  written = np.asarray(Image.open(tmp_path / "b.png"))
+  np.testing.assert_array_equal(written, np.where(HOLE[..., None] > 0, FILL, photo.rgb))
