@@ -70,7 +70,9 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(server, tmp_path):
     page.run("document.querySelector('#num_samples').value = 3; document.querySelector('#seed').value = 5")
     page.click("#run")
     page.wait("document.querySelectorAll('#fills button').length === 3")
+    page.wait("[...document.images].every(image => image.complete)")
     page.click("#fills button:nth-child(2)")
+    page.wait("document.querySelector('#fills button:nth-child(2)').getAttribute('aria-pressed') === 'true'")
     page.drag(page.place("#compare", 0.5), page.place("#compare", 0.4), page.place("#compare", 0.3))
     share = page.run("parseFloat(document.querySelector('#line').style.left)")
     assert 25 < share < 35

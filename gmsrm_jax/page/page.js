@@ -246,6 +246,7 @@ function show({ images, width, height }) {
       const image = document.createElement("img");
       image.src = url;
       image.alt = "";
+      image.style.aspectRatio = `${width} / ${height}`; // so that nothing moves when it has loaded
       button.append(image, `Fill ${number + 1}`);
       button.addEventListener("click", () => choose(number));
       return button;
