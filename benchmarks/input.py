@@ -22,8 +22,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-import torch.utils.data
+import torch  # pyright: ignore[reportMissingImports]
+import torch.utils.data  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from tqdm import tqdm
 
