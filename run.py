@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import experiments
-from gmsrm_jax import config as config_lib
-from gmsrm_jax import platform
-from gmsrm_jax.config import Config, ConfigError, require, suggest
+from gmsrm_jax import platform, settings
+from gmsrm_jax.config import FORMATS, STRATEGIES, Config, ConfigError, require, suggest
 
 _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
@@ -29,9 +28,6 @@ MODES = {  # mode to the flags it reads
   "prepare": {"experiment", "platform", "mode", "set", "output"},
   "serve": _COMMON | {"checkpoint", "host", "port"},
 }
-
-STRATEGIES = ("auto", "full", "crop", "resize")  # of --mode=inpaint
-FORMATS = ("keep", "png")  # of its output
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
 _USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
@@ -131,7 +127,7 @@ def load_trained(workdir: str, experiment: str | None) -> Config:
   """The configuration that a trained folder describes itself with."""
   from gmsrm_jax import writer
 
-  config = config_lib.from_dict(writer.read_run(workdir)["config"])
+  config = settings.from_dict(writer.read_run(workdir)["config"])
   require(
     experiment in (None, config.name),
     f"--workdir={workdir} holds experiment {config.name!r}, not {experiment!r}: leave out --experiment",
@@ -146,13 +142,13 @@ def dispatch(flags: argparse.Namespace) -> None:
   workdir = flags.workdir or f"runs/{name}"
   experiment = experiments.load(name)  # in every mode, so that a misspelt name is refused
   if flags.mode == "train":
-    config = config_lib.override(experiment, flags.set or [])
+    config = settings.override(experiment, flags.set or [])
     platform.check(flags.platform)
     from gmsrm_jax import train
 
     train.train(config, workdir)
   elif flags.mode == "evaluate":
-    config = config_lib.override(load_trained(workdir, flags.experiment), flags.set or [])
+    config = settings.override(load_trained(workdir, flags.experiment), flags.set or [])
     platform.check(flags.platform)
     from gmsrm_jax import evaluate
 
@@ -160,7 +156,7 @@ def dispatch(flags: argparse.Namespace) -> None:
   elif flags.mode == "prepare":
     from gmsrm_jax import prepare
 
-    prepare.prepare(config_lib.override(experiment, flags.set or []), flags.output)
+    prepare.prepare(settings.override(experiment, flags.set or []), flags.output)
   elif flags.mode == "inpaint":
     platform.check(flags.platform)
     from gmsrm_jax import inpaint
@@ -184,14 +180,14 @@ def dispatch(flags: argparse.Namespace) -> None:
     config = load_trained(workdir, flags.experiment) if flags.workdir else experiment
     from gmsrm_jax import write_masks
 
-    write_masks.write_masks(config_lib.override(config, flags.set or []), flags.output)
+    write_masks.write_masks(settings.override(config, flags.set or []), flags.output)
   elif flags.mode == "export":
     platform.check(flags.platform)
     from gmsrm_jax import export
 
     export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output)
   elif flags.mode == "check":
-    config = config_lib.override(experiment, flags.set or [])
+    config = settings.override(experiment, flags.set or [])
     platform.check(flags.platform)
     from gmsrm_jax import check
 

@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image as PilImage
 
-from gmsrm_jax import windows
+from gmsrm_jax import settings, windows
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
-from gmsrm_jax.config import Config, from_dict, require, suggest
+from gmsrm_jax.config import STRATEGIES, Config, require, suggest
 from gmsrm_jax.data import sources
 from gmsrm_jax.evaluate import load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
@@ -47,7 +47,7 @@ class Inpainter:
     Raises:
       ConfigError: the folder holds no trained model, or a damaged one.
     """
-    config = from_dict(read_run(path)["config"])
+    config = settings.from_dict(read_run(path)["config"])
     return cls(config, release_params(load_trained_state(config, pathlib.Path(path))))
 
   def __call__(
@@ -61,7 +61,7 @@ class Inpainter:
         any value above 0 is hole.
       num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
       seed: another seed draws other samples; equal seeds repeat to the bit.
-      strategy: how a large picture is seen, one of `windows.STRATEGIES` (see `windows.plan`).
+      strategy: how a large picture is seen, one of `config.STRATEGIES` (see `windows.plan`).
 
     Returns:
       A picture of the type that was given (PIL images come back as RGB); a list of them if num_samples is above 1.
@@ -103,9 +103,8 @@ class Inpainter:
   def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str) -> None:
     """Raises ConfigError for what cannot be done, before anything is computed."""
     require(
-      strategy in windows.STRATEGIES,
-      f"strategy {strategy!r} is unknown: {suggest(strategy, windows.STRATEGIES)}"
-      f"choose from {', '.join(windows.STRATEGIES)}",
+      strategy in STRATEGIES,
+      f"strategy {strategy!r} is unknown: {suggest(strategy, STRATEGIES)}choose from {', '.join(STRATEGIES)}",
     )
     require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
     require(seed >= 0, f"seed={seed} must not be negative")

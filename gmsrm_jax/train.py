@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gmsrm_jax import features, panels, sharding, steps
+from gmsrm_jax import features, panels, settings, sharding, steps
 from gmsrm_jax.checkpoint import Checkpointer, with_shardings
-from gmsrm_jax.config import Config, ConfigError, differences, from_dict, require, to_dict
+from gmsrm_jax.config import Config, ConfigError, require
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.evaluate import REPORT, evaluate_state, load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter
@@ -150,7 +150,9 @@ def describe_run(
   path = root / "config.json"
   if path.exists():
     before = read_run(root)
-    changed = [line for line in differences(from_dict(before["config"]), config) if not line.startswith(free)]
+    changed = [
+      line for line in settings.differences(settings.from_dict(before["config"]), config) if not line.startswith(free)
+    ]
     require(
       not changed,
       f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
@@ -165,7 +167,7 @@ def describe_run(
     write_json(
       path,
       {
-        "config": to_dict(config),
+        "config": settings.to_dict(config),
         "splits": splits,
         "images": counts,
         "commit": git_commit(),

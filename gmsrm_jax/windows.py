@@ -16,8 +16,6 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-STRATEGIES = ("auto", "full", "crop", "resize")
-
 HOLE_SHARE = 0.5
 """The thickness of a hole is at most this share of its window's side."""
 MARGIN = 0.125

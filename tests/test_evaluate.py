@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from test_train import finish, trained_run
 
-from gmsrm_jax import config as config_lib
-from gmsrm_jax import evaluate, writer
+from gmsrm_jax import evaluate, settings, writer
 from gmsrm_jax.config import BUCKETS, ConfigError
 from gmsrm_jax.data import pipeline
 
@@ -24,7 +23,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(trained):
-  return config_lib.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
+  return settings.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 import run
-from gmsrm_jax import config as config_lib
-from gmsrm_jax import evaluate, writer
+from gmsrm_jax import evaluate, settings, writer
 from gmsrm_jax.config import BUCKETS, SIZES, Config, ConfigError, DataConfig, EvalConfig, MaskConfig
 from gmsrm_jax.data import mask_files, pipeline
 
@@ -128,7 +127,7 @@ def test_a_mask_file_cannot_be_another_masks_folder(config, tmp_path, capsys):
 def test_masks_of_a_trained_folder_are_those_it_is_evaluated_with(config, tmp_path):
   seeded = dataclasses.replace(config, eval=EvalConfig(mask_seed=7, max_images=2))
   (tmp_path / "run").mkdir()
-  writer.write_json(tmp_path / "run" / "config.json", {"config": config_lib.to_dict(seeded), "splits": {}})
+  writer.write_json(tmp_path / "run" / "config.json", {"config": settings.to_dict(seeded), "splits": {}})
   assert run.main(["--mode=masks", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
   manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
   assert manifest["seed"] == 7 and {row["name"] for row in manifest["masks"]} == set(NAMES[:2])

@@ -15,13 +15,14 @@ import pytest
 
 import run
 from gmsrm_jax import config as config_lib
+from gmsrm_jax import settings
 
 ROOT = pathlib.Path(run.__file__).parent
 PACKAGE = ROOT / "gmsrm_jax"
 
 # Imports point from a higher layer to the same or a lower one; a module that is not named here is a mode.
 LAYERS = (
-  ("arrays", "config"),
+  ("arrays", "config", "settings"),
   ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform", "windows", "photos"),
   ("state", "checkpoint"),
   ("steps",),
@@ -145,7 +146,7 @@ def test_experiments_import_the_settings_alone():
 def test_run_imports_no_mode_before_the_back_end_is_chosen():
   tree = ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))
   top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-  assert inner_imports(top, MODULES) == {"gmsrm_jax.config", "gmsrm_jax.platform"}
+  assert inner_imports(top, MODULES) == {"gmsrm_jax.config", "gmsrm_jax.platform", "gmsrm_jax.settings"}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -157,7 +158,7 @@ def test_what_is_public_is_documented(name):
   assert ast.get_docstring(tree) or not tree.body, f"{name} has no docstring"
 
 
-SETTINGS = sorted(config_lib._setting_types())
+SETTINGS = sorted(settings.setting_types())
 
 
 def test_every_setting_says_what_it_means():

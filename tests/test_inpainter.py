@@ -9,7 +9,7 @@ import pytest
 
 from experiments import demo
 from gmsrm_jax import arrays
-from gmsrm_jax.config import SIZES, override, shrink
+from gmsrm_jax.config import SIZES, shrink
 from gmsrm_jax.models import inpainter as models
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.encoder import rotate_by_position
@@ -159,7 +159,7 @@ def test_noise_is_drawn_anew_for_every_image_and_scale():
 
 
 def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothing():
-  config = override(CONFIG, ["memory.enabled=false", "variation.enabled=false"])
+  config = settings.override(CONFIG, ["memory.enabled=false", "variation.enabled=false"])
   module, scene = models.make_inpainter(config), _scene()
   params = _random_params(module, *scene)
   apply = jax.jit(lambda noise: models.apply_inpainter(module, params, *scene, noise))
@@ -195,7 +195,7 @@ def _count(shapes):
 
 
 def _at(size, *assignments):
-  config = override(demo.get_config(), [f"model.size={size}", *assignments])
+  config = settings.override(demo.get_config(), [f"model.size={size}", *assignments])
   side = config.model.image_size
   module, scene = models.make_inpainter(config), (jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side, 1)))
   return module, scene, jax.eval_shape(module.init, jax.random.key(0), *scene)["params"]

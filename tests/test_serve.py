@@ -24,8 +24,7 @@ from test_inpainter_api import noisy_model
 from test_steps import initial, small_config
 
 import run
-from gmsrm_jax import config as config_lib
-from gmsrm_jax import photos, serve
+from gmsrm_jax import photos, serve, settings
 from gmsrm_jax.checkpoint import Checkpointer
 from gmsrm_jax.config import ConfigError
 
@@ -206,7 +205,7 @@ def untrained(tmp_path_factory):
   saved = Checkpointer(str(folder), "inpaint", keep=1)
   saved.save(initial(config, "inpaint"), iter(grain.MapDataset.range(3).to_iter_dataset()))
   saved.close()
-  (folder / "config.json").write_text(json.dumps({"config": config_lib.to_dict(config), "splits": {}}))
+  (folder / "config.json").write_text(json.dumps({"config": settings.to_dict(config), "splits": {}}))
   return folder
 
 

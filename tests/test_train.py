@@ -24,8 +24,7 @@ from PIL import Image
 
 import experiments
 import run
-from gmsrm_jax import config as config_lib
-from gmsrm_jax import sharding, train, writer
+from gmsrm_jax import settings, sharding, train, writer
 from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import ConfigError
 from gmsrm_jax.data import pipeline, sources
@@ -133,7 +132,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(trained):
-  return config_lib.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
+  return settings.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
 
 
 @pytest.fixture(scope="module")
@@ -322,8 +321,8 @@ def test_a_folder_keeps_to_its_settings_and_images(trained, tmp_path, capsys):
 def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsys):
   write_photos(tmp_path / "photos", 2)
   photos = str(tmp_path / "photos")
-  real = config_lib.override(experiments.load("demo"), [f"data.train={photos}", f"data.val={photos}"])
-  made = config_lib.override(real, ["data.synthetic=true"])
+  real = settings.override(experiments.load("demo"), [f"data.train={photos}", f"data.val={photos}"])
+  made = settings.override(real, ["data.synthetic=true"])
   evaluation = pipeline.evaluation_set(made)
   for _ in range(2):
     train.describe_run(made, tmp_path, None, evaluation, free=())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gmsrm_jax import windows
+from gmsrm_jax.config import STRATEGIES
 
 SIZE = 32
 
@@ -42,7 +43,7 @@ MASKS = {
 }
 
 
-@pytest.mark.parametrize("strategy", windows.STRATEGIES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("name", MASKS)
 def test_patches_hold_every_hole_pixel_once_and_windows_see_all_of_them(name, strategy):
   mask = MASKS[name]
