@@ -164,11 +164,7 @@ class MemoryConfig:
 class VariationConfig:
   """Conditional stochastic variation: noise in the memory's priors."""
 
-  enabled: bool = True  # false: no noise and no strength heads
-  probability: float = 0.5  # share of training images of stage 2 that get noise
-
-  def __post_init__(self):
-    _share("variation.probability", self.probability)
+  enabled: bool = True  # false: no noise and no strength heads; else every second image trains with two samples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,6 +357,11 @@ class Config:
   run: RunConfig = RunConfig()
 
   def __post_init__(self):
+    require(
+      self.run.batch_size % 2 == 0 or not self.variation.enabled,
+      f"run.batch_size={self.run.batch_size} is odd, but every second image trains the variation with two samples: "
+      f"use {self.run.batch_size + 1}, or variation.enabled=false",
+    )
     require(
       self.loss.feature_crop <= self.model.image_size,
       f"loss.feature_crop={self.loss.feature_crop} exceeds model.image_size={self.model.image_size}: lower it or use 0",

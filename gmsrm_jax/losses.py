@@ -1,6 +1,6 @@
 """One pure function per loss term, each one float32 value per image; `weigh` alone applies weights.
 
-Targets (the second features, the teacher's weights and read) receive no gradient. Statistics are float32 whatever the
+The teacher's weights and read receive no gradient. Statistics are float32 whatever the
 type of the arguments.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmsrm_jax.arrays import Image, Mask, PerImage
 
@@ -51,7 +51,7 @@ def perceptual(features: Features, target_features: Features) -> PerImage:
   """
   total = jnp.zeros(features[0].shape[0], jnp.float32)
   for a, b in zip(features, target_features, strict=True):
-    total = total + jnp.mean(_absolute(a, jax.lax.stop_gradient(b)), axis=(1, 2, 3))
+    total = total + jnp.mean(_absolute(a, b), axis=(1, 2, 3))
   return total
 
 
@@ -70,7 +70,7 @@ def style(features: Features, target_features: Features) -> PerImage:
   """
   total = jnp.zeros(features[0].shape[0], jnp.float32)
   for a, b in zip(features, target_features, strict=True):
-    total = total + jnp.mean(jnp.abs(gram(a) - gram(jax.lax.stop_gradient(b))), axis=(1, 2))
+    total = total + jnp.mean(jnp.abs(gram(a) - gram(b)), axis=(1, 2))
   return total
 
 
@@ -182,24 +182,20 @@ def weigh(
   return total, means
 
 
-def random_window(
-  key: PRNGKeyArray, arrays: tuple[Float[Array, "b h w _c"], ...], side: int
-) -> tuple[Float[Array, "b side side _c"], ...]:
-  """The same random window of `side` x `side` pixels of each image, from every array.
-
-  Each image has its own window, uniform over the places that lie inside. Bounds what the feature losses cost (ours).
-  """
-  batch, height, width, _ = arrays[0].shape
+def window_corners(key: PRNGKeyArray, batch: int, height: int, width: int, side: int) -> Int[Array, "b 2"]:
+  """The upper left corner (row, column) of a random window of each image, uniform over the places that lie inside."""
   if not 0 < side <= min(height, width):
     raise ValueError(f"side={side} does not fit into {height}x{width} pixels")
-  for array in arrays:
-    if array.shape[:3] != (batch, height, width):
-      raise ValueError(f"arrays of {array.shape[:3]} and {(batch, height, width)} have no windows in common")
   row_key, column_key = jax.random.split(key)
   rows = jax.random.randint(row_key, (batch,), 0, height - side + 1)
   columns = jax.random.randint(column_key, (batch,), 0, width - side + 1)
+  return jnp.stack([rows, columns], axis=1)
 
-  def cut(array: Float[Array, "h w c"], row: Array, column: Array) -> Float[Array, "side side c"]:
-    return jax.lax.dynamic_slice(array, (row, column, 0), (side, side, array.shape[-1]))
 
-  return tuple(jax.vmap(cut)(array, rows, columns) for array in arrays)
+def cut_windows(image: Float[Array, "b h w c"], corners: Int[Array, "b 2"], side: int) -> Float[Array, "b side side c"]:
+  """The window of `side` x `side` pixels of each image. Bounds what the feature losses cost (ours)."""
+
+  def cut(one: Float[Array, "h w c"], corner: Int[Array, 2]) -> Float[Array, "side side c"]:
+    return jax.lax.dynamic_slice(one, (corner[0], corner[1], 0), (side, side, one.shape[-1]))
+
+  return jax.vmap(cut)(image, corners)

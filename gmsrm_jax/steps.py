@@ -7,7 +7,7 @@ the loop decides how a step is compiled and sharded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from gmsrm_jax import features, losses
+from gmsrm_jax import features, losses, variation
 from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
@@ -26,7 +26,6 @@ from gmsrm_jax.models.inpainter import (
   apply_learner,
   apply_recognition,
   apply_teacher,
-  draw_noise,
 )
 from gmsrm_jax.optim import update_ema
 from gmsrm_jax.state import Networks, TrainState, compute_dtype, make_networks, make_optimisers
@@ -46,22 +45,30 @@ def decode_batch(batch: Mapping[str, jax.Array]) -> tuple[Image, Mask]:
   return image_from_uint8(batch["image"]), mask_from_uint8(batch["mask"])
 
 
+def _plain_score(distance: variation.Distance, drawn: Any, truth: Any) -> Float[Array, " b"]:
+  """The distance of each image's one fill, where nothing is filled twice."""
+  return distance(drawn, truth)
+
+
 def _feature_terms(
   config: Config,
   networks: Networks,
   key: Key[Array, ""],
   feature_params: Any,
-  prediction: Image,
-  target: Image,
+  drawn: Float[Array, "r h w 3"],
+  image: Image,
   *,
   style: bool,
+  varied: bool,
 ) -> dict[str, Float[Array, " b"]]:
   """The perceptual and style terms that have a weight, on a random window where the setting asks for one."""
   wanted = {"perceptual": config.loss.perceptual > 0, "style": style and config.loss.style > 0}
   if not any(wanted.values()):
     return {}
-  if config.loss.feature_crop:
-    prediction, target = losses.random_window(key, (prediction, target), config.loss.feature_crop)
+  if side := config.loss.feature_crop:
+    corners = losses.window_corners(key, image.shape[0], image.shape[1], image.shape[2], side)
+    image = losses.cut_windows(image, corners, side)
+    drawn = losses.cut_windows(drawn, variation.rows(corners) if varied else corners, side)
 
   def extract(x: Image) -> tuple:
     if config.loss.features == "vgg16":
@@ -69,9 +76,10 @@ def _feature_terms(
       return features.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
     return apply_recognition(networks.learner, feature_params, x)
 
-  predicted, wished = extract(prediction), jax.lax.stop_gradient(extract(target))
+  found, wished = extract(drawn), jax.lax.stop_gradient(extract(image))
+  score = variation.score if varied else _plain_score
   functions = {"perceptual": losses.perceptual, "style": losses.style}
-  return {name: functions[name](predicted, wished) for name, on in wanted.items() if on}
+  return {name: score(functions[name], found, wished) for name, on in wanted.items() if on}
 
 
 def memory_step(
@@ -90,7 +98,7 @@ def memory_step(
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
     terms = {
       "l1": losses.l1(drawn, image),
-      **_feature_terms(config, networks, window_key, extractor, drawn, image, style=False),
+      **_feature_terms(config, networks, window_key, extractor, drawn, image, style=False, varied=False),
       "balance": losses.balance(codebook.mean_weights(recognised.retrieval.log_weights)),
     }
     if adversarial:
@@ -145,10 +153,13 @@ def _revive(
 def inpaint_step(
   state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, adversarial: bool
 ) -> tuple[TrainState, Metrics]:
-  """Stage 2: fill holes, with the frozen memory as prior and the recognition of the whole image as teacher."""
+  """Stage 2: fill holes, with the frozen memory as prior and the recognition of the whole image as teacher.
+
+  With variation, every second image is filled twice (see `variation`).
+  """
   networks = make_networks(config)
   image, mask = decode_batch(batch)
-  window_key, noise_key, coin_key = jax.random.split(step_key(config, "inpaint", state.step), 3)
+  window_key, noise_key = jax.random.split(step_key(config, "inpaint", state.step))
   frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
   extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
   hole = nn.avg_pool(mask, (config.model.stride,) * 2, (config.model.stride,) * 2).reshape(image.shape[0], -1)
@@ -156,26 +167,27 @@ def inpaint_step(
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
     teacher = apply_teacher(networks.learner, state.frozen["teacher"], image)
-  noise = None
-  if config.variation.enabled:
-    noise = draw_noise(noise_key, config.model, image.shape[0], *image.shape[1:3])
-    coin = jax.random.bernoulli(coin_key, config.variation.probability, (image.shape[0], 1, 1, 1))
-    noise = tuple(n * coin for n in noise)
+  varied = config.variation.enabled
+  noise, rows, score = None, _same, _plain_score
+  if varied:
+    noise = variation.row_noise(noise_key, config.model, *image.shape[:3])
+    rows, score = variation.rows, variation.score
+  images, masks = rows(image), rows(mask)  # one for every fill
 
   def objective(params: Any):
-    out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise)
-    inpainted = composite(out.prediction, image, mask)
+    out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise, rows)
+    inpainted = composite(out.prediction, images, masks)
     terms = {
-      "hole": losses.hole_l1(out.prediction, image, mask),
-      "valid": losses.valid_l1(out.prediction, image, mask),
-      "memory_image": losses.hole_l1(out.memory_image, image, mask),
-      **_feature_terms(config, networks, window_key, extractor, inpainted, image, style=True),
+      "hole": _hole_term(out.prediction, image, mask, varied=varied),
+      "valid": losses.valid_l1(out.prediction, images, masks),
+      "memory_image": score(_over_hole(losses.hole_l1), (out.memory_image, masks), (image, mask)),
+      **_feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied),
     }
     if teacher is not None and out.retrieval is not None:
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
       terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
     if adversarial:
-      terms["adversarial"] = _generator_term(config, networks, state, out.prediction, image, mask)
+      terms["adversarial"] = _generator_term(config, networks, state, out.prediction, images, masks)
     total, means = _weigh(config, terms)
     return total, (means, out, inpainted)
 
@@ -184,14 +196,35 @@ def inpaint_step(
   metrics.update({"loss": total, **means, "hole_area": jnp.mean(hole_area(mask))})
   if out.retrieval is not None:
     metrics["perplexity"] = codebook.perplexity(codebook.mean_weights(out.retrieval.log_weights))
-  if out.strengths:
+  if varied:
     metrics["strength"] = jnp.mean(jnp.stack([jnp.mean(s.astype(jnp.float32)) for s in out.strengths]))
+    first, second = variation.fills(inpainted)
+    metrics["spread"] = jnp.mean(losses.hole_l1(first, second, variation.fills(masks)[0]))
   if adversarial:
     state, more = _update_discriminator(
-      config, "inpaint", networks, state, real=image, fake=inpainted, mask=mask, hole=True
+      config, "inpaint", networks, state, real=images, fake=inpainted, mask=masks, hole=True
     )
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def _same(x: Array) -> Array:
+  return x
+
+
+def _over_hole(distance: Callable[[Image, Image, Mask], Float[Array, " b"]]) -> variation.Distance:
+  """A distance over the hole as one of (image, mask) and (image, mask): both have the same mask."""
+  return lambda a, b: distance(a[0], b[0], b[1])
+
+
+def _hole_term(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, *, varied: bool) -> Float[Array, " b"]:
+  """L1 over the hole for a deterministic fill, the energy score of coarse L1 for two samples."""
+  if not varied:
+    return losses.hole_l1(prediction, image, mask)
+  masks = variation.rows(mask)
+  fine = variation.score(_over_hole(losses.hole_l1), (prediction, masks), (image, mask))
+  coarse = variation.score(_over_hole(variation.coarse_hole_l1), (prediction, masks), (image, mask))
+  return jnp.where(jnp.arange(image.shape[0]) % 2 == 0, fine, coarse)
 
 
 STEPS = {"memory": memory_step, "inpaint": inpaint_step}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import demo
-from gmsrm_jax import arrays
+from gmsrm_jax import arrays, settings
 from gmsrm_jax.config import SIZES, shrink
 from gmsrm_jax.models import inpainter as models
 from gmsrm_jax.models.blocks import push_pull_fill
@@ -155,7 +155,14 @@ def test_noise_is_drawn_anew_for_every_image_and_scale():
   assert len({row.tobytes() for row in rows}) == len(rows)
   for n in noise:
     assert abs(np.mean(n)) < 0.15 and abs(np.std(n) - 1) < 0.1
-  assert [n.shape for n in noise] == [(4, 32, 64, 1), (4, 16, 32, 1), (4, 8, 16, 1)]
+  assert [n.shape for n in noise] == [(4, 32, 64, 1), (4, 16, 32, 1), (4, 8, 16, 128)]
+
+
+def test_half_of_the_bottleneck_noise_is_shared_by_the_whole_image():
+  noise = np.asarray(models.draw_noise(jax.random.key(0), SIZES["tiny"], 64, 64, 64)[-1])
+  shared = noise.mean(axis=(1, 2))  # of 64 positions: the rest of the local half is a 64th of it
+  assert np.var(shared) == pytest.approx(0.5 + 0.5 / 64, abs=0.03)
+  assert np.var(noise) == pytest.approx(1.0, abs=0.03)
 
 
 def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothing():

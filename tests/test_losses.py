@@ -74,11 +74,14 @@ def test_style_is_blind_to_place_and_perceptual_is_not():
 
 
 @pytest.mark.parametrize("loss", [losses.perceptual, losses.style])
-def test_target_features_receive_no_gradient(loss):
+def test_feature_losses_are_symmetric_so_that_two_fills_can_push_each_other_apart(loss):
   a, b = _features(6), _features(7)
-  to_features, to_target = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(a, b)
-  assert all(np.any(leaf != 0) for leaf in to_features)
-  assert all(np.all(leaf == 0) for leaf in to_target)
+  _close(loss(a, b), loss(b, a))
+  to_one, to_other = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(a, b)
+  swapped, _ = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(b, a)
+  for one, other in zip(swapped, to_other, strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+  assert all(np.any(leaf != 0) for leaf in to_one)
 
 
 def test_hinge_equals_numpy():
@@ -196,31 +199,29 @@ def test_half_precision_inputs_are_summed_in_float32():
   _close(losses.style((image + 0.5,), (image,)), [0.25 / 3])
 
 
-def test_random_window_cuts_the_same_place_from_every_array():
+def test_windows_of_two_images_at_the_same_corners_show_the_same_place():
   rows, columns = jnp.meshgrid(jnp.arange(10.0), jnp.arange(12.0), indexing="ij")
   place = jnp.broadcast_to(jnp.stack((rows, columns), axis=-1), (16, 10, 12, 2))
-  a, b = losses.random_window(jax.random.key(0), (place, place.sum(axis=-1, keepdims=True)), 4)
-  assert a.shape == (16, 4, 4, 2)
-  np.testing.assert_array_equal(a.sum(axis=-1, keepdims=True), b)
-  corners = a[:, :1, :1]
-  np.testing.assert_array_equal(a - corners, jnp.broadcast_to(place[:1, :4, :4], a.shape))
-  assert len({tuple(corner) for corner in np.asarray(corners).reshape(16, 2)}) > 4
+  corners = losses.window_corners(jax.random.key(0), 16, 10, 12, 4)
+  cut = losses.cut_windows(place, corners, 4)
+  np.testing.assert_array_equal(cut[:, 0, 0], corners)
+  np.testing.assert_array_equal(cut - cut[:, :1, :1], jnp.broadcast_to(place[:1, :4, :4], cut.shape))
+  assert len({tuple(corner) for corner in np.asarray(corners)}) > 4
 
 
-def test_random_window_reaches_every_place_and_the_gradient_returns_to_it():
+def test_random_windows_reach_every_place_and_the_gradient_returns_to_it():
   place = jnp.broadcast_to(jnp.arange(5.0).reshape(1, 5, 1, 1), (200, 5, 5, 1))
-  (cut,) = losses.random_window(jax.random.key(1), (place,), 3)
-  assert set(np.asarray(cut)[:, 0, 0, 0]) == {0.0, 1.0, 2.0}
-  slope = jax.grad(lambda x: losses.random_window(jax.random.key(1), (x,), 3)[0].sum())(place)
+  corners = losses.window_corners(jax.random.key(1), 200, 5, 5, 3)
+  assert {tuple(corner) for corner in np.asarray(corners)} == {(row, column) for row in range(3) for column in range(3)}
+  slope = jax.grad(lambda x: losses.cut_windows(x, corners, 3).sum())(place)
   np.testing.assert_array_equal(slope.sum(axis=(1, 2, 3)), 9)
-  np.testing.assert_array_equal(slope[:, :, 2, 0] > 0, (place[:, :, 0, 0] - cut[:, :1, 0, 0]) // 3 == 0)
+  row = np.arange(5)[None]
+  np.testing.assert_array_equal(slope.sum(axis=(2, 3)) > 0, (row >= corners[:, :1]) & (row < corners[:, :1] + 3))
 
 
-def test_random_window_refuses_a_side_that_does_not_fit():
+def test_a_window_that_does_not_fit_is_refused():
   with pytest.raises(ValueError, match="side=9 does not fit into 8x8"):
-    losses.random_window(jax.random.key(0), (jnp.zeros((1, 8, 8, 3)),), 9)
-  with pytest.raises(ValueError, match="no windows in common"):
-    losses.random_window(jax.random.key(0), (jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 9, 8, 3))), 4)
+    losses.window_corners(jax.random.key(0), 1, 8, 8, 9)
 
 
 def test_the_adversarial_pull_has_the_length_of_an_l1_terms_gradient():

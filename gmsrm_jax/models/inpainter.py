@@ -5,6 +5,8 @@ Both hold a submodule named `memory` with equal parameters, so that stage 2 take
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -46,10 +48,15 @@ class Memory(nn.Module):
     batch, height, width, dim = query.shape
     return self.retrieval(query.reshape(batch, height * width, dim), self.codebook())
 
-  def __call__(self, query: Float[Array, "b h w d"], noise: tuple | None = None) -> tuple[Rendering, Retrieval | None]:
+  def recall(self, query: Float[Array, "b h w d"]) -> tuple[Float[Array, "b h w d"], Retrieval | None]:
+    """The read at every position of the query map, and how it came about."""
     retrieval = self.retrieve(query)
     read = self.contract(nn.gelu(self.expand(query))) if retrieval is None else retrieval.read.reshape(query.shape)
-    return self.generator(read, noise), retrieval
+    return read, retrieval
+
+  def __call__(self, query: Float[Array, "b h w d"]) -> tuple[Rendering, Retrieval | None]:
+    read, retrieval = self.recall(query)
+    return self.generator(read), retrieval
 
 
 class QueryHead(nn.Module):
@@ -108,6 +115,10 @@ class Inpainted(NamedTuple):
   strengths: Any  # Pyramid of the variation's strengths, () when there is none
 
 
+Rows = Callable[[Array], Array]
+"""Picks, repeats or keeps the examples of a batch."""
+
+
 class Inpainter(nn.Module):
   """Stage 2: encoder, retrieval from the memory, generator with conditional variation, decoder."""
 
@@ -130,13 +141,15 @@ class Inpainter(nn.Module):
         for width in self.model.widths
       ]
 
-  def __call__(self, image: Image, mask: Mask, noise: tuple | None = None) -> Inpainted:
+  def __call__(self, image: Image, mask: Mask, noise: tuple | None = None, rows: Rows = lambda x: x) -> Inpainted:
     """Fills the hole; nothing in `image` under the mask is looked at.
 
     Args:
       image: the picture; the hole may hold anything.
       mask: 1 in the hole.
       noise: one standard normal map per scale (see `draw_noise`); None is the deterministic fill.
+      rows: what of the encoded batch is drawn, for several fills of an image that is encoded once; prediction and
+        memory image have these rows, the retrieval those of the batch.
     """
     filled = push_pull_fill(image, mask)
     features = self.encoder(filled, mask)
@@ -145,22 +158,28 @@ class Inpainter(nn.Module):
       strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
     scaled = None
     if self.variation and noise is not None:
-      scaled = tuple(n.astype(s.dtype) * s for n, s in zip(noise, strengths, strict=True))
-    rendering, retrieval = self.memory(self.query(features[-1]), scaled)
-    residual = self.decoder(features, rendering.priors, mask)
-    return Inpainted(filled + residual, rendering.image, retrieval, strengths)
+      scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
+    read, retrieval = self.memory.recall(self.query(features[-1]))
+    rendering = self.memory.generator(rows(read), scaled)
+    residual = self.decoder(tuple(map(rows, features)), rendering.priors, rows(mask))
+    return Inpainted(rows(filled) + residual, rendering.image, retrieval, strengths)
 
 
 def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any, height: int, width: int) -> tuple:
-  """Standard normal maps [b h w 1], one per scale, finest first, for an image of height x width pixels.
+  """Standard normal maps, one per scale, finest first, for an image of height x width pixels.
 
-  `batch` is a number, or a symbolic size while a program is exported.
+  At the bottleneck a value per channel, half of its variance shared by the whole image, so that one draw can stand for
+  one idea of what the hole holds; at the finer scales one map [b h w 1], as in StyleGAN. `batch` is a number, or a
+  symbolic size while a program is exported.
   """
-  scales = range(1, len(model.widths) + 1)
-  keys = jax.random.split(key, len(model.widths))
-  return tuple(
-    jax.random.normal(k, (batch, height // 2**s, width // 2**s, 1)) for k, s in zip(keys, scales, strict=True)
-  )
+  *keys, local_key, global_key = jax.random.split(key, len(model.widths) + 1)
+  finer = [
+    jax.random.normal(k, (batch, height // 2**scale, width // 2**scale, 1)) for scale, k in enumerate(keys, start=1)
+  ]
+  bottom = (batch, height // model.stride, width // model.stride, model.widths[-1])
+  local = jax.random.normal(local_key, bottom)
+  shared = jax.random.normal(global_key, (batch, 1, 1, model.widths[-1]))
+  return (*finer, (local + shared) * math.sqrt(0.5))
 
 
 def make_memory_learner(config: Config, dtype: Any = jnp.float32) -> MemoryLearner:
@@ -192,7 +211,7 @@ def apply_recognition(learner: MemoryLearner, params: Any, image: Image) -> Pyra
 
 
 def apply_inpainter(
-  inpainter: Inpainter, params: Any, image: Image, mask: Mask, noise: tuple | None = None
+  inpainter: Inpainter, params: Any, image: Image, mask: Mask, noise: tuple | None = None, rows: Rows = lambda x: x
 ) -> Inpainted:
   """Fills the hole; without noise it is the deterministic fill."""
-  return cast(Inpainted, inpainter.apply({"params": params}, image, mask, noise))
+  return cast(Inpainted, inpainter.apply({"params": params}, image, mask, noise, rows))

@@ -1,0 +1,76 @@
+"""How stage 2 trains the variation: some images are filled twice, and the two fills are scored as a forecast.
+
+Of every two images of a batch, the first is filled once, without noise: the deterministic fill. The second is filled
+twice, with two draws of noise, and scored by the energy score, which is least when the fills are drawn from the true
+distribution of what the hole may hold: fills that all come out alike pay for it, as do fills that stray further than
+the truth does. The rows that are filled lie in the order 0 1 1 2 3 3 ..., so an even batch that is split over devices
+keeps every image's rows on its device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from gmsrm_jax.arrays import Image, Mask, PerImage
+from gmsrm_jax.config import ModelConfig
+from gmsrm_jax.models.inpainter import draw_noise
+
+CELL = 4
+"""Side, in pixels, of the cells over which `coarse_hole_l1` averages."""
+
+Distance = Callable[[Any, Any], Float[Array, " r"]]
+
+
+def rows(x: Float[Array, "b ..."]) -> Float[Array, "r ..."]:
+  """The rows that are filled: every first image once, every second twice; r = 3 b / 2."""
+  twos = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
+  return jnp.concatenate([twos, twos[:, 1:]], axis=1).reshape(-1, *x.shape[1:])
+
+
+def fills(x: Float[Array, "r ..."]) -> tuple[Float[Array, "h ..."], Float[Array, "h ..."]]:
+  """The two fills of every second image; h = b / 2."""
+  threes = x.reshape(x.shape[0] // 3, 3, *x.shape[1:])
+  return threes[:, 1], threes[:, 2]
+
+
+def row_noise(key: Key[Array, ""], model: ModelConfig, batch: int, height: int, width: int) -> tuple:
+  """Noise for every row, zero for the deterministic ones."""
+  noisy = jnp.arange(3 * batch // 2) % 3 > 0
+  noise = draw_noise(key, model, 3 * batch // 2, height, width)
+  return tuple(n * noisy[:, None, None, None] for n in noise)
+
+
+def score(distance: Distance, drawn: Any, truth: Any) -> PerImage:
+  """Per image, the distance of its one fill, or the energy score of its two.
+
+  The score of two fills x, y of a truth z is (d(x, z) + d(y, z) - d(x, y)) / 2 (Gneiting & Raftery 2007, eq. 21, with a
+  distance of images or of their features).
+
+  Args:
+    distance: one value per row, of two trees of arrays; its gradient must reach both.
+    drawn: a tree with a row per fill.
+    truth: the same tree with a row per image.
+  """
+  errors = distance(drawn, jax.tree.map(rows, truth)).reshape(-1, 3)
+  pairs = jax.tree.map(fills, drawn)
+  first, second = jax.tree.transpose(jax.tree.structure(drawn), jax.tree.structure((0, 0)), pairs)
+  energy = 0.5 * (errors[:, 1] + errors[:, 2] - distance(first, second))
+  return jnp.stack([errors[:, 0], energy], axis=1).reshape(-1)
+
+
+def coarse_hole_l1(a: Image, b: Image, mask: Mask) -> PerImage:
+  """L1 over the hole of means over cells of pixels, in units of [-1, 1]; 0 without a hole.
+
+  What differs from pixel to pixel inside a cell cancels: grain is no way to vary a fill (ours).
+  """
+  size = min(CELL, *mask.shape[1:3])
+  difference = nn.avg_pool((a.astype(jnp.float32) - b.astype(jnp.float32)) * mask, (size, size), (size, size))
+  share = nn.avg_pool(mask.astype(jnp.float32), (size, size), (size, size))
+  cells = jnp.maximum(jnp.sum(share, axis=(1, 2, 3)), 1.0 / size**2)
+  return jnp.sum(jnp.abs(difference), axis=(1, 2, 3)) / (3.0 * cells)
