@@ -7,6 +7,7 @@ area is exact to the pixel.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import math
@@ -15,7 +16,7 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from gmsrm_jax.config import MASK_KINDS, MaskConfig, require, suggest
+from gmsrm_jax.config import MASK_KINDS, ConfigError, MaskConfig, require, suggest
 from gmsrm_jax.data import mask_files, shapes, strokes
 
 
@@ -83,19 +84,27 @@ def _draw(
       shapes.add_objects(rng, mask, target, _paths(config.objects_folder, "mask.objects_folder"))
     case "occlusions":
       shapes.add_occlusions(rng, mask, target, _paths(config.occlusions_folder, "mask.occlusions_folder"))
-    case _:
-      require(
-        kind in strokes.BRUSHES,
-        f"mask kind {kind!r} is unknown: {suggest(kind, MASK_KINDS)}choose from {', '.join(MASK_KINDS)}",
-      )
+    case _ if kind in strokes.BRUSHES:
       strokes.add_strokes(rng, mask, strokes.BRUSHES[kind], target)
+    case _:
+      raise ConfigError(
+        f"mask kind {kind!r} is unknown: {suggest(kind, MASK_KINDS)}choose from {', '.join(MASK_KINDS)}"
+      )
   strokes.grow(mask, target - cv2.countNonZero(mask))
   return mask
 
 
+@functools.lru_cache
+def _thresholds(config: MaskConfig) -> tuple[list[str], list[float]]:
+  """The kinds that have a weight, and up to which share of the draws each is taken."""
+  kinds = [kind for kind, weight in config.weights.items() if weight > 0]
+  sums = np.cumsum([config.weights[kind] for kind in kinds])
+  return kinds, (sums / sums[-1]).tolist()
+
+
 def _pick_kind(rng: np.random.Generator, config: MaskConfig) -> str:
-  weights = np.array(list(config.weights.values()))
-  return str(rng.choice(list(config.weights), p=weights / weights.sum()))
+  kinds, thresholds = _thresholds(config)
+  return kinds[bisect.bisect_right(thresholds, rng.random())]
 
 
 def draw_kind(

@@ -22,14 +22,25 @@ from gmsrm_jax.data.jitter import colour_jitter
 from gmsrm_jax.data.workers import WorkerIterator
 
 
-def _resized_square(
+def resized_square(
   image: UInt8[np.ndarray, "_ _ 3"], top: int, left: int, side: int, size: int
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-  """Cuts out a square and resizes it: by area averages when it shrinks, by cubic interpolation when it grows."""
+  """Cuts out a square and resizes it: by cubic interpolation when it grows, by means of its pixels when it shrinks.
+
+  The means are of whole blocks, after a slight linear enlargement to a multiple of the size: OpenCV takes a third of
+  the time for that of what it takes for blocks of broken sides. Less than a quarter smaller, linear alone does.
+  """
   square = image[top : top + side, left : left + side]
   if side == size:
     return square
-  return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if side > size else cv2.INTER_CUBIC)
+  if side < size:
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_CUBIC)
+  if 4 * side > 5 * size:
+    multiple = -(-side // size) * size
+    if multiple > side:
+      square = cv2.resize(square, (multiple, multiple), interpolation=cv2.INTER_LINEAR)
+    return cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA)
+  return cv2.resize(square, (size, size), interpolation=cv2.INTER_LINEAR)
 
 
 def _training_example(
@@ -41,7 +52,7 @@ def _training_example(
   side = max(1, round(rng.uniform(config.data.crop_min, 1.0) * min(height, width)))
   top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
   mirrored = rng.random() < 0.5
-  image = _resized_square(example.image, top, left, side, size)
+  image = resized_square(example.image, top, left, side, size)
   if config.data.flip and mirrored:
     image = cv2.flip(image, 1)  # a tenth of the time of copying image[:, ::-1]
   mask = masks.draw(rng, size, size, config.mask)
@@ -144,7 +155,7 @@ class EvaluationSet:
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return name, np.ascontiguousarray(_resized_square(image, top, left, side, self._config.model.image_size))
+    return name, np.ascontiguousarray(resized_square(image, top, left, side, self._config.model.image_size))
 
   def mask(self, index: int, bucket: tuple[float, float]) -> UInt8[np.ndarray, "_ _"]:
     """The hole of image `index` for a bucket: a function of its name, the bucket and `eval.mask_seed`."""

@@ -48,8 +48,8 @@ def add_comodgan(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], targe
       places = np.zeros((steps + 1, 2))
       places[1:, 0], places[1:, 1] = lengths * np.cos(headings), lengths * np.sin(headings)
       places = places.cumsum(axis=0) + rng.random(2) * (width, height)
-      corners = strokes.folded(places.ravel(), height, width)
-      count = strokes.add_stroke(mask, corners, thickness, target, count)
+      stroke = strokes.Stroke(strokes.folded(places.ravel(), height, width), lengths.tolist(), thickness)
+      count = strokes.add_stroke(mask, stroke, target, count)
 
 
 def add_half(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target: int, sizes: tuple[int, int]) -> None:

@@ -26,14 +26,14 @@ class Brush(NamedTuple):
   width: tuple[float, float]
   length: tuple[float, float]  # of one segment
   segments: tuple[int, int]
-  bend: float  # standard deviation of the turn between two segments, radians
+  bend: float  # range of the turn between two segments, radians, half of it to each side
   kink: float  # probability that a turn is uniform over the whole circle instead
   boxes: float  # probability that a box is drawn instead of a stroke
 
 
 BRUSHES = {
   # DeepFill v2 (arXiv 1806.03589): a long walk of one wide brush that wanders about.
-  "free_form": Brush((0.04, 0.13), (0.04, 0.14), (6, 20), 0.55, 0.12, 0.0),
+  "free_form": Brush((0.04, 0.13), (0.04, 0.14), (8, 24), 2.2, 0.12, 0.0),
   # LaMa (arXiv 2109.07161): few long segments with sharp turns; its wide masks also hold boxes.
   "thick": Brush((0.08, 0.22), (0.10, 0.40), (1, 5), 0.0, 1.0, 0.3),
   "medium": Brush((0.03, 0.10), (0.10, 0.30), (2, 7), 0.0, 1.0, 0.1),
@@ -98,32 +98,38 @@ def grow(mask: UInt8[np.ndarray, "h w"], missing: int) -> None:
   keep_nearest(mask, np.ones_like(mask), np.rint(distance * distance), missing)
 
 
-def _walk(rng: np.random.Generator, height: int, width: int, brush: Brush, thickness: int) -> Int32[np.ndarray, "n 2"]:
-  """Corners (x, y) of a random stroke."""
-  steps = int(rng.integers(brush.segments[0], brush.segments[1] + 1))
-  # Few calls of the generator, then plain floats: for a dozen segments they are faster than arrays.
-  chances = rng.random(2 * steps).tolist()
-  bends = rng.standard_normal(steps).tolist()
-  first, *shares, x, y = rng.random(steps + 3).tolist()
-  chances[0], bends[0] = 1.0, 0.0  # the first direction is uniform
-  heading = _TURN * first - math.pi
-  x, y = width * x, height * y
-  places = [x, y]
-  add = places.append
+class Stroke(NamedTuple):
+  """A stroke before it is painted."""
+
+  corners: Int32[np.ndarray, "n 2"]  # x, y
+  lengths: list[float]  # of its n - 1 segments, pixels, or an upper bound of each
+  thickness: int  # pixels
+
+
+def walk(rng: np.random.Generator, height: int, width: int, brush: Brush, thickness: int) -> Stroke:
+  """A random stroke."""
+  fewest, most = brush.segments
   side = min(height, width)
   shortest, extra = brush.length[0] * side, (brush.length[1] - brush.length[0]) * side
   least = thickness / 2  # a segment shorter than half the brush is wide would not show
-  kink, bend = brush.kink, brush.bend
-  for chance, uniform, normal, share in zip(chances, chances[steps:], bends, shares, strict=False):
-    heading += _TURN * uniform - math.pi if chance < kink else bend * normal
-    length = shortest + extra * share
+  # A turn is a kink, anywhere, or a bend; one draw decides which and how far.
+  kink, kinked, bend, middle = brush.kink, _TURN / brush.kink, brush.bend, (1 + brush.kink) / 2
+  cos, sin = math.cos, math.sin
+  # One call of the generator, then plain floats: for a dozen segments they are faster than arrays.
+  count, first, x, y, *draws = rng.random(2 * most + 4).tolist()
+  heading, x, y = _TURN * first, width * x, height * y
+  places, lengths = [x, y], []
+  for segment in range(0, 2 * (fewest + int(count * (most - fewest + 1))), 2):
+    length = shortest + extra * draws[segment]
     if length < least:
       length = least
-    x += length * math.cos(heading)
-    y += length * math.sin(heading)
-    add(x)
-    add(y)
-  return folded(np.array(places), height, width)
+    x += length * cos(heading)
+    y += length * sin(heading)
+    places += (x, y)
+    lengths.append(length)
+    turn = draws[segment + 1]
+    heading += kinked * turn if turn < kink else bend * (turn - middle)
+  return Stroke(folded(np.array(places), height, width), lengths, thickness)
 
 
 def folded(places: Float[np.ndarray, " m"], height: int, width: int) -> Int32[np.ndarray, "_ 2"]:
@@ -139,52 +145,49 @@ def folded(places: Float[np.ndarray, " m"], height: int, width: int) -> Int32[np
   return np.minimum(np.rint(corners), (width - 1, height - 1)).astype(np.int32)
 
 
-def add_stroke(
-  mask: UInt8[np.ndarray, "h w"], corners: Int32[np.ndarray, "n 2"], thickness: int, target: int, count: int
-) -> int:
+def add_stroke(mask: UInt8[np.ndarray, "h w"], stroke: Stroke, target: int, count: int) -> int:
   """Paints the stroke, or as much of its beginning as brings the hole from `count` to `target` pixels.
 
   Returns:
     How many pixels the hole has now.
   """
-  before = mask.copy()
-  cv2.polylines(mask, [corners], False, 1, thickness)
-  painted = cv2.countNonZero(mask)
-  if painted <= target:
-    return painted
-  # Begins where the stroke would go past if all its segments brought as many pixels, and a little before.
-  end = (target - count) * (len(corners) - 1) // (painted - count) - 1
-  while end > 0:
-    np.copyto(mask, before)
-    cv2.polylines(mask, [corners[: end + 1]], False, 1, thickness)
-    painted = cv2.countNonZero(mask)
-    if painted <= target:
-      count = painted
-      break
-    end //= 2
-  else:
-    end = 0
-    np.copyto(mask, before)
-  while True:
-    end += 1
-    np.copyto(before, mask)
-    cv2.polylines(mask, [corners[end - 1 : end + 1]], False, 1, thickness)
-    painted = cv2.countNonZero(mask)
-    if painted > target:
-      break
-    count = painted
-  # Only the window around the segment that goes past can change.
-  (x0, y0), (x1, y1) = corners[end - 1 : end + 1].tolist()
-  reach = thickness // 2 + 2
-  top, left = max(min(y0, y1) - reach, 0), max(min(x0, x1) - reach, 0)
-  window = (slice(top, max(y0, y1) + reach + 1), slice(left, max(x0, x1) + reach + 1))
-  longer = mask[window].copy()
-  np.copyto(mask, before)
-  rows, columns = longer.shape
-  y, x = np.arange(top - y0, top - y0 + rows), np.arange(left - x0, left - x0 + columns)
-  rank = (y * y)[:, None] + x * x
-  keep_nearest(mask[window], longer, rank, target - count)
-  return target
+  corners, lengths, thickness = stroke
+  begin, last = 0, len(lengths)
+  wide = thickness + 3  # more than OpenCV paints, rounding and round ends included
+  while begin < last:
+    # As many segments at once as cannot go past, even if no two of their pixels coincided.
+    end, room = begin, target - count - wide * wide
+    while end < last:
+      room -= wide * (lengths[end] + 2)
+      if room < 0:
+        break
+      end += 1
+    if end > begin:
+      cv2.polylines(mask, [corners[begin : end + 1]], False, 1, thickness)
+      count = cv2.countNonZero(mask)
+      begin = end
+      continue
+    # The next one may go past. Only the window around it can change.
+    (x0, y0), (x1, y1) = corners[begin : begin + 2].tolist()
+    reach = thickness // 2 + 2
+    top, left = max(min(y0, y1) - reach, 0), max(min(x0, x1) - reach, 0)
+    window = mask[top : max(y0, y1) + reach + 1, left : max(x0, x1) + reach + 1]
+    longer = window.copy()
+    cv2.line(longer, (x0 - left, y0 - top), (x1 - left, y1 - top), 1, thickness)
+    # Seen from its start, so that what is kept of it goes on from the rest of the stroke.
+    if abs(x1 - x0) > abs(y1 - y0):
+      window, longer, x0, y0, x1, y1 = window.T, longer.T, y0, x0, y1, x1
+    if y1 < y0:
+      window, longer = window[::-1], longer[::-1]
+    new = np.flatnonzero(longer > window)
+    if len(new) > target - count:
+      rows, columns = np.divmod(new[: target - count], window.shape[1])
+      window[rows, columns] = 1
+      return target
+    window[:] = longer
+    count += len(new)
+    begin += 1
+  return count
 
 
 def add_box(mask: UInt8[np.ndarray, "h w"], box: tuple[int, int, int, int], target: int, count: int) -> int:
@@ -229,12 +232,12 @@ def add_strokes(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], brush:
     # What is left is too little for a stroke: a speck would look like an accident.
     if target - count < thickness**2:
       return
-    if rng.random() < brush.boxes:
+    if brush.boxes and rng.random() < brush.boxes:
       pixels = rng.uniform(0.3, 1.0) * min(0.5 * target, 0.1 * height * width)
       aspect = float(np.exp(rng.uniform(-0.7, 0.7)))
       count = add_box(mask, random_box(rng, height, width, pixels, aspect), target, count)
     else:
-      count = add_stroke(mask, _walk(rng, height, width, brush, thickness), thickness, target, count)
+      count = add_stroke(mask, walk(rng, height, width, brush, thickness), target, count)
 
 
 def add_rectangles(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target: int) -> None:
