@@ -8,12 +8,11 @@ import skimage.data
 from PIL import Image
 
 from gmsrm_jax.data import sources
-from gmsrm_jax.data.jpeg import decode_jpeg
+from gmsrm_jax.data.jpeg import decode_jpeg, read_header
 
 
 def fast(path):
-  with Image.open(path) as file:
-    return decode_jpeg(file, path)
+  return decode_jpeg(path.read_bytes(), 1_000_000)
 
 
 def by_pillow(path):
@@ -58,7 +57,26 @@ def test_what_is_not_plain_is_left_to_pillow(photo, tmp_path):
   with (tmp_path / "trailing.jpg").open("ab") as file:
     file.write(b"a camera's own notes")
   photo.save(tmp_path / "named.jpg", format="PNG")
+  photo.save(tmp_path / "two.jpg", format="MPO", save_all=True, append_images=[photo])
+  (tmp_path / "header_only.jpg").write_bytes((tmp_path / "cmyk.jpg").read_bytes()[:30])
+  (tmp_path / "empty.jpg").write_bytes(b"")
   for path in tmp_path.iterdir():
     assert fast(path) is None, path
-    assert sources.decode(path).shape[2] == 3
+    if path.name in ("header_only.jpg", "empty.jpg"):
+      with pytest.raises(OSError):
+        sources.decode(path)
+    else:
+      assert sources.decode(path).shape[2] == 3
   assert sources.decode(tmp_path / "turned.jpg").shape == (photo.width, photo.height, 3)
+
+
+def test_an_upright_photo_with_exif_is_plain_and_a_huge_one_is_not(photo, tmp_path):
+  tags = Image.Exif()
+  tags[0x0112], tags[0x010F] = 1, "a camera"
+  photo.save(tmp_path / "x.jpg", exif=tags, icc_profile=b"p" * 70000)  # the profile takes two segments
+  np.testing.assert_array_equal(fast(tmp_path / "x.jpg"), by_pillow(tmp_path / "x.jpg"))
+  data = (tmp_path / "x.jpg").read_bytes()
+  assert decode_jpeg(data, photo.width * photo.height) is not None
+  assert decode_jpeg(data, photo.width * photo.height - 1) is None
+  header = read_header(data)
+  assert header is not None and header[:3] == (photo.height, photo.width, 3) and header.exif.startswith(b"Exif")

@@ -71,13 +71,14 @@ def decode(file: Path | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
     Exception: whatever Pillow raises on a file that it cannot decode to the end; an image of
       more than MAX_PIXELS is refused before memory is taken for it.
   """
-  with Image.open(file) as opened:
+  data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+  pixels = decode_jpeg(data, MAX_PIXELS)
+  if pixels is not None:
+    return pixels
+  with Image.open(io.BytesIO(data)) as opened:
     width, height = opened.size
     if width * height > MAX_PIXELS:
       raise Image.DecompressionBombError(f"{width}x{height} pixels")
-    pixels = decode_jpeg(opened, file)
-    if pixels is not None:
-      return pixels
     opened.load()
     return as_rgb(ImageOps.exif_transpose(opened))
 
