@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import sys
 import tempfile
@@ -13,7 +12,6 @@ from gmsrm_jax.config import ConfigError, require
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of mallopt(3)
 _JAX_NAMES = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
 _INSTALL = {"gpu": "jax[cuda13] (NVIDIA)", "tpu": "jax[tpu]"}
 
@@ -53,21 +51,6 @@ def check(platform: str) -> None:
       ) from None
     chosen = os.environ.get("JAX_PLATFORMS", "")
     raise ConfigError(f"JAX_PLATFORMS={chosen}: no such back end on this machine ({reason}); unset it") from None
-
-
-def keep_memory() -> None:
-  """Makes this process keep what it freed, for the next array; with other allocators than glibc, nothing.
-
-  By default glibc maps every large array anew and gives it back when it is freed, and the kernel zeroes all of its
-  pages each time: a tenth of the time of a training step on a CPU.
-  """
-  try:
-    mallopt = ctypes.CDLL(None).mallopt
-  except (AttributeError, OSError, TypeError):
-    return
-  mallopt(_M_MMAP_MAX, 0)
-  mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-  mallopt(_M_TOP_PAD, 64 * 2**20)
 
 
 @contextlib.contextmanager

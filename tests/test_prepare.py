@@ -45,8 +45,8 @@ def paris(root, places=9, test=2, height=48, width=60):
   return root
 
 
-def configured(root, *settings):
-  return settings.override(experiments.load("paris"), [f"data.train={root}", "model.size=tiny", *settings])
+def configured(root, *changes):
+  return settings.override(experiments.load("paris"), [f"data.train={root}", "model.size=tiny", *changes])
 
 
 def opened(folder, split):

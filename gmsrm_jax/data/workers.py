@@ -14,8 +14,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from gmsrm_jax import platform
-
 
 def _end_with_parent() -> None:
   """Ends this process when its parent was killed: it would wait for ever to hand over a batch."""
@@ -31,7 +29,6 @@ def start_worker(index: int, count: int) -> None:
   # Ctrl-C reaches the whole process group: the parent alone says so and ends the workers.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   cv2.setNumThreads(0)  # the processes are the parallelism
-  platform.keep_memory()
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
