@@ -308,12 +308,15 @@ class EvalConfig:
   mask_seed: int = 2022  # with the file name and bucket, decides every evaluation mask
   masks: str = ""  # what --mode=masks wrote, a folder of mask files, or NVIDIA's test masks; empty draws them
   mask_bucket: str = "area"  # NVIDIA's masks belong to buckets by measured area, or by index // 2000
+  mask_invert: bool = False  # black (or opaque) is hole in the folder of mask files instead
+  mask_dilate: int = 0  # pixels by which the holes of the folder of mask files are widened all round
   telea_radius: float = 3.0  # radius of OpenCV's Telea baseline, pixels
 
   def __post_init__(self):
     _positive("eval.batch_size", self.batch_size)
     _not_negative("eval.max_images", self.max_images)
     _not_negative("eval.mask_seed", self.mask_seed)
+    _not_negative("eval.mask_dilate", self.mask_dilate)
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
     _positive("eval.telea_radius", self.telea_radius)
 

@@ -95,9 +95,11 @@ class PickedMasks:
     nvidia = path.is_file() or mask_files.nvidia_folder(config.masks) is not None
     if path.is_file():
       require(path.suffix == ".npz", f"{setting}={config.masks!r} is no .npz file: give one, or a folder of mask files")
+      _refuse_changes(config, "packed masks, white in the hole")
       self._files = mask_files.PackedMasks(config.masks, setting)
     else:
-      self._files = mask_files.FolderMasks(str(mask_files.nvidia_folder(config.masks) or path), setting)
+      folder = str(mask_files.nvidia_folder(config.masks) or path)
+      self._files = mask_files.FolderMasks(folder, setting, invert=config.mask_invert, dilate=config.mask_dilate)
     self._size, self._seed = size, config.mask_seed
     count = len(self._files)
     if config.mask_bucket == "index":
@@ -118,8 +120,9 @@ class PickedMasks:
       "add masks of that area, or leave eval.masks empty to draw them",
     )
     self.source = (
-      f"{count} masks of {path.name}, buckets by {config.mask_bucket}, picked by name, bucket and "
-      f"eval.mask_seed={config.mask_seed}"
+      f"{count} masks of {path.name}{', inverted' * config.mask_invert}"
+      f"{f', dilated by {config.mask_dilate} pixels' if config.mask_dilate else ''}, buckets by {config.mask_bucket}, "
+      f"picked by name, bucket and eval.mask_seed={config.mask_seed}"
     )
 
   def _resized(self, index: int) -> UInt8[np.ndarray, "_ _"]:
@@ -128,6 +131,11 @@ class PickedMasks:
   def mask(self, name: str, bucket: Bucket) -> UInt8[np.ndarray, "_ _"]:
     members = self._buckets[bucket]
     return self._resized(members[masks.fixed_seed(name, bucket, self._seed) % len(members)])
+
+
+def _refuse_changes(config: EvalConfig, what: str) -> None:
+  for name, value in (("mask_invert", config.mask_invert), ("mask_dilate", config.mask_dilate)):
+    require(not value, f"eval.{name}={value} changes a folder of mask files, not {what}: leave it out")
 
 
 EvaluationMasks = DrawnMasks | ManifestMasks | PickedMasks
@@ -141,9 +149,11 @@ def open_masks(config: Config, names: Sequence[str]) -> EvaluationMasks:
   """
   size = config.model.image_size
   if not config.eval.masks:
+    _refuse_changes(config.eval, "drawn masks")
     return DrawnMasks(config.mask, config.eval.mask_seed, size)
   folder = Path(config.eval.masks).expanduser()
   if (folder / MANIFEST).is_file():
+    _refuse_changes(config.eval, "masks that --mode=masks wrote")
     return ManifestMasks(folder, size, names)
   return PickedMasks(config.eval, size)
 

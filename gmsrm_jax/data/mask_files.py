@@ -111,16 +111,17 @@ def mask_paths(folder: str, setting: str) -> tuple[Path, ...]:
 
 
 class FolderMasks:
-  """The mask files below a folder, in name order."""
+  """The mask files below a folder, in name order, each read as `read_mask` does."""
 
-  def __init__(self, folder: str, setting: str):
+  def __init__(self, folder: str, setting: str, *, invert: bool = False, dilate: int = 0):
     self._paths = mask_paths(folder, setting)
+    self._invert, self._dilate = invert, dilate
 
   def __len__(self) -> int:
     return len(self._paths)
 
   def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return read_mask(self._paths[index])
+    return read_mask(self._paths[index], invert=self._invert, dilate=self._dilate)
 
 
 class PackedMasks:
