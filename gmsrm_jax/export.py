@@ -68,7 +68,6 @@ def make_program(config: Config) -> Any:
   deterministic fill and 1 the variation of training; filled: uint8, equal to the images outside the hole.
   """
   inpainter = make_networks(config).inpainter
-  size = config.model.image_size
 
   def program(
     weights: dict[str, jax.Array], images: jax.Array, masks: jax.Array, seed: jax.Array, noise: jax.Array
@@ -76,7 +75,7 @@ def make_program(config: Config) -> Any:
     params = flax.traverse_util.unflatten_dict(weights, sep="/")
     drawn = None
     if config.variation.enabled:
-      drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0], size, size))
+      drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0]))
     out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks), drawn)
     return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Key, UInt8
 from PIL import Image as PilImage
 
 from gmsrm_jax import settings, windows
@@ -131,13 +131,11 @@ class Inpainter:
   ) -> UInt8[np.ndarray, "h w 3"]:
     filled = image.copy()
     key = jax.random.fold_in(jax.random.key(seed), sample)
-    done = 0
     for patch in windows.plan(mask, self.config.model.image_size, strategy):
       blend = windows.Blend(patch, mask.shape)
-      for window, predicted in self._predictions(image, mask, patch.windows, key, done, before_batch, noisy=sample > 0):
+      for window, predicted in self._predictions(image, mask, patch.windows, key, before_batch, noisy=sample > 0):
         blend.add(window, predicted)
       blend.paste(filled)
-      done += len(patch.windows)
     return filled
 
   def _predictions(
@@ -145,22 +143,20 @@ class Inpainter:
     image: np.ndarray,
     mask: np.ndarray,
     places: tuple[windows.Window, ...],
-    key: Any,
-    first: int,
+    key: Key[jax.Array, ""],
     before_batch: Callable[[], None],
     *,
     noisy: bool,
   ) -> Iterator[tuple[windows.Window, np.ndarray]]:
-    """What the model proposes for every window. A window's noise depends on its number alone, not on its batch."""
+    """What the model proposes for every window. All share one draw of noise, so that their seams can meet."""
     whole = len(places) // BATCH * BATCH
     groups = [range(i, i + BATCH) for i in range(0, whole, BATCH)]
     groups += [range(i, i + 1) for i in range(whole, len(places))]
     for group in groups:
       before_batch()
       views = [self._padded(windows.view(image, mask, places[i])) for i in group]
-      keys = jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.array([first + i for i in group]))
       images, holes = (np.stack(parts) for parts in zip(*views, strict=True))
-      predicted = np.asarray(_predict(self.config, self.params, images, holes[..., None], keys, jnp.float32(noisy)))
+      predicted = np.asarray(_predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
       for i, pixels in zip(group, predicted, strict=True):
         yield places[i], pixels[: places[i].rows, : places[i].columns]
 
@@ -176,15 +172,13 @@ class Inpainter:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _predict(
-  config: Config, params: Any, images: jax.Array, holes: jax.Array, keys: jax.Array, noisy: jax.Array
+  config: Config, params: Any, images: jax.Array, holes: jax.Array, key: jax.Array, noisy: jax.Array
 ) -> jax.Array:
   """The raw prediction where there is hole and the image elsewhere, so that enlarging blends with true colours."""
   image, hole = image_from_uint8(images), mask_from_uint8(holes)
   noise = None
   if config.variation.enabled:
-    height, width = image.shape[1:3]
-    each = jax.vmap(lambda key: draw_noise(key, config.model, 1, height, width))(keys)
-    noise = tuple(noisy * scale[:, 0] for scale in each)
+    noise = tuple(noisy * scale for scale in draw_noise(key, config.model, 1))
   out = apply_inpainter(make_networks(config).inpainter, params, image, hole, noise)
   return jnp.where(hole > 0.5, out.prediction, image)
 

@@ -170,7 +170,7 @@ def inpaint_step(
   varied = config.variation.enabled
   noise, rows, score = None, _same, _plain_score
   if varied:
-    noise = variation.row_noise(noise_key, config.model, *image.shape[:3])
+    noise = variation.row_noise(noise_key, config.model, image.shape[0])
     rows, score = variation.rows, variation.score
   images, masks = rows(image), rows(mask)  # one for every fill
 

@@ -39,10 +39,10 @@ def fills(x: Float[Array, "r ..."]) -> tuple[Float[Array, "h ..."], Float[Array,
   return threes[:, 1], threes[:, 2]
 
 
-def row_noise(key: Key[Array, ""], model: ModelConfig, batch: int, height: int, width: int) -> tuple:
+def row_noise(key: Key[Array, ""], model: ModelConfig, batch: int) -> tuple:
   """Noise for every row, zero for the deterministic ones."""
   noisy = jnp.arange(3 * batch // 2) % 3 > 0
-  noise = draw_noise(key, model, 3 * batch // 2, height, width)
+  noise = draw_noise(key, model, 3 * batch // 2)
   return tuple(n * noisy[:, None, None, None] for n in noise)
 
 

@@ -140,7 +140,7 @@ def test_a_fresh_last_layer_predicts_the_push_pull_fill_whatever_the_others_hold
 
 def test_noise_varies_the_fill_and_no_noise_is_zero_noise(params, run, outputs):
   scene = _scene()
-  first, second = (models.draw_noise(jax.random.key(seed), CONFIG.model, 1, SIDE, SIDE) for seed in (1, 2))
+  first, second = (models.draw_noise(jax.random.key(seed), CONFIG.model, 1) for seed in (1, 2))
   still = run(params, *scene, tuple(jnp.zeros_like(n) for n in first))
   _equal(still, outputs)
   one, again, two = (run(params, *scene, noise).prediction for noise in (first, first, second))
@@ -149,20 +149,13 @@ def test_noise_varies_the_fill_and_no_noise_is_zero_noise(params, run, outputs):
     assert np.all(np.any(np.asarray(one != other), axis=-1)[np.asarray(scene[1])[..., 0] > 0.5])
 
 
-def test_noise_is_drawn_anew_for_every_image_and_scale():
-  noise = models.draw_noise(jax.random.key(0), SIZES["tiny"], 4, 64, 128)
-  rows = [np.asarray(n)[image].ravel()[:32] for n in noise for image in range(4)]
+def test_noise_is_drawn_anew_for_every_image_and_scale_and_is_one_idea_for_all_places():
+  noise = models.draw_noise(jax.random.key(0), SIZES["tiny"], 64)
+  assert [n.shape for n in noise] == [(64, 1, 1, 32), (64, 1, 1, 64), (64, 1, 1, 128)]
+  rows = [np.asarray(n)[image].ravel()[:32] for n in noise for image in range(64)]
   assert len({row.tobytes() for row in rows}) == len(rows)
   for n in noise:
-    assert abs(np.mean(n)) < 0.15 and abs(np.std(n) - 1) < 0.1
-  assert [n.shape for n in noise] == [(4, 32, 64, 1), (4, 16, 32, 1), (4, 8, 16, 128)]
-
-
-def test_half_of_the_bottleneck_noise_is_shared_by_the_whole_image():
-  noise = np.asarray(models.draw_noise(jax.random.key(0), SIZES["tiny"], 64, 64, 64)[-1])
-  shared = noise.mean(axis=(1, 2))  # of 64 positions: the rest of the local half is a 64th of it
-  assert np.var(shared) == pytest.approx(0.5 + 0.5 / 64, abs=0.03)
-  assert np.var(noise) == pytest.approx(1.0, abs=0.03)
+    assert abs(np.mean(n)) < 0.05 and abs(np.std(n) - 1) < 0.05
 
 
 def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothing():
@@ -170,7 +163,7 @@ def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothi
   module, scene = models.make_inpainter(config), _scene()
   params = _random_params(module, *scene)
   apply = jax.jit(lambda noise: models.apply_inpainter(module, params, *scene, noise))
-  one, two = (apply(models.draw_noise(jax.random.key(seed), config.model, 1, SIDE, SIDE)) for seed in (1, 2))
+  one, two = (apply(models.draw_noise(jax.random.key(seed), config.model, 1)) for seed in (1, 2))
   _equal(one, two)
   assert one.retrieval is None and one.strengths == ()
   assert not any(name.startswith("strength") for name in params)

@@ -20,7 +20,7 @@ def test_the_first_of_every_two_images_has_one_row_and_the_second_two():
 
 
 def test_only_the_rows_of_second_images_have_noise_and_no_two_the_same():
-  noise = variation.row_noise(jax.random.key(0), SIZES["tiny"], 4, 64, 64)
+  noise = variation.row_noise(jax.random.key(0), SIZES["tiny"], 4)
   for n in noise:
     moved = np.abs(n).reshape(6, -1).max(axis=1)
     np.testing.assert_array_equal(moved > 0, [False, True, True, False, True, True])

@@ -5,7 +5,6 @@ Both hold a submodule named `memory` with equal parameters, so that stage 2 take
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -147,7 +146,7 @@ class Inpainter(nn.Module):
     Args:
       image: the picture; the hole may hold anything.
       mask: 1 in the hole.
-      noise: one standard normal map per scale (see `draw_noise`); None is the deterministic fill.
+      noise: standard normal vectors, one per scale (see `draw_noise`); None is the deterministic fill.
       rows: what of the encoded batch is drawn, for several fills of an image that is encoded once; prediction and
         memory image have these rows, the retrieval those of the batch.
     """
@@ -165,21 +164,15 @@ class Inpainter(nn.Module):
     return Inpainted(rows(filled) + residual, rendering.image, retrieval, strengths)
 
 
-def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any, height: int, width: int) -> tuple:
-  """Standard normal maps, one per scale, finest first, for an image of height x width pixels.
+def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> tuple[Float[Array, "b 1 1 _c"], ...]:
+  """Standard normal vectors, one per image and scale, finest first.
 
-  At the bottleneck a value per channel, half of its variance shared by the whole image, so that one draw can stand for
-  one idea of what the hole holds; at the finer scales one map [b h w 1], as in StyleGAN. `batch` is a number, or a
-  symbolic size while a program is exported.
+  The same at all positions, so that a draw stands for one idea of the picture's holes: with a value of its own for each
+  position (as in StyleGAN) the samples came out speckled. `batch` is a number, or a symbolic size while a program is
+  exported.
   """
-  *keys, local_key, global_key = jax.random.split(key, len(model.widths) + 1)
-  finer = [
-    jax.random.normal(k, (batch, height // 2**scale, width // 2**scale, 1)) for scale, k in enumerate(keys, start=1)
-  ]
-  bottom = (batch, height // model.stride, width // model.stride, model.widths[-1])
-  local = jax.random.normal(local_key, bottom)
-  shared = jax.random.normal(global_key, (batch, 1, 1, model.widths[-1]))
-  return (*finer, (local + shared) * math.sqrt(0.5))
+  keys = jax.random.split(key, len(model.widths))
+  return tuple(jax.random.normal(k, (batch, 1, 1, width)) for k, width in zip(keys, model.widths, strict=True))
 
 
 def make_memory_learner(config: Config, dtype: Any = jnp.float32) -> MemoryLearner:
