@@ -88,7 +88,9 @@ def export(*, checkpoint: str | None, workdir: str, output: str) -> None:
   Raises:
     ConfigError: there is no trained model in the folder.
   """
-  write(Inpainter.from_checkpoint(checkpoint or workdir), pathlib.Path(output))
+  inpainter = Inpainter.from_checkpoint(checkpoint or workdir)
+  write(inpainter, pathlib.Path(output))
+  print(f"weights: {inpainter.source}")
   print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {output}: try python {output}/{EXAMPLE} IMAGE MASK OUTPUT")
 
 

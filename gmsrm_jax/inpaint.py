@@ -125,6 +125,7 @@ def inpaint(
   """
   pairs = pair_files(images, masks)
   inpainter = Inpainter.from_checkpoint(checkpoint or workdir)
+  print(f"weights: {inpainter.source}")
   inpainter.check(1, 1, num_samples, seed, strategy)
   folder = pathlib.Path(output)
   inputs = {file.resolve() for pair in pairs for file in pair if file is not None}

@@ -24,6 +24,9 @@ from gmsrm_jax.writer import read_run
 
 Picture = PilImage.Image | np.ndarray | jax.Array
 
+DEFAULT_RUN = "runs/demo"
+"""Where `python run.py` trains its model, which serves until a better one is named."""
+
 BATCH = 4
 """Windows that are filled at once; fewer than that are filled one by one, so that only two batch sizes compile."""
 
@@ -36,19 +39,22 @@ class Inpainter:
     filled = inpainter(PIL.Image.open("photo.jpg"), PIL.Image.open("mask.png"))
   """
 
-  def __init__(self, config: Config, params: Any):
+  def __init__(self, config: Config, params: Any, source: str = "weights of the caller"):
     self.config = config
     self.params = params
+    self.source = source  # where the weights come from, in words
 
   @classmethod
-  def from_checkpoint(cls, path: str | pathlib.Path) -> Inpainter:
-    """The newest averaged weights of a run's folder.
+  def from_checkpoint(cls, path: str | pathlib.Path = DEFAULT_RUN) -> Inpainter:
+    """The newest averaged weights of a run's folder; without one, those of the demo that `python run.py` trains here.
 
     Raises:
       ConfigError: the folder holds no trained model, or a damaged one.
     """
     config = settings.from_dict(read_run(path)["config"])
-    return cls(config, release_params(load_trained_state(config, pathlib.Path(path))))
+    state = load_trained_state(config, pathlib.Path(path))
+    size = config.model.image_size
+    return cls(config, release_params(state), f"{path}: {config.name}, {size}x{size}, step {int(state.step)}")
 
   def __call__(
     self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"

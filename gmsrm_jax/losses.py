@@ -1,6 +1,6 @@
 """One pure function per loss term, each one float32 value per image; `weigh` alone applies weights.
 
-The teacher's weights and read receive no gradient. Statistics are float32 whatever the
+Targets (the second features, the teacher's weights and read) receive no gradient. Statistics are float32 whatever the
 type of the arguments.
 """
 
@@ -51,7 +51,7 @@ def perceptual(features: Features, target_features: Features) -> PerImage:
   """
   total = jnp.zeros(features[0].shape[0], jnp.float32)
   for a, b in zip(features, target_features, strict=True):
-    total = total + jnp.mean(_absolute(a, b), axis=(1, 2, 3))
+    total = total + jnp.mean(_absolute(a, jax.lax.stop_gradient(b)), axis=(1, 2, 3))
   return total
 
 
@@ -70,7 +70,7 @@ def style(features: Features, target_features: Features) -> PerImage:
   """
   total = jnp.zeros(features[0].shape[0], jnp.float32)
   for a, b in zip(features, target_features, strict=True):
-    total = total + jnp.mean(jnp.abs(gram(a) - gram(b)), axis=(1, 2))
+    total = total + jnp.mean(jnp.abs(gram(a) - gram(jax.lax.stop_gradient(b))), axis=(1, 2))
   return total
 
 

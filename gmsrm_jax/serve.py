@@ -62,9 +62,8 @@ def serve(*, checkpoint: str | None, workdir: str, host: str, port: int) -> None
     start = time.monotonic()
     service.warm_up()
     name = f"[{host}]" if ":" in host else host
-    config = service.inpainter.config
     print(
-      f"ready: http://{name}:{address.getsockname()[1]} serves {config.name} on {jax.default_backend()}, "
+      f"ready: http://{name}:{address.getsockname()[1]} serves {service.inpainter.source} on {jax.default_backend()}, "
       f"compiled in {time.monotonic() - start:.0f} s; Ctrl-C ends it",
       flush=True,
     )

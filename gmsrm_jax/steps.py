@@ -7,7 +7,7 @@ the loop decides how a step is compiled and sharded.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, cast
 
 import flax.linen as nn
@@ -45,11 +45,6 @@ def decode_batch(batch: Mapping[str, jax.Array]) -> tuple[Image, Mask]:
   return image_from_uint8(batch["image"]), mask_from_uint8(batch["mask"])
 
 
-def _plain_score(distance: variation.Distance, drawn: Any, truth: Any) -> Float[Array, " b"]:
-  """The distance of each image's one fill, where nothing is filled twice."""
-  return distance(drawn, truth)
-
-
 def _feature_terms(
   config: Config,
   networks: Networks,
@@ -76,10 +71,12 @@ def _feature_terms(
       return features.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
     return apply_recognition(networks.learner, feature_params, x)
 
-  found, wished = extract(drawn), jax.lax.stop_gradient(extract(image))
-  score = variation.score if varied else _plain_score
+  found, wished = extract(drawn), extract(image)
+  if varied:
+    wished = jax.tree.map(variation.rows, wished)
   functions = {"perceptual": losses.perceptual, "style": losses.style}
-  return {name: score(functions[name], found, wished) for name, on in wanted.items() if on}
+  terms = {name: functions[name](found, wished) for name, on in wanted.items() if on}
+  return {name: variation.per_image(term) for name, term in terms.items()} if varied else terms
 
 
 def memory_step(
@@ -168,19 +165,24 @@ def inpaint_step(
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
     teacher = apply_teacher(networks.learner, state.frozen["teacher"], image)
   varied = config.variation.enabled
-  noise, rows, score = None, _same, _plain_score
+  noise, rows, fold = None, _same, _same
   if varied:
-    noise = variation.row_noise(noise_key, config.model, image.shape[0])
-    rows, score = variation.rows, variation.score
+    noise, rows, fold = (
+      variation.row_noise(noise_key, config.model, image.shape[0]),
+      variation.rows,
+      variation.per_image,
+    )
   images, masks = rows(image), rows(mask)  # one for every fill
 
   def objective(params: Any):
     out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise, rows)
     inpainted = composite(out.prediction, images, masks)
     terms = {
-      "hole": _hole_term(out.prediction, image, mask, varied=varied),
-      "valid": losses.valid_l1(out.prediction, images, masks),
-      "memory_image": score(_over_hole(losses.hole_l1), (out.memory_image, masks), (image, mask)),
+      "hole": variation.hole_score(out.prediction, image, mask, config.model.stride)
+      if varied
+      else losses.hole_l1(out.prediction, image, mask),
+      "valid": fold(losses.valid_l1(out.prediction, images, masks)),
+      "memory_image": fold(losses.hole_l1(out.memory_image, images, masks)),
       **_feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied),
     }
     if teacher is not None and out.retrieval is not None:
@@ -210,21 +212,6 @@ def inpaint_step(
 
 def _same(x: Array) -> Array:
   return x
-
-
-def _over_hole(distance: Callable[[Image, Image, Mask], Float[Array, " b"]]) -> variation.Distance:
-  """A distance over the hole as one of (image, mask) and (image, mask): both have the same mask."""
-  return lambda a, b: distance(a[0], b[0], b[1])
-
-
-def _hole_term(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, *, varied: bool) -> Float[Array, " b"]:
-  """L1 over the hole for a deterministic fill, the energy score of coarse L1 for two samples."""
-  if not varied:
-    return losses.hole_l1(prediction, image, mask)
-  masks = variation.rows(mask)
-  fine = variation.score(_over_hole(losses.hole_l1), (prediction, masks), (image, mask))
-  coarse = variation.score(_over_hole(variation.coarse_hole_l1), (prediction, masks), (image, mask))
-  return jnp.where(jnp.arange(image.shape[0]) % 2 == 0, fine, coarse)
 
 
 STEPS = {"memory": memory_step, "inpaint": inpaint_step}

@@ -1,30 +1,23 @@
 """How stage 2 trains the variation: some images are filled twice, and the two fills are scored as a forecast.
 
 Of every two images of a batch, the first is filled once, without noise: the deterministic fill. The second is filled
-twice, with two draws of noise, and scored by the energy score, which is least when the fills are drawn from the true
-distribution of what the hole may hold: fills that all come out alike pay for it, as do fills that stray further than
-the truth does. The rows that are filled lie in the order 0 1 1 2 3 3 ..., so an even batch that is split over devices
-keeps every image's rows on its device.
+twice, with two draws of noise, and over the hole scored by the energy score, which is least when the fills are drawn
+from the true distribution of what the hole may hold: fills that all come out alike pay for it, as do fills that stray
+further than the truth does. It looks at means over cells alone; all other terms judge each fill for itself, because
+where they rewarded differences, too, grain and grids were the easiest to make. The rows that are filled lie in the order
+0 1 1 2 3 3 ..., so an even batch that is split over devices keeps every image's rows on its device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from gmsrm_jax.arrays import Image, Mask, PerImage
 from gmsrm_jax.config import ModelConfig
+from gmsrm_jax.losses import hole_l1
 from gmsrm_jax.models.inpainter import draw_noise
-
-CELL = 4
-"""Side, in pixels, of the cells over which `coarse_hole_l1` averages."""
-
-Distance = Callable[[Any, Any], Float[Array, " r"]]
 
 
 def rows(x: Float[Array, "b ..."]) -> Float[Array, "r ..."]:
@@ -46,31 +39,31 @@ def row_noise(key: Key[Array, ""], model: ModelConfig, batch: int) -> tuple:
   return tuple(n * noisy[:, None, None, None] for n in noise)
 
 
-def score(distance: Distance, drawn: Any, truth: Any) -> PerImage:
-  """Per image, the distance of its one fill, or the energy score of its two.
+def per_image(values: Float[Array, " r"]) -> PerImage:
+  """The value of each image's one fill, or the mean of its two."""
+  threes = values.reshape(-1, 3)
+  return jnp.stack([threes[:, 0], 0.5 * (threes[:, 1] + threes[:, 2])], axis=1).reshape(-1)
 
-  The score of two fills x, y of a truth z is (d(x, z) + d(y, z) - d(x, y)) / 2 (Gneiting & Raftery 2007, eq. 21, with a
-  distance of images or of their features).
 
-  Args:
-    distance: one value per row, of two trees of arrays; its gradient must reach both.
-    drawn: a tree with a row per fill.
-    truth: the same tree with a row per image.
+def hole_score(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, cell: int) -> PerImage:
+  """Per image, L1 over the hole for its one fill, or the energy score of its two, in units of [-1, 1].
+
+  The score of two fills x, y of a truth z is (d(x, z) + d(y, z) - d(x, y)) / 2 (Gneiting & Raftery 2007, eq. 21), here
+  with d the L1 of means over cells of `cell` x `cell` pixels (ours).
   """
-  errors = distance(drawn, jax.tree.map(rows, truth)).reshape(-1, 3)
-  pairs = jax.tree.map(fills, drawn)
-  first, second = jax.tree.transpose(jax.tree.structure(drawn), jax.tree.structure((0, 0)), pairs)
-  energy = 0.5 * (errors[:, 1] + errors[:, 2] - distance(first, second))
-  return jnp.stack([errors[:, 0], energy], axis=1).reshape(-1)
+  fine = hole_l1(prediction, rows(image), rows(mask)).reshape(-1, 3)[:, 0]
+  errors = coarse_hole_l1(prediction, rows(image), rows(mask), cell).reshape(-1, 3)
+  spread = coarse_hole_l1(*fills(prediction), fills(rows(mask))[0], cell)
+  energy = 0.5 * (errors[:, 1] + errors[:, 2] - spread)
+  return jnp.stack([fine, energy], axis=1).reshape(-1)
 
 
-def coarse_hole_l1(a: Image, b: Image, mask: Mask) -> PerImage:
+def coarse_hole_l1(a: Image, b: Image, mask: Mask, cell: int) -> PerImage:
   """L1 over the hole of means over cells of pixels, in units of [-1, 1]; 0 without a hole.
 
   What differs from pixel to pixel inside a cell cancels: grain is no way to vary a fill (ours).
   """
-  size = min(CELL, *mask.shape[1:3])
-  difference = nn.avg_pool((a.astype(jnp.float32) - b.astype(jnp.float32)) * mask, (size, size), (size, size))
-  share = nn.avg_pool(mask.astype(jnp.float32), (size, size), (size, size))
-  cells = jnp.maximum(jnp.sum(share, axis=(1, 2, 3)), 1.0 / size**2)
+  difference = nn.avg_pool((a.astype(jnp.float32) - b.astype(jnp.float32)) * mask, (cell, cell), (cell, cell))
+  share = nn.avg_pool(mask.astype(jnp.float32), (cell, cell), (cell, cell))
+  cells = jnp.maximum(jnp.sum(share, axis=(1, 2, 3)), 1.0 / cell**2)
   return jnp.sum(jnp.abs(difference), axis=(1, 2, 3)) / (3.0 * cells)

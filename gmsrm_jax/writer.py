@@ -227,7 +227,10 @@ def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     ConfigError: there is none, or it describes no run.
   """
   path = pathlib.Path(workdir) / "config.json"
-  require(path.is_file(), f"{workdir} holds no config.json: train there first, or name a folder that was")
+  require(
+    path.is_file(),
+    f"{workdir} holds no config.json: train there first (python run.py trains runs/demo), or name a folder that was",
+  )
   described = read_json(path)
   require(
     isinstance(described, dict) and {"config", "splits"} <= described.keys(),

@@ -74,14 +74,11 @@ def test_style_is_blind_to_place_and_perceptual_is_not():
 
 
 @pytest.mark.parametrize("loss", [losses.perceptual, losses.style])
-def test_feature_losses_are_symmetric_so_that_two_fills_can_push_each_other_apart(loss):
+def test_target_features_receive_no_gradient(loss):
   a, b = _features(6), _features(7)
-  _close(loss(a, b), loss(b, a))
-  to_one, to_other = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(a, b)
-  swapped, _ = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(b, a)
-  for one, other in zip(swapped, to_other, strict=True):
-    np.testing.assert_allclose(one, other, rtol=1e-5)
-  assert all(np.any(leaf != 0) for leaf in to_one)
+  to_features, to_target = jax.jit(jax.grad(lambda x, y: jnp.sum(loss(x, y)), argnums=(0, 1)))(a, b)
+  assert all(np.any(leaf != 0) for leaf in to_features)
+  assert all(np.all(leaf == 0) for leaf in to_target)
 
 
 def test_hinge_equals_numpy():

@@ -230,7 +230,9 @@ def test_the_command_says_where_it_serves_and_ends_cleanly(untrained, number):
   )
   try:
     ready = process.stdout.readline()
-    found = re.fullmatch(r"ready: http://127\.0\.0\.1:(\d+) serves demo on cpu, .*; Ctrl-C ends it\n", ready)
+    found = re.fullmatch(
+      r"ready: http://127\.0\.0\.1:(\d+) serves .*: demo, \d+x\d+, step 0 on cpu, .*; Ctrl-C ends it\n", ready
+    )
     assert found, ready + process.stderr.read()
     with socket.create_connection(("127.0.0.1", int(found[1])), timeout=60) as client:
       client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")

@@ -27,55 +27,51 @@ def test_only_the_rows_of_second_images_have_noise_and_no_two_the_same():
     assert len({np.asarray(row + 0.0).tobytes() for row in n}) == 5  # -0 + 0 = 0
 
 
-def test_the_score_is_the_distance_for_one_fill_and_the_energy_score_for_two():
-  rng = np.random.default_rng(0)
-  truth, drawn = rng.normal(size=(4, 3)), rng.normal(size=(6, 3))
-  x, z = drawn.astype(np.float64), truth.astype(np.float64)
-  d = lambda a, b: np.abs(a - b).sum()  # noqa: E731
-  expected = [
-    d(x[0], z[0]),
-    (d(x[1], z[1]) + d(x[2], z[1]) - d(x[1], x[2])) / 2,
-    d(x[3], z[2]),
-    (d(x[4], z[3]) + d(x[5], z[3]) - d(x[4], x[5])) / 2,
-  ]
+def test_a_value_of_two_fills_is_their_mean():
+  np.testing.assert_allclose(variation.per_image(jnp.array([1.0, 2.0, 5.0, 3.0, 0.0, 1.0])), [1.0, 3.5, 3.0, 0.5])
 
-  def distance(a, b):
-    return sum(jnp.sum(jnp.abs(i - j), axis=1) for i, j in zip(a, b, strict=True))
 
-  fills, truths = ((jnp.asarray(part[:, :1]), jnp.asarray(part[:, 1:])) for part in (drawn, truth))
-  found = variation.score(distance, fills, truths)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
+def fill(values, side=8):
+  """A row of constant images."""
+  return jnp.broadcast_to(jnp.asarray(values, jnp.float32).reshape(-1, 1, 1, 1), (len(values), side, side, 3))
+
+
+HOLE = jnp.zeros((2, 8, 8, 1)).at[:, 2:, 1:6].set(1.0)
+
+
+def test_the_score_is_l1_for_one_fill_and_the_energy_score_for_two():
+  truth, drawn = [0.1, -0.3], [0.4, 0.2, -0.4]
+  expected = [0.3, (0.5 + 0.1 - 0.6) / 2]
+  np.testing.assert_allclose(variation.hole_score(fill(drawn), fill(truth), HOLE, 4), expected, atol=1e-6)
+  # On one side of the truth there is something to gain.
+  np.testing.assert_allclose(
+    variation.hole_score(fill([0.4, 0.2, 0.5]), fill(truth), HOLE, 4), [0.3, (0.5 + 0.8 - 0.3) / 2], atol=1e-6
+  )
 
 
 @pytest.mark.parametrize("spread", [0.5, 1.0, 2.0])
 def test_the_score_is_least_for_fills_that_spread_as_the_truth_does(spread):
   """The mean over many draws; equal fills (spread 0) are worse than any of these."""
   rng = np.random.default_rng(0)
-  truth, noise = rng.normal(size=(40000, 1)), rng.normal(size=(60000, 1))
+  truth, noise = rng.normal(size=40000), rng.normal(size=60000)
+  mask = jnp.ones((40000, 1, 1, 1))
 
   def mean(scale):
-    scores = variation.score(lambda a, b: jnp.abs(a - b)[:, 0], jnp.asarray(scale * noise), jnp.asarray(truth))
+    scores = variation.hole_score(fill(scale * noise, 1), fill(truth, 1), mask, 1)
     return float(scores[1::2].mean())
 
   assert mean(1.0) <= mean(spread) < mean(0.0)
 
 
-def test_two_equal_fills_are_pushed_apart():
-  """Once each has moved by any amount, the gradient goes on pushing until they differ as much as from the truth."""
-  truth = jnp.zeros((2, 1))
-  slope = jax.grad(lambda x: variation.score(lambda a, b: jnp.abs(a - b)[:, 0], x, truth)[1])
-  pushed = slope(jnp.asarray([[0.0], [1.0], [1.01]]))
-  np.testing.assert_allclose(pushed[:, 0], [0, 1, 0], atol=1e-6)  # the nearer to the truth goes there, the other stays
-
-
-def test_coarse_l1_sees_what_a_cell_has_in_common_and_no_grain():
+def test_grain_is_no_way_to_vary():
+  """Two fills that differ inside the cells alone score like two equal ones; the gradient drives nothing apart there."""
   rng = np.random.default_rng(1)
   image = jnp.asarray(rng.uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
   mask = jnp.zeros((2, 16, 16, 1)).at[:, 2:14, 3:].set(1.0)
-  np.testing.assert_allclose(variation.coarse_hole_l1(image + 0.25, image, mask), 0.25, rtol=1e-5)
+  np.testing.assert_allclose(variation.coarse_hole_l1(image + 0.25, image, mask, 4), 0.25, rtol=1e-5)
   grain = 0.5 * (-1.0) ** jnp.arange(16).reshape(1, 1, 16, 1)
   whole = jnp.ones_like(mask)
-  np.testing.assert_allclose(variation.coarse_hole_l1(image + grain, image, whole), 0.0, atol=1e-6)
+  np.testing.assert_allclose(variation.coarse_hole_l1(image + grain, image, whole, 4), 0.0, atol=1e-6)
   np.testing.assert_allclose(losses.hole_l1(image + grain, image, whole), 0.5, rtol=1e-5)
   changed = jnp.where(mask > 0, image, image + 1.0)
-  np.testing.assert_array_equal(variation.coarse_hole_l1(changed, image, mask), 0.0)
+  np.testing.assert_array_equal(variation.coarse_hole_l1(changed, image, mask, 4), 0.0)
