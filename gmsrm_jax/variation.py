@@ -4,8 +4,10 @@ Of every two images of a batch, the first is filled once, without noise: the det
 twice, with two draws of noise, and over the hole scored by the energy score, which is least when the fills are drawn
 from the true distribution of what the hole may hold: fills that all come out alike pay for it, as do fills that stray
 further than the truth does. It looks at means over cells alone; all other terms judge each fill for itself, because
-where they rewarded differences, too, grain and grids were the easiest to make. The rows that are filled lie in the order
-0 1 1 2 3 3 ..., so an even batch that is split over devices keeps every image's rows on its device.
+where they rewarded differences, too, grain and grids were the easiest to make.
+
+The rows that are filled lie in the order 0 1 1 2 3 3 ..., so an even batch that is split over devices keeps every
+image's rows on its device.
 """
 
 from __future__ import annotations
