@@ -23,7 +23,20 @@ PACKAGE = ROOT / "gmsrm_jax"
 # Imports point from a higher layer to the same or a lower one; a module that is not named here is a mode.
 LAYERS = (
   ("arrays", "config", "settings"),
-  ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform", "windows", "photos"),
+  (
+    "models",
+    "data",
+    "losses",
+    "metrics",
+    "features",
+    "protocols",
+    "optim",
+    "sharding",
+    "writer",
+    "platform",
+    "windows",
+    "photos",
+  ),
   ("state", "checkpoint"),
   ("steps",),
 )
