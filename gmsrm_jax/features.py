@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gmsrm_jax.arrays import Image, PerImage
+from gmsrm_jax.arrays import Image, Mask, PerImage
 from gmsrm_jax.config import ConfigError, require
 
 Params = dict[str, Any]
@@ -155,6 +155,15 @@ def vgg16_features(
   return tuple(found[layer] for layer in layers)
 
 
+def vgg16_embedding(params: Params, image: Image) -> Float[Array, "b 512"]:
+  """The mean of relu5_3 over all places, for distances of sets where Inception's weights are not at hand.
+
+  Name such a distance FD-VGG16 or KID-VGG16, never FID: the numbers have nothing to do with each other.
+  """
+  (deepest,) = vgg16_features(params, image, layers=("relu5_3",), precision=jax.lax.Precision.HIGHEST)
+  return jnp.mean(deepest, axis=(1, 2))
+
+
 def _alexnet_features(
   params: Params, image: Image, *, precision: jax.lax.Precision | None = None
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
@@ -174,21 +183,49 @@ def _unit(x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
   return x / (norm + 1e-10)
 
 
-def lpips(params: Params, a: Image, b: Image, *, net: str = "alex") -> PerImage:
-  """LPIPS v0.1 distance of images in [-1, 1]: at least 0, 0 when equal, larger is more different.
-
-  `params` come from `load_alexnet` for net='alex' (the one to report) and from `load_vgg16` for net='vgg'. Zhang et al.
-  2018, eq. 1; computed in full float32 on every back end. Needs a side of at least 32 pixels.
-  """
+def lpips_maps(params: Params, a: Image, b: Image, *, net: str = "alex") -> tuple[Float[Array, "b _h _w"], ...]:
+  """The five layers' LPIPS v0.1 distances of images in [-1, 1], each on its layer's own grid; see `lpips`."""
   if net not in ("alex", "vgg"):
     raise ValueError(f"net={net!r} is unknown: choose 'alex' or 'vgg'")
   if min(a.shape[1:3]) < 32:
     raise ValueError(f"images of {a.shape[1]}x{a.shape[2]} pixels are too small for LPIPS: 32x32 is the least")
   apply = _alexnet_features if net == "alex" else vgg16_features
   precision = jax.lax.Precision.HIGHEST
-  total = jnp.zeros(a.shape[0], jnp.float32)
   pairs = zip(apply(params, a, precision=precision), apply(params, b, precision=precision), strict=True)
-  for (x, y), head in zip(pairs, params["heads"], strict=True):
-    weighted = jnp.square(_unit(x) - _unit(y)) * jnp.asarray(head).reshape(1, 1, 1, -1)
-    total = total + jnp.mean(jnp.sum(weighted, axis=-1), axis=(1, 2))
-  return total
+  return tuple(
+    jnp.sum(jnp.square(_unit(x) - _unit(y)) * jnp.asarray(head).reshape(1, 1, 1, -1), axis=-1)
+    for (x, y), head in zip(pairs, params["heads"], strict=True)
+  )
+
+
+def mean_distance(maps: Sequence[Float[Array, "b _h _w"]]) -> PerImage:
+  """LPIPS from its maps: the sum of their means."""
+  return sum((jnp.mean(layer, axis=(1, 2)) for layer in maps), jnp.zeros(maps[0].shape[0], jnp.float32))
+
+
+def hole_distance(maps: Sequence[Float[Array, "b _h _w"]], mask: Mask) -> PerImage:
+  """LPIPS over the hole alone from its maps; 0 without a hole.
+
+  The mean over the hole of the maps' sum at the mask's size (bilinear), which is what the `lpips` package gives for
+  spatial=True. Layers see further than a pixel, so what lies just outside the hole still counts a little.
+  """
+  batch, height, width = mask.shape[:3]
+  total = jnp.zeros((batch, height, width), jnp.float32)
+  for layer in maps:
+    total = total + jax.image.resize(layer, total.shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
+  hole = mask[..., 0].astype(jnp.float32)
+  return jnp.sum(total * hole, axis=(1, 2)) / jnp.maximum(jnp.sum(hole, axis=(1, 2)), 1.0)
+
+
+def lpips(params: Params, a: Image, b: Image, *, net: str = "alex") -> PerImage:
+  """LPIPS v0.1 distance of images in [-1, 1]: at least 0, 0 when equal, larger is more different.
+
+  `params` come from `load_alexnet` for net='alex' (the one to report) and from `load_vgg16` for net='vgg'. Zhang et al.
+  2018, eq. 1; computed in full float32 on every back end. Needs a side of at least 32 pixels.
+  """
+  return mean_distance(lpips_maps(params, a, b, net=net))
+
+
+def lpips_hole(params: Params, a: Image, b: Image, mask: Mask, *, net: str = "alex") -> PerImage:
+  """LPIPS v0.1 distance over the hole alone (see `hole_distance`); else as `lpips`."""
+  return hole_distance(lpips_maps(params, a, b, net=net), mask)

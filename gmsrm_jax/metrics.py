@@ -11,20 +11,28 @@ import math
 from collections.abc import Mapping
 
 import dm_pix
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
 from gmsrm_jax.arrays import Image, Mask, PerImage
 
-_SSIM_SIDE = 11  # pixels of the Gaussian window
+Picture = Float[Array, "b h w c"]  # in [-1, 1]; one channel where a protocol scores a grey picture
+
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Exponents of the scales, finest first (Wang, Simoncelli & Bovik 2003)."""
+
+GAUSSIAN = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
+"""SSIM's window of 11 pixels, sigma 1.5, before it is normalised (Wang et al. 2004)."""
 
 
-def _unit_range(image: Image) -> Image:
+def _unit_range(image: Picture) -> Picture:
   return (image.astype(jnp.float32) + 1.0) * 0.5
 
 
-def _difference(a: Image, b: Image) -> Image:
+def _difference(a: Picture, b: Picture) -> Picture:
   return (a.astype(jnp.float32) - b.astype(jnp.float32)) * 0.5
 
 
@@ -38,7 +46,7 @@ def _decibels(squared_error: PerImage) -> PerImage:
   return -10.0 * jnp.log10(squared_error)  # log10(0) is -inf, so equal images get +inf
 
 
-def l1(a: Image, b: Image) -> PerImage:
+def l1(a: Picture, b: Picture) -> PerImage:
   """Mean absolute error, in [0, 1]."""
   return jnp.mean(jnp.abs(_difference(a, b)), axis=(1, 2, 3))
 
@@ -48,7 +56,32 @@ def l1_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   return _hole_mean(jnp.abs(_difference(a, b)), mask)
 
 
-def psnr(a: Image, b: Image) -> PerImage:
+def mae_relative(a: Picture, b: Picture) -> PerImage:
+  """EdgeConnect's "MAE": the sum of |a - b| over the sum of a + b of values in [0, 1]; 0 when both are black.
+
+  Not a mean error: the same error counts for more in a darker picture.
+  """
+  total = jnp.sum(_unit_range(a) + _unit_range(b), axis=(1, 2, 3))
+  return jnp.sum(jnp.abs(_difference(a, b)), axis=(1, 2, 3)) / jnp.maximum(total, 1e-12)
+
+
+def boundary_error(a: Image, b: Image, mask: Mask) -> PerImage:
+  """The seam: how far the steps across the hole's boundary are from the true ones; 0 without a boundary.
+
+  Mean of |(a_p - a_q) - (b_p - b_q)| over the channels and all pairs of horizontal or vertical neighbours p, q of which
+  one lies in the hole and the other does not, for values in [0, 1]. A constant added to the whole image costs
+  nothing; where the known pixels are the true ones it is the error of the hole's outermost pixels. (Ours.)
+  """
+  difference, hole = _difference(a, b), mask.astype(jnp.float32)
+  error, pairs = jnp.zeros(a.shape[0], jnp.float32), jnp.zeros(a.shape[0], jnp.float32)
+  for axis in (1, 2):
+    straddles = jnp.abs(jnp.diff(hole, axis=axis))
+    error += jnp.sum(jnp.abs(jnp.diff(difference, axis=axis)) * straddles, axis=(1, 2, 3))
+    pairs += jnp.sum(straddles, axis=(1, 2, 3))
+  return error / (a.shape[-1] * jnp.maximum(pairs, 1.0))
+
+
+def psnr(a: Picture, b: Picture) -> PerImage:
   """Peak signal-to-noise ratio in dB, over all pixels and channels; inf for equal images."""
   return jnp.asarray(dm_pix.psnr(_unit_range(a), _unit_range(b)))
 
@@ -58,15 +91,84 @@ def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   return _decibels(_hole_mean(jnp.square(_difference(a, b)), mask))
 
 
-def ssim(a: Image, b: Image) -> PerImage:
+def _window_mean(x: Picture, window: np.ndarray) -> Float[Array, "b _h _w c"]:
+  """The weighted mean over the window at every place where it fits; rows and columns as one matrix product each."""
+
+  def places(length: int) -> Float[np.ndarray, "out length"]:
+    out = np.zeros((length - len(window) + 1, length), np.float32)
+    for i, weight in enumerate(window / window.sum()):
+      np.fill_diagonal(out[:, i:], weight)
+    return out
+
+  highest = jax.lax.Precision.HIGHEST
+  x = jnp.einsum("bchw,jw->bchj", jnp.moveaxis(x, -1, 1), places(x.shape[2]), precision=highest)
+  return jnp.einsum("ih,bchj->bijc", places(x.shape[2]), x, precision=highest)
+
+
+def _similarity(
+  a: Picture, b: Picture, window: np.ndarray, *, sample: bool = False
+) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+  """SSIM and its contrast-structure factor of pictures in [0, 1], means over places (Wang et al. 2004, eq. 12, 13)."""
+  if min(a.shape[1:3]) < len(window):
+    raise ValueError(f"images of {a.shape[1]}x{a.shape[2]} pixels are smaller than SSIM's window of {len(window)}")
+  moments = _window_mean(jnp.concatenate((a, b, a * a, b * b, a * b), axis=-1), window)
+  mean_a, mean_b, square_a, square_b, product = jnp.split(moments, 5, axis=-1)
+  pixels = len(window) ** 2
+  unbiased = pixels / (pixels - 1) if sample else 1.0
+  variances = unbiased * (square_a + square_b - mean_a * mean_a - mean_b * mean_b)
+  covariance = unbiased * (product - mean_a * mean_b)
+  contrast = (2 * covariance + 0.03**2) / (variances + 0.03**2)
+  luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a * mean_a + mean_b * mean_b + 0.01**2)
+  return jnp.mean(luminance * contrast, axis=(1, 2)), jnp.mean(contrast, axis=(1, 2))
+
+
+def ssim(a: Picture, b: Picture) -> PerImage:
   """Structural similarity in [-1, 1], 1 for equal images (Wang et al. 2004, eq. 13).
 
   Gaussian window of 11 pixels, sigma 1.5, at every place where it fits ('valid'); data range 1, K1 = .01, K2 = .03;
-  mean over places and the three channels. Same as scikit-image's with use_sample_covariance=False.
+  mean over places and channels. Same as scikit-image's with use_sample_covariance=False.
   """
-  if min(a.shape[1:3]) < _SSIM_SIDE:
-    raise ValueError(f"images of {a.shape[1]}x{a.shape[2]} pixels are smaller than SSIM's window of {_SSIM_SIDE}")
-  return jnp.asarray(dm_pix.ssim(_unit_range(a), _unit_range(b), filter_size=_SSIM_SIDE))
+  return jnp.mean(_similarity(_unit_range(a), _unit_range(b), GAUSSIAN)[0], axis=1)
+
+
+def ssim_uniform(a: Picture, b: Picture, side: int) -> PerImage:
+  """SSIM with a flat window of `side` pixels and sample covariance, scikit-image's defaults; else as `ssim`."""
+  return jnp.mean(_similarity(_unit_range(a), _unit_range(b), np.ones(side), sample=True)[0], axis=1)
+
+
+def ms_ssim_scales(height: int, width: int) -> int:
+  """How many scales `ms_ssim` has: all that leave room for a window, at most 5.
+
+  5 from 161 pixels on, 4 from 81, 3 from 41, 2 from 21.
+  """
+  scales = 1
+  while scales < len(MS_SSIM_WEIGHTS) and -(-min(height, width) // 2**scales) >= len(GAUSSIAN):
+    scales += 1
+  return scales
+
+
+def _halve(x: Picture) -> Float[Array, "b _h _w c"]:
+  # An odd last row or column is repeated, as TensorFlow does, so that nothing is lost or darkened.
+  x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+  return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) * 0.25
+
+
+def ms_ssim(a: Picture, b: Picture) -> PerImage:
+  """Multi-scale structural similarity in [0, 1], 1 for equal images (Wang, Simoncelli & Bovik 2003, eq. 7).
+
+  The window, constants and data range of `ssim`; each scale halves the one before by 2x2 means; factors below 0 count
+  as 0; mean over channels. Images below 161 pixels have fewer than five scales (see `ms_ssim_scales`) with the
+  weights divided by their sum: comparable only with values of the same number of scales.
+  """
+  scales = ms_ssim_scales(*a.shape[1:3])
+  exponents = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
+  a, b = _unit_range(a), _unit_range(b)
+  product = jnp.ones((a.shape[0], a.shape[-1]), jnp.float32)
+  for scale, exponent in enumerate(exponents):
+    a, b = (_halve(a), _halve(b)) if scale else (a, b)
+    full, contrast = _similarity(a, b, GAUSSIAN)
+    product *= jnp.maximum(full if scale == scales - 1 else contrast, 0.0) ** float(exponent)
+  return jnp.mean(product, axis=1)
 
 
 @dataclasses.dataclass(frozen=True)

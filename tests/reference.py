@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.signal
 
 
 def masked_l1(a, b, mask):
@@ -89,6 +90,42 @@ def ssim(a, b):
         luminance = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
         scores.append(luminance * (2 * covariance + 0.03**2) / (vx + vy + 0.03**2))
   return np.mean(scores)
+
+
+def ms_ssim(a, b, scales):
+  """Of one image in [-1, 1], from SciPy's correlation; sides must be even at every scale but the last."""
+  offsets = np.arange(-5, 6)
+  line = np.exp(-(offsets**2) / (2 * 1.5**2))
+  window = np.outer(line, line) / line.sum() ** 2
+  weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+  weights /= weights.sum()
+  a, b = (np.float64(a) + 1) / 2, (np.float64(b) + 1) / 2
+  values = []
+  for c in range(a.shape[-1]):
+    x, y, value = a[..., c], b[..., c], 1.0
+    for scale, weight in enumerate(weights):
+      mx, my, xx, yy, xy = (scipy.signal.correlate2d(z, window, mode="valid") for z in (x, y, x * x, y * y, x * y))
+      factor = (2 * (xy - mx * my) + 0.03**2) / (xx - mx**2 + yy - my**2 + 0.03**2)
+      if scale == scales - 1:
+        factor = factor * (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
+      value *= max(factor.mean(), 0.0) ** weight
+      height, width = x.shape
+      if scale < scales - 1:
+        x, y = (z.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3)) for z in (x, y))
+    values.append(value)
+  return np.mean(values)
+
+
+def boundary_error(a, b, mask):
+  """Of one image in [-1, 1], pair by pair."""
+  a, b, mask = (np.float64(a) + 1) / 2, (np.float64(b) + 1) / 2, np.asarray(mask)[..., 0] > 0.5
+  errors = []
+  for i in range(mask.shape[0]):
+    for j in range(mask.shape[1]):
+      for k, m in ((i + 1, j), (i, j + 1)):
+        if k < mask.shape[0] and m < mask.shape[1] and mask[i, j] != mask[k, m]:
+          errors.append(np.abs((a[i, j] - a[k, m]) - (b[i, j] - b[k, m])).mean())
+  return np.mean(errors) if errors else 0.0
 
 
 def relu_conv(x, kernel, bias, stride, padding):
