@@ -33,7 +33,7 @@ class Brush(NamedTuple):
 
 BRUSHES = {
   # DeepFill v2 (arXiv 1806.03589): a long walk of one wide brush that wanders about.
-  "free_form": Brush((0.04, 0.13), (0.04, 0.14), (8, 24), 2.2, 0.12, 0.0),
+  "free_form": Brush((0.04, 0.13), (0.04, 0.14), (10, 28), 2.2, 0.12, 0.0),
   # LaMa (arXiv 2109.07161): few long segments with sharp turns; its wide masks also hold boxes.
   "thick": Brush((0.08, 0.22), (0.10, 0.40), (1, 5), 0.0, 1.0, 0.3),
   "medium": Brush((0.03, 0.10), (0.10, 0.30), (2, 7), 0.0, 1.0, 0.1),
