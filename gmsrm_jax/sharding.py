@@ -30,6 +30,12 @@ def make_mesh(config: Config) -> Mesh:
   )
 
 
+def local_mesh() -> Mesh:
+  """This process's devices as (data, fsdp), for work that the other processes take no part in."""
+  devices = np.array(jax.local_devices()).reshape(-1, 1)
+  return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
 def check_batch(config: Config, mesh: Mesh) -> None:
   """Raises ConfigError when a training batch cannot be split over all devices."""
   devices = mesh.size
