@@ -30,6 +30,8 @@ LAYERS = (
     "metrics",
     "features",
     "protocols",
+    "distribution",
+    "bootstrap",
     "optim",
     "sharding",
     "writer",
