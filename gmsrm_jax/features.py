@@ -155,6 +155,15 @@ def vgg16_features(
   return tuple(found[layer] for layer in layers)
 
 
+def vgg16_embedding(params: Params, image: Image) -> Float[Array, "b 512"]:
+  """The mean of relu5_3 over all places, for distances of sets where Inception's weights are not at hand.
+
+  Name such a distance FD-VGG16 or KID-VGG16, never FID: the numbers have nothing to do with each other.
+  """
+  (deepest,) = vgg16_features(params, image, layers=("relu5_3",), precision=jax.lax.Precision.HIGHEST)
+  return jnp.mean(deepest, axis=(1, 2))
+
+
 def _alexnet_features(
   params: Params, image: Image, *, precision: jax.lax.Precision | None = None
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
