@@ -323,7 +323,7 @@ class EvalConfig:
 
   protocol: str = "ours"  # how pictures are scored: ours, or as edgeconnect, aotgan, hint, mat or spl do
   baselines: str = "telea,navier_stokes,biharmonic,initial,mean"  # fills beside the model's, with commas; empty: none
-  inception_weights: str = ""  # pt_inception-2015-12-05-6726825d.pth for FID, or 'download'; empty: no FID
+  inception_weights: str = ""  # FID's InceptionV3, a file, or 'download'; empty: where a download left it, else no FID
   bootstrap_seed: int = 0  # of the resampling that the 95 % intervals come from
   batch_size: int = 8  # images read and filled per step; does not change the numbers
   max_images: int = 0  # evaluate the first N images in name order; 0 takes all
