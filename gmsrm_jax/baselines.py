@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
-from skimage.restoration import inpaint_biharmonic
 
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.chunks import chunked
@@ -42,6 +41,8 @@ def opencv_fill(images: Images, masks: Masks, *, radius: float, method: int) -> 
 
 def biharmonic_fill(images: Images, masks: Masks) -> Images:
   """The smoothest surface through the known pixels: scikit-image's biharmonic equation, region by region."""
+  from skimage.restoration import inpaint_biharmonic  # SciPy's solvers take a second to import, which only this needs
+
   images = mean_fill(images, masks)
   fills = []
   for image, mask in zip(images, masks, strict=True):

@@ -23,6 +23,7 @@ FULL_SIZE = 5_000
 """Images below which the Fréchet distance is biased too far: prefer the kernel distance."""
 
 Features = Float[np.ndarray, "n d"]
+Truth = Float[np.ndarray, "t d"]
 Found = dict[str, float]
 
 _NAMES = {"inception": ("fid", "kid", "p_ids", "u_ids")}
@@ -35,7 +36,7 @@ def _names(network: str) -> tuple[str, str, str, str]:
 
 
 def distances(
-  network: str, fills: Features, truth: Features, paired: Features, moments: distribution.Moments, seed: int
+  network: str, fills: Features, truth: Truth, paired: Features, moments: distribution.Moments, seed: int
 ) -> Found:
   """All distances that so many pictures allow.
 

@@ -205,7 +205,7 @@ def evaluate_folders(
   )
   PROTOCOLS[config.eval.protocol].check(*results.least_size())
   hole = "without masks" if masks is None else f"masks of {masks}, bucket by measured area"
-  settings = {
+  settings: dict[str, Any] = {
     **PROTOCOLS[config.eval.protocol].describe(*results.least_size()),
     "images": results.count(),
     "truth": images,

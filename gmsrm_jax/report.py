@@ -25,11 +25,11 @@ METRICS: dict[str, tuple[str, int]] = {
   "ms_ssim": (f"MS-SSIM ({_MORE})", 4),
   "l1": (f"L1 ({_LESS})", 4),
   "mae": (f"MAE, relative ({_LESS})", 4),
-  "lpips": (f"LPIPS, AlexNet ({_LESS})", 4),
-  "lpips_vgg": (f"LPIPS, VGG16 ({_LESS})", 4),
+  "lpips": (f"LPIPS ({_LESS})", 4),
+  "lpips_vgg": (f"LPIPS on VGG16 ({_LESS})", 4),
   "psnr_hole": (f"PSNR over the hole (dB, {_MORE})", 2),
   "l1_hole": (f"L1 over the hole ({_LESS})", 4),
-  "lpips_hole": (f"LPIPS over the hole, AlexNet ({_LESS})", 4),
+  "lpips_hole": (f"LPIPS over the hole ({_LESS})", 4),
   "boundary_error": (f"Seam: error of the steps across the hole's boundary ({_LESS})", 4),
 }
 """Titles and digits, in the order of the report; any other metric follows under its own name."""
@@ -103,7 +103,7 @@ def markdown(report: Mapping[str, Any]) -> str:
   names = [name for name in methods[first][ALL] if name != "hole_area" and not name.endswith("_infinite")]
   for name in sorted(names, key=lambda name: [*METRICS, name].index(name)):
     title, digits = METRICS.get(name, (name, 4))
-    lines += ["", f"## {title}", "", *_header(buckets)]
+    lines += ["", f"## {title}", "", report["protocol"].get(name, ""), "", *_header(buckets)]
     for method, rows in methods.items():
       lines.append(f"| {method} | " + " | ".join(_number(rows[bucket][name], digits) for bucket in buckets) + " |")
       if method == first:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
-from test_train import one_line
+from test_train import finish, one_line
 
 import run
 from gmsrm_jax import folders
@@ -62,6 +62,39 @@ def evaluate(tree, output, *more, masks=True):
 def report(tree, tmp_path_factory):
   output = tmp_path_factory.mktemp("output")
   return evaluate(tree, output), output
+
+
+def numbers(tree, prefix=""):
+  """Every number of a report by its path."""
+  if isinstance(tree, dict):
+    return {key: value for name, item in tree.items() for key, value in numbers(item, f"{prefix}/{name}").items()}
+  if isinstance(tree, list):
+    return {key: value for i, item in enumerate(tree) for key, value in numbers(item, f"{prefix}/{i}").items()}
+  return {prefix: tree} if isinstance(tree, (int, float)) else {}
+
+
+def test_eight_devices_and_another_batch_give_the_same_report(tmp_path):
+  """Twenty pictures, in processes of their own."""
+  rng = np.random.default_rng(0)
+  for index in range(20):
+    truth = PHOTO[20 * index : 20 * index + 32, 180:212]
+    mask = np.zeros((32, 32), np.uint8)
+    mask[: 6 + index % 12, 3:28] = 255
+    noisy = np.clip(truth + rng.normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
+    for folder, pixels in (("truth", truth), ("masks", mask), ("filled", noisy)):
+      write(tmp_path / folder / f"p{index:02d}.png", pixels)
+  reports = []
+  for devices, batch_size in ((1, 64), (8, 7)):
+    output = tmp_path / f"out{devices}"
+    more = ["eval.protocol=ours", f"eval.batch_size={batch_size}", "eval.baselines=telea,initial"]
+    given = [flag for flag in flags(tmp_path, output) if "=aotgan" not in flag and "=mean" not in flag]
+    done = finish(tmp_path, *given, *more, devices=devices)
+    assert done.returncode == 0, done.stderr
+    reports.append(json.loads((output / "report.json").read_text()))
+  before, after = map(numbers, reports)
+  assert before.keys() == after.keys() and len(before) > 200
+  for key, value in before.items():
+    np.testing.assert_allclose(after[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
 
 
 def test_pictures_are_paired_by_stem_and_put_into_buckets_by_measured_area(report, tree):
