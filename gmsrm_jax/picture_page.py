@@ -18,7 +18,7 @@ _TEXT = 13  # pixels, a line
 _GREY = 110  # what a hole is shown in
 
 _RANKED_BY = ("lpips_hole", "lpips", "psnr_hole", "psnr")  # the first that the protocol has
-_CAPTION = ("psnr", "lpips_hole", "lpips")
+_CAPTION = ("psnr", "lpips", "lpips_hole")
 
 
 class Chosen(NamedTuple):

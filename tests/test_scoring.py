@@ -107,7 +107,7 @@ def test_a_perfect_fill_scores_perfectly_and_worse_ones_worse(means):
   row = {method: rows[ALL] for method, rows in means.items()}
   assert row["perfect"]["psnr"] == math.inf and row["perfect"]["psnr_hole"] == math.inf
   for name in ("lpips", "lpips_vgg", "lpips_hole", "l1", "l1_hole", "boundary_error"):
-    assert row["perfect"][name] == 0, name
+    assert row["perfect"][name] < 1e-12, name  # fills and truth pass in batches of their own, rounded on their own
   np.testing.assert_allclose([row["perfect"]["ssim"], row["perfect"]["ms_ssim"]], 1, atol=1e-6)
   order = ["perfect", "telea", "mean", "inverse"]
   for better, worse in zip(order, order[1:], strict=False):
@@ -157,7 +157,7 @@ def test_all_is_the_mean_over_images_and_intervals_hold_it(scores):
 def test_the_self_check_passes_and_would_fail(scores):
   check = summary.self_check(scores.check)
   assert check["passed"] and check["psnr"] == "inf" and check["images"] == COUNT
-  assert check["off_by"]["lpips"] == 0 and check["frechet_distance"]["fd_vgg16"] < 1e-6
+  assert check["off_by"]["lpips"] < 1e-12 and check["frechet_distance"]["fd_vgg16"] < 1e-6
   for broken in (
     scores.check._replace(values={**scores.check.values, "lpips": np.array([0.0, 0.01])}),
     scores.check._replace(values={**scores.check.values, "psnr": np.array([np.inf, 60.0])}),
