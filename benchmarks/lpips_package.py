@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import types
-import unittest.mock
 from typing import Any
 
 import numpy as np
@@ -37,8 +36,16 @@ def _load() -> Any:
   vars(models)["vgg16"] = lambda pretrained: _trunk(_VGG16, 2)
   torchvision = types.ModuleType("torchvision")
   vars(torchvision)["models"] = models
-  with unittest.mock.patch.dict(sys.modules, {"torchvision": torchvision, "torchvision.models": models}):
+  stand_in = {"torchvision": torchvision, "torchvision.models": models}
+  # Not mock.patch.dict, which would also forget whatever lpips imports for the first time.
+  before = {name: sys.modules.pop(name) for name in stand_in if name in sys.modules}
+  sys.modules.update(stand_in)
+  try:
     import lpips  # pyright: ignore[reportMissingImports]
+  finally:
+    for name in stand_in:
+      del sys.modules[name]
+    sys.modules.update(before)
   return lpips
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import skimage.data
 import skimage.metrics
 import torch  # pyright: ignore[reportMissingImports]
+from PIL import Image
 from tqdm import tqdm
 
 from benchmarks import lpips_package
@@ -50,7 +51,7 @@ def pictures(folder: str | None, count: int, size: int) -> np.ndarray:
   """Square pictures from a folder of JPEGs, or windows of scikit-image's photographs."""
   if folder:
     files = sorted(path for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
-    sources = [cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB) for path in files[:count]]
+    sources = [np.asarray(Image.open(path).convert("RGB")) for path in files[:count]]
   else:
     sources = [skimage.data.astronaut(), skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
   rng, found = np.random.default_rng(0), []

@@ -36,9 +36,7 @@ RESIZE = "bilinear, half-pixel centres, no antialiasing, as pytorch-fid (TensorF
 """What the report has to say beside a FID."""
 
 Map = Float[Array, "b h w c"]
-_average = functools.partial(
-  nn.avg_pool, window_shape=(3, 3), strides=(1, 1), padding=((1, 1), (1, 1)), count_include_pad=False
-)
+_average = functools.partial(nn.avg_pool, window_shape=(3, 3), strides=(1, 1), padding="SAME", count_include_pad=False)
 _maximum = functools.partial(nn.max_pool, window_shape=(3, 3), strides=(2, 2))
 
 
@@ -143,7 +141,7 @@ class BlockE(nn.Module):
   def __call__(self, x: Map) -> Float[Array, "b _h _w _c"]:
     single = _chain(x, "branch3x3", (384, (1, 1)))
     double = _chain(x, "branch3x3dbl", (448, (1, 1)), (384, (3, 3)))
-    pooled = nn.max_pool(x, (3, 3), (1, 1), ((1, 1), (1, 1))) if self.last else _average(x)
+    pooled = nn.max_pool(x, (3, 3), (1, 1), "SAME") if self.last else _average(x)
     branches = [
       Conv(320, name="branch1x1")(x),
       Conv(384, (1, 3), name="branch3x3_2a")(single),
@@ -176,7 +174,7 @@ class InceptionV3(nn.Module):
     return jnp.mean(x, axis=(1, 2))
 
 
-def resize(image: Image) -> Image:
+def resize(image: Image) -> Float[Array, "b 299 299 3"]:
   """To 299 x 299 in the way of `RESIZE`."""
   shape = (image.shape[0], SIDE, SIDE, 3)
   return jax.image.resize(image, shape, "bilinear", antialias=False, precision=jax.lax.Precision.HIGHEST)
@@ -208,14 +206,18 @@ _LEAVES = {
 }
 
 
+@functools.cache
+def _shapes() -> Any:
+  picture = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
+  return jax.eval_shape(InceptionV3().init, jax.random.key(0), picture)
+
+
 def convert(tensors: dict[str, np.ndarray], source: str) -> dict[str, Any]:
   """The network's variables from the tensors of a state dict with torchvision's names.
 
   Raises:
     ConfigError: a tensor is missing or of another shape.
   """
-  picture = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
-  wanted = jax.eval_shape(InceptionV3().init, jax.random.key(0), picture)
 
   def fill(tree: Any, path: tuple[str, ...]) -> Any:
     return {
@@ -237,7 +239,7 @@ def convert(tensors: dict[str, np.ndarray], source: str) -> dict[str, Any]:
     )
     return array
 
-  return fill(wanted, ())
+  return fill(_shapes(), ())
 
 
 def load_inception(path: str | pathlib.Path, *, sha256: str | None = SHA256) -> Weights:

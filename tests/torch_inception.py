@@ -147,7 +147,7 @@ def random_network(seed=0):
   for module in network.modules():
     if isinstance(module, nn.BatchNorm2d):
       module.running_mean.normal_(0, 0.2)
-      module.running_var.uniform_(0.2, 0.6)
+      module.running_var.uniform_(0.6, 1.4)
       nn.init.uniform_(module.weight, 0.5, 1.5)
       nn.init.normal_(module.bias, 0.1, 0.2)
     elif isinstance(module, nn.Conv2d):
