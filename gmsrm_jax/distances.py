@@ -36,7 +36,12 @@ def _names(network: str) -> tuple[str, str, str, str]:
 
 
 def distances(
-  network: str, fills: Features, truth: Truth, paired: Features, moments: distribution.Moments, seed: int
+  network: str,
+  fills: Features,
+  truth: Truth,
+  paired: Features,
+  moments: tuple[distribution.Moments, distribution.Moments],
+  seed: int,
 ) -> Found:
   """All distances that so many pictures allow.
 
@@ -45,13 +50,13 @@ def distances(
     fills: of the filled pictures.
     truth: of the true pictures, each once.
     paired: of the truth of each filled picture.
-    moments: of all filled pictures, of which `fills` may be a sample.
+    moments: of all filled pictures, of which `fills` may be a sample, and of the truth of each.
     seed: of KID's subsets.
   """
   fd, kid, p_ids, u_ids = _names(network)
   found: Found = {}
-  if min(moments.count, len(truth)) >= 2:
-    found[fd] = distribution.fid(moments, distribution.Moments.of(truth))
+  if moments[0].count >= 2:
+    found[fd] = distribution.fid(*moments)
   if min(len(fills), len(truth)) >= 3:
     found[kid], found[f"{kid}_standard_error"] = distribution.kid(fills, truth, seed=seed)
   if len(fills) > fills.shape[1]:  # fewer always come apart by a plane
@@ -66,6 +71,7 @@ class Distances:
     self._seed = seed
     self._truth: dict[str, dict[str, np.ndarray]] = {}  # network, image
     self._moments: dict[tuple[str, str], distribution.Moments] = {}  # method, network
+    self._truth_moments: dict[str, distribution.Moments] = {}  # network; an image counts once per bucket
     self._sample: dict[tuple[str, str], Features] = {}  # method, network
     self._keys: list[tuple[bytes, str, str]] = []  # hash, bucket and image of each row of the sample
     self.found: dict[str, dict[str, Found]] = {}  # method, bucket
@@ -82,13 +88,16 @@ class Distances:
     kept = sorted(range(len(keys)), key=lambda row: keys[row])[:SAMPLE]
     kept.sort(key=lambda row: keys[row][1:])
     self._keys = [keys[row] for row in kept]
+    of_truth = {network: distribution.Moments.of(rows) for network, rows in truth.items()}
     for network, rows in truth.items():
       self._truth.setdefault(network, {}).update(zip(names, rows, strict=True))
+      known = self._truth_moments.get(network)
+      self._truth_moments[network] = known.merge(of_truth[network]) if known else of_truth[network]
     for method, by_network in fills.items():
       row = self.found.setdefault(method, {}).setdefault(bucket, {})
       for network, rows in by_network.items():
         moments = distribution.Moments.of(rows)
-        row |= distances(network, rows, truth[network], truth[network], moments, self._seed)
+        row |= distances(network, rows, truth[network], truth[network], (moments, of_truth[network]), self._seed)
         key = (method, network)
         self._moments[key] = self._moments[key].merge(moments) if key in self._moments else moments
         known = self._sample.get(key, rows[:0])
@@ -101,7 +110,8 @@ class Distances:
       truth = np.stack([by_name[name] for name in sorted(by_name)])
       paired = np.stack([by_name[name] for _, _, name in self._keys])
       row = self.found[method].setdefault(ALL, {})
-      row |= distances(network, self._sample[method, network], truth, paired, moments, self._seed)
+      both = (moments, self._truth_moments[network])
+      row |= distances(network, self._sample[method, network], truth, paired, both, self._seed)
     return self.found
 
 

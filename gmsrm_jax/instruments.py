@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from gmsrm_jax import features, inception
 from gmsrm_jax.arrays import Rgb8, image_from_uint8
@@ -53,9 +54,15 @@ def load(config: EvalConfig) -> Instruments:
     embeddings["inception"] = _inception
     notes.append(f"FID's pictures are resized to {inception.SIDE}x{inception.SIDE}: {inception.RESIZE}.")
 
+  # What the formula gives for equal numbers: HINT's ends at 100 dB.
+  best = {"psnr": 100.0 if protocol.name == "hint" else jnp.inf, "psnr_hole": jnp.inf}
+
   def measure(networks: Any, fills: jax.Array, truth: jax.Array, masks: jax.Array) -> Any:
     # One program for all methods: what is done to the truth is done once.
     scores = jax.vmap(protocol.score, in_axes=(None, 1, None, None), out_axes=1)(networks, fills, truth, masks)
+    # A compiler may round fills and truth on ways of its own; whether they are equal the integers tell.
+    equal = jnp.all(fills == truth[:, None], axis=(2, 3, 4))
+    scores = {name: jnp.where(equal, best[name], value) if name in best else value for name, value in scores.items()}
     of_fills = {name: jax.vmap(embed, (None, 1), 1)(networks, fills) for name, embed in embeddings.items()}
     return scores, of_fills, {name: embed(networks, truth) for name, embed in embeddings.items()}
 

@@ -150,7 +150,7 @@ def _self_check(
   found: Found = {}
   for network, truth in of_truth.items():
     fills = of_fills[network][:, 0]
-    found |= distances(network, fills, truth, truth, Moments.of(fills), seed)
+    found |= distances(network, fills, truth, truth, (Moments.of(fills), Moments.of(truth)), seed)
   return SelfCheck({name: array[:, 0].astype(np.float64) for name, array in scores.items()}, found)
 
 

@@ -7,9 +7,11 @@ import json
 import shutil
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import skimage.data
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_train import finish, one_line
 
@@ -19,12 +21,25 @@ from gmsrm_jax.config import ALL
 
 PHOTO = skimage.data.astronaut()
 NAMES = ("a", "b", "c", "d")
+CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
 QUICK = ["--set", "eval.protocol=aotgan", "eval.baselines=mean"]
 
 
 def write(path, pixels):
   path.parent.mkdir(parents=True, exist_ok=True)
   Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+  """Every evaluation builds its program anew: this keeps what was compiled."""
+  before = {name: getattr(jax.config, name) for name in CACHE}
+  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
