@@ -6,6 +6,7 @@ Without any flag it trains and evaluates the small demo on whatever is here. The
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import errno
 import sys
 from collections.abc import Sequence
@@ -13,12 +14,12 @@ from typing import NoReturn
 
 import experiments
 from gmsrm_jax import platform, settings
-from gmsrm_jax.config import FORMATS, STRATEGIES, Config, ConfigError, require, suggest
+from gmsrm_jax.config import FORMATS, STRATEGIES, Config, ConfigError, EvalConfig, require, suggest
 
 _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
   "train": _COMMON | {"set"},
-  "evaluate": _COMMON | {"set", "checkpoint"},
+  "evaluate": _COMMON | {"set", "checkpoint", "images", "inpainted", "masks", "mask_invert", "output"},
   "inpaint": _COMMON
   | {"images", "masks", "mask_invert", "mask_dilate", "output", "format", "contact_sheet"}
   | {"checkpoint", "num_samples", "seed", "strategy"},
@@ -49,13 +50,16 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "--set", metavar="KEY=VALUE", nargs="+", action="extend", help="settings to change, such as memory.num_groups=1"
   )
   inpaint = parser.add_argument_group("flags of the modes that read or write files")
-  inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill")
+  inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill (evaluate: the truth)")
+  inpaint.add_argument("--inpainted", metavar="DIR", help="evaluate: filled pictures with the same stems as --images")
   inpaint.add_argument(
     "--masks", metavar="FILE|DIR", help="masks with the same stems, white in the hole (default: what is transparent)"
   )
   inpaint.add_argument("--mask_invert", action="store_true", default=None, help="black is hole instead")
   inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
-  inpaint.add_argument("--output", metavar="DIR", help="where the filled photographs go (also: prepare, masks, export)")
+  inpaint.add_argument(
+    "--output", metavar="DIR", help="where the results go (inpaint, evaluate, prepare, masks, export)"
+  )
   inpaint.add_argument(
     "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export, serve)"
   )
@@ -94,6 +98,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "prepare": ("output",),
   }.get(flags.mode, ()):
     require(getattr(flags, name) is not None, f"--mode={flags.mode} needs --{name}: give a file or folder")
+  if flags.mode == "evaluate":
+    _check_evaluate(flags)
   if flags.mode == "inpaint":
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
     flags.seed = flags.seed or 0
@@ -123,6 +129,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   return flags
 
 
+def _check_evaluate(flags: argparse.Namespace) -> None:
+  """Folders and a trained run exclude each other."""
+  folders = [name for name in ("images", "inpainted", "masks", "mask_invert") if getattr(flags, name) is not None]
+  if not folders:
+    return
+  for name in ("images", "inpainted", "output"):
+    require(
+      getattr(flags, name) is not None,
+      f"--{folders[0]} with --mode=evaluate scores files and needs --{name}, too: --images (truth), --inpainted, "
+      "--output, and --masks where there are holes",
+    )
+  for name in ("workdir", "checkpoint"):
+    require(
+      getattr(flags, name) is None,
+      f"--{name} is not read where --inpainted names pictures to score: leave one of the two out",
+    )
+  require(
+    flags.mask_invert is None or flags.masks is not None, "--mask_invert without --masks inverts nothing: give --masks"
+  )
+  flags.mask_invert = bool(flags.mask_invert)
+
+
 def load_trained(workdir: str, experiment: str | None) -> Config:
   """The configuration that a trained folder describes itself with."""
   from gmsrm_jax import writer
@@ -147,12 +175,28 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import train
 
     train.train(config, workdir)
+  elif flags.mode == "evaluate" and flags.inpainted is not None:
+    # Without an experiment nothing but the settings' own defaults is meant.
+    base = experiment if flags.experiment else dataclasses.replace(experiment, eval=EvalConfig())
+    config = settings.override(base, flags.set or [])
+    platform.check(flags.platform)
+    from gmsrm_jax import evaluate
+
+    evaluate.evaluate_folders(
+      config,
+      experiment=flags.experiment,
+      images=flags.images,
+      inpainted=flags.inpainted,
+      masks=flags.masks,
+      output=flags.output,
+      mask_invert=flags.mask_invert,
+    )
   elif flags.mode == "evaluate":
     config = settings.override(load_trained(workdir, flags.experiment), flags.set or [])
     platform.check(flags.platform)
     from gmsrm_jax import evaluate
 
-    evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint)
+    evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint, output=flags.output)
   elif flags.mode == "prepare":
     from gmsrm_jax import prepare
 

@@ -30,6 +30,6 @@ def get_config() -> Config:
     data=DataConfig(train="data/celeba_hq", crop_min=1.0, flip=True, threads=16, prefetch=256),
     stage1=StageConfig(steps=100_000, warmup=1_000),
     stage2=StageConfig(steps=300_000, warmup=1_000),
-    eval=EvalConfig(batch_size=32),
+    eval=EvalConfig(batch_size=32, baselines="telea,navier_stokes,initial,mean"),
     run=RunConfig(batch_size=32, log_every=100, save_every=2_000, keep=3, panel_every=5_000, panel_images=8),
   )

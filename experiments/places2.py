@@ -36,6 +36,6 @@ def get_config() -> Config:
     data=DataConfig(train="data/places2", crop_min=1.0, flip=True, threads=32, prefetch=512),
     stage1=StageConfig(steps=200_000, warmup=2_000),
     stage2=StageConfig(steps=500_000, warmup=2_000),
-    eval=EvalConfig(batch_size=32, max_images=2_000),
+    eval=EvalConfig(batch_size=32, max_images=2_000, baselines="telea,navier_stokes,initial,mean"),
     run=RunConfig(batch_size=64, log_every=100, save_every=2_000, keep=3, panel_every=5_000, panel_images=8),
   )

@@ -20,11 +20,20 @@ BUCKETS: tuple[tuple[float, float], ...] = (
 )
 """Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
 
+ALL = "all"
+"""The column over all buckets."""
+
 STRATEGIES = ("auto", "full", "crop", "resize")
 """How a large picture is seen while it is filled (see `windows.plan`)."""
 
 FORMATS = ("keep", "png")
 """File formats of a filled picture: that of its own file, or PNG."""
+
+PROTOCOLS = ("ours", "edgeconnect", "aotgan", "hint", "mat", "spl")
+"""Ways to score a picture: ours, and those of papers whose rows stand beside it (see `protocols.py`)."""
+
+BASELINES = ("telea", "navier_stokes", "biharmonic", "initial", "mean")
+"""Fills without learning (see `baselines.py`)."""
 
 LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
 
@@ -42,6 +51,11 @@ MASK_KINDS = (
   "objects",
   "occlusions",
 )
+
+
+def bucket_name(bucket: tuple[float, float]) -> str:
+  """'20-30%'."""
+  return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}%"
 
 
 class ConfigError(ValueError):
@@ -303,22 +317,37 @@ class StageConfig:
 class EvalConfig:
   """Held-out evaluation: one fixed mask per image and bucket."""
 
-  batch_size: int = 8  # images per step; does not change the numbers
+  protocol: str = "ours"  # how pictures are scored: ours, or as edgeconnect, aotgan, hint, mat or spl do
+  baselines: str = "telea,navier_stokes,biharmonic,initial,mean"  # fills beside the model's, with commas; empty: none
+  inception_weights: str = ""  # FID's InceptionV3, a file, or 'download'; empty: where a download left it, else no FID
+  bootstrap_seed: int = 0  # of the resampling that the 95 % intervals come from
+  batch_size: int = 8  # images read and filled per step; does not change the numbers
   max_images: int = 0  # evaluate the first N images in name order; 0 takes all
   mask_seed: int = 2022  # with the file name and bucket, decides every evaluation mask
   masks: str = ""  # what --mode=masks wrote, a folder of mask files, or NVIDIA's test masks; empty draws them
   mask_bucket: str = "area"  # NVIDIA's masks belong to buckets by measured area, or by index // 2000
   mask_invert: bool = False  # black (or opaque) is hole in the folder of mask files instead
   mask_dilate: int = 0  # pixels by which the holes of the folder of mask files are widened all round
-  telea_radius: float = 3.0  # radius of OpenCV's Telea baseline, pixels
+  telea_radius: float = 3.0  # radius of OpenCV's two baselines, pixels
 
   def __post_init__(self):
+    one_of("eval.protocol", self.protocol, PROTOCOLS)
+    for name in self.baseline_names:
+      one_of("eval.baselines", name, BASELINES)
+    repeated = sorted({name for name in self.baseline_names if self.baseline_names.count(name) > 1})
+    require(not repeated, f"eval.baselines={self.baselines!r} names {', '.join(repeated)} twice: name each once")
+    _not_negative("eval.bootstrap_seed", self.bootstrap_seed)
     _positive("eval.batch_size", self.batch_size)
     _not_negative("eval.max_images", self.max_images)
     _not_negative("eval.mask_seed", self.mask_seed)
     _not_negative("eval.mask_dilate", self.mask_dilate)
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
     _positive("eval.telea_radius", self.telea_radius)
+
+  @property
+  def baseline_names(self) -> tuple[str, ...]:
+    """The names in `baselines`."""
+    return tuple(name.strip() for name in self.baselines.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True)

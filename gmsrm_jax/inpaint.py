@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pathlib
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,62 +12,15 @@ from tqdm import tqdm
 
 from gmsrm_jax import photos
 from gmsrm_jax.config import ConfigError, require
-from gmsrm_jax.data import mask_files, sources
+from gmsrm_jax.data import mask_files
 from gmsrm_jax.inpainter import Inpainter
+from gmsrm_jax.pairs import Pair, pair_files
 from gmsrm_jax.writer import save_panel
 
 _log = logging.getLogger(__name__)
 
 SHEET_SIDE = 256
 """Longest side of a picture on a contact sheet, pixels."""
-
-
-class Pair(NamedTuple):
-  """A picture file and its mask file; without one the picture's own transparency is the hole."""
-
-  image: pathlib.Path
-  mask: pathlib.Path | None
-
-
-def pair_files(images: str, masks: str | None) -> list[Pair]:
-  """Images with the masks of the same file stem; a single mask file goes with all of them.
-
-  Raises:
-    ConfigError: a path is missing or holds no image, two files share a stem, or an image has no mask.
-  """
-  image_files = _files("--images", images)
-  _by_stem("--images", image_files)  # Equal stems would write to one output file.
-  if masks is None:
-    return [Pair(image, None) for image in image_files]
-  hole_files = _files("--masks", masks)
-  if pathlib.Path(masks).is_file():
-    return [Pair(image, hole_files[0]) for image in image_files]
-  by_stem = _by_stem("--masks", hole_files)
-  missing = [image.name for image in image_files if image.stem not in by_stem]
-  require(
-    not missing,
-    f"--masks={masks} has no mask for {len(missing)} of {len(image_files)} images ({', '.join(missing[:5])}): "
-    "name each mask like its image, or give one mask file for all",
-  )
-  return [Pair(image, by_stem[image.stem]) for image in image_files]
-
-
-def _files(flag: str, path: str) -> list[pathlib.Path]:
-  root = pathlib.Path(path)
-  require(root.exists(), f"{flag}={path} does not exist: give an image file or a folder of images")
-  if root.is_file():
-    return [root]
-  found = [root / name for name in sources.image_names(root)]
-  require(bool(found), f"{flag}={path} holds no image ({', '.join(sources.SUFFIXES)}): give a folder that does")
-  return found
-
-
-def _by_stem(flag: str, files: list[pathlib.Path]) -> dict[str, pathlib.Path]:
-  by_stem: dict[str, pathlib.Path] = {}
-  for file in files:
-    other = by_stem.setdefault(file.stem, file)
-    require(other is file, f"{flag}: {other} and {file} share the name {file.stem!r}: rename one")
-  return by_stem
 
 
 def read_hole(pair: Pair, photo: photos.Photo, *, invert: bool = False, dilate: int = 0) -> UInt8[np.ndarray, "h w"]:

@@ -149,6 +149,17 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
   return _UPRIGHT.get(orientation, lambda a: a)(array)
 
 
+def nearest_rgb(photo: Photo) -> UInt8[np.ndarray, "h w 3"]:
+  """The upright RGB view with 16 bits per colour rounded; `rgb` has Pillow's high byte, which lies lower."""
+  if photo.mode not in ("RGB;16", "RGBA;16"):
+    return photo.rgb
+  colours = photo.pixels[..., :3] / 257.0
+  if photo.mode == "RGBA;16":
+    opacity = photo.pixels[..., 3:] / 65535.0
+    colours = colours * opacity + 255.0 * (1.0 - opacity)
+  return np.ascontiguousarray(_upright(np.round(colours).astype(np.uint8), photo.orientation))
+
+
 def fill_hole(
   photo: Photo, fill: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], *, opaque: bool = False
 ) -> Photo:

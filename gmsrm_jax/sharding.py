@@ -5,6 +5,7 @@ Model code carries no sharding. Batches are split over both axes; parameters onl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +31,12 @@ def make_mesh(config: Config) -> Mesh:
   )
 
 
+def local_mesh() -> Mesh:
+  """This process's devices as (data, fsdp), for work that the other processes take no part in."""
+  devices = np.array(jax.local_devices()).reshape(-1, 1)
+  return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
 def check_batch(config: Config, mesh: Mesh) -> None:
   """Raises ConfigError when a training batch cannot be split over all devices."""
   devices = mesh.size
@@ -48,6 +55,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The leading axis split over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """`function(params, batch)` where every device works on its own part of the batch, as if it were alone."""
+  split = PartitionSpec(("data", "fsdp"))
+  return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)
 
 
 def tree_sharding(tree: Any, mesh: Mesh, *, min_size: int = MIN_SHARDED_SIZE) -> Any:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import math
 import pathlib
-import platform
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,8 +24,10 @@ from gmsrm_jax import features, panels, settings, sharding, steps
 from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.config import Config, ConfigError, require
 from gmsrm_jax.data import pipeline, sources
-from gmsrm_jax.evaluate import REPORT, evaluate_state, load_trained_state
+from gmsrm_jax.evaluate import evaluate_state, load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter
+from gmsrm_jax.provenance import git_commit, versions
+from gmsrm_jax.report import REPORT
 from gmsrm_jax.state import TrainState, compute_dtype, has_memory_stage, init_state, make_networks, restart
 from gmsrm_jax.writer import Writer, read_json, read_run, write_json
 
@@ -179,23 +178,6 @@ def describe_run(
     f"{config.name}: {counts['train']} training images ({splits['train'][:12]}), {counts['val']} held out "
     f"({splits['val'][:12]})"
   )
-
-
-def git_commit() -> str | None:
-  """The commit of this code, with '+' when files differ from it; None outside a checkout."""
-  git = ["git", "-C", str(pathlib.Path(__file__).parent)]
-  try:
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-    dirty = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout.strip()
-  except (OSError, subprocess.CalledProcessError):
-    return None
-  return commit + ("+" if dirty else "")
-
-
-def versions() -> dict[str, str]:
-  """What the numbers depend on."""
-  names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-  return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}}
 
 
 def print_overview(config: Config, mesh: Mesh) -> None:

@@ -193,8 +193,13 @@ def save_panel(path: str | os.PathLike[str], columns: Mapping[str, UInt8[np.ndar
     for row, image in enumerate(pixels):
       enlarged = np.repeat(np.repeat(image, factor, axis=0), factor, axis=1)
       panel.paste(PilImage.fromarray(enlarged), (left, _HEADER + row * (high + _GAP)))
+  save_image(path, panel)
+
+
+def save_image(path: str | os.PathLike[str], image: PilImage.Image) -> None:
+  """Writes a PNG that a reader sees whole or not at all."""
   with _Replacement(path) as temporary:
-    panel.save(temporary, format="PNG")
+    image.save(temporary, format="PNG")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

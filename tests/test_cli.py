@@ -83,7 +83,7 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
   [
     (["--mode=trian"], "--mode=trian is unknown: did you mean 'train'?"),
     (["--platform=tpuu"], "--platform=tpuu is unknown: did you mean 'tpu'?"),
-    (["--images=x"], "--images is not read by --mode=train: remove it, or use --mode=inpaint"),
+    (["--images=x"], "--images is not read by --mode=train: remove it, or use --mode=evaluate or inpaint"),
     (["--seed=0"], "--seed is not read by --mode=train"),
     (["--checkpoint=x"], "use --mode=evaluate or inpaint"),
     (["--mode=inpaint", "--set", "run.seed=1"], "--set is not read by --mode=inpaint"),
@@ -92,11 +92,12 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
     (["--mode=prepare", "--output=x", "--workdir=y"], "--workdir is not read by --mode=prepare"),
     (
       ["--output=x"],
-      "--output is not read by --mode=train: remove it, or use --mode=inpaint or masks or export or prepare",
+      "--output is not read by --mode=train: remove it, or use --mode=evaluate or inpaint or masks or export or "
+      "prepare",
     ),
     (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"], "--num_samples=0 must be"),
     (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--mask_dilate=-1"], "--mask_dilate=-1 must not be"),
-    (["--mask_invert"], "--mask_invert is not read by --mode=train: remove it, or use --mode=inpaint"),
+    (["--mask_invert"], "--mask_invert is not read by --mode=train: remove it, or use --mode=evaluate or inpaint"),
     (["--mode=masks"], "--mode=masks needs --output"),
     (["--mode=check", "--workdir=x"], "--workdir is not read by --mode=check"),
     (["--seed=x"], "argument --seed: invalid int value: 'x'"),

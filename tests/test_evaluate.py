@@ -1,19 +1,26 @@
-"""Scores: they depend on pictures and holes alone, rank fills rightly, and come out the same a second time."""
+"""Evaluation of a trained run: its report has every number, comes out the same again, and says what it rests on."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import functools
 import json
-import math
+import shutil
 
+import jax
 import numpy as np
 import pytest
+from PIL import Image
+from test_scoring import one_device
 from test_train import finish, trained_run
 
-from gmsrm_jax import evaluate, settings, writer
-from gmsrm_jax.config import BUCKETS, ConfigError
+from gmsrm_jax import evaluate, settings, sharding, writer
+from gmsrm_jax.config import BUCKETS, ConfigError, bucket_name
 from gmsrm_jax.data import pipeline
+from gmsrm_jax.state import release_params
+
+METHODS = ["GM-SRM", "Telea", "initial fill", "mean fill"]
+COLUMNS = [*map(bucket_name, BUCKETS), "all"]
 
 
 @pytest.fixture(scope="module")
@@ -27,98 +34,94 @@ def config(trained):
 
 
 @pytest.fixture(scope="module")
-def evaluation(config):
-  return pipeline.evaluation_set(config)
+def report(trained):
+  text = (trained.workdir / "report.json").read_text()
+  return json.loads(text, parse_constant=lambda constant: pytest.fail(f"{constant} is no JSON"))
 
 
-@pytest.fixture(scope="module")
-def batch(evaluation):
-  return next(evaluation.batches(BUCKETS[3], 2))
-
-
-@pytest.fixture(scope="module")
-def scores(config, evaluation):
-  """Four methods, scored one image at a time and two at a time; three images, so the last batch is padded."""
-  methods = {
-    "perfect": lambda images, masks: images,
-    "telea": functools.partial(evaluate.telea_fill, radius=3.0),
-    "mean": evaluate.mean_fill,
-    "inverse": lambda images, masks: np.where(masks > 0, 255 - images, 0).astype(np.uint8),
-  }
-  return {
-    size: evaluate.score(
-      dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=size)), methods, evaluation
-    )
-    for size in (1, 2)
-  }
-
-
-@pytest.mark.parametrize("fill", [evaluate.mean_fill, functools.partial(evaluate.telea_fill, radius=3.0)])
-def test_baselines_leave_known_pixels_and_do_not_see_the_hole(fill, batch):
-  filled = fill(batch.images, batch.masks)
-  assert filled.dtype == np.uint8
-  known = np.broadcast_to(batch.masks == 0, filled.shape)
-  np.testing.assert_array_equal(filled[known], batch.images[known])
-  assert (filled[~known] != batch.images[~known]).mean() > 0.5
-  hidden = np.where(batch.masks > 0, 255 - batch.images, batch.images)
-  np.testing.assert_array_equal(fill(hidden, batch.masks), filled)
-
-
-def test_mean_fill_is_the_mean_of_the_known():
-  image = np.zeros((1, 2, 2, 3), np.uint8)
-  image[0, 0, 0], image[0, 0, 1], image[0, 1, 0], image[0, 1, 1] = 10, 20, 60, 200
-  mask = np.zeros((1, 2, 2, 1), np.uint8)
-  mask[0, 1, 1] = 1
-  assert evaluate.mean_fill(image, mask)[0, 1, 1].tolist() == [30, 30, 30]
-
-
-def test_scores_do_not_depend_on_the_batch_size(scores):
-  for method, rows in scores[1].items():
-    assert list(rows) == [evaluate.bucket_name(bucket) for bucket in BUCKETS] + ["all"]
-    for bucket, values in rows.items():
-      for name, value in values.items():
-        # Up to float32 sums of one picture, which another batch size may add up in another order.
-        assert math.isclose(value, scores[2][method][bucket][name], rel_tol=2e-5, abs_tol=1e-6), (method, bucket, name)
-
-
-def test_a_perfect_fill_scores_perfectly_and_worse_ones_worse(scores):
-  row = {method: rows["all"] for method, rows in scores[2].items()}
-  assert row["perfect"]["psnr"] == math.inf and row["perfect"]["psnr_hole"] == math.inf
-  assert row["perfect"]["lpips"] == 0 and row["perfect"]["l1"] == 0
-  np.testing.assert_allclose(row["perfect"]["ssim"], 1, atol=1e-6)
-  order = ["perfect", "telea", "mean", "inverse"]
-  for better, worse in zip(order, order[1:], strict=False):
-    for name, sign in {"psnr": 1, "ssim": 1, "psnr_hole": 1, "l1": -1, "lpips": -1, "l1_hole": -1}.items():
-      assert sign * row[better][name] > sign * row[worse][name], (better, worse, name)
-
-
-def test_every_bucket_has_its_holes_and_all_is_their_mean(scores):
-  rows = scores[2]["mean"]
-  for lower, upper in BUCKETS:
-    assert lower < rows[evaluate.bucket_name((lower, upper))]["hole_area"] <= upper
-  buckets = [rows[evaluate.bucket_name(bucket)] for bucket in BUCKETS]
-  for name in ("psnr", "lpips", "l1"):
-    np.testing.assert_allclose(rows["all"][name], np.mean([row[name] for row in buckets]), rtol=1e-6)
-
-
-def test_the_report_has_every_method_and_bucket(trained):
-  report = json.loads((trained.workdir / "report.json").read_text())
+def test_the_report_has_every_method_and_bucket(trained, report):
   text = (trained.workdir / "report.md").read_text()
-  assert set(report["scores"]) == {"GM-SRM", "Telea", "initial fill", "mean fill"}
-  header = "| | " + " | ".join([*map(evaluate.bucket_name, BUCKETS), "all"]) + " |"
-  assert text.count(header) == 4
+  assert list(report["scores"]) == METHODS
+  header = "| | " + " | ".join(COLUMNS) + " |"
+  assert text.count(header) >= 4
   for method, rows in report["scores"].items():
-    values = [rows[bucket]["psnr"] for bucket in [*map(evaluate.bucket_name, BUCKETS), "all"]]
+    values = [rows[bucket]["psnr"] for bucket in COLUMNS]
     assert f"| {method} | " + " | ".join(f"{value:.2f}" for value in values) + " |" in text
+    for bucket in COLUMNS:
+      low, high = report["intervals"][method][bucket]["psnr"]
+      assert low <= rows[bucket]["psnr"] <= high
+      assert report["distribution"][method][bucket]["fd_vgg16"] > 0
   assert report["memory"]["slots"] == 16 and 1 <= report["memory"]["perplexity"] <= 16
 
 
-def test_evaluating_again_repeats_the_report(trained):
-  before = json.loads((trained.workdir / "report.json").read_text())
-  done = finish(trained.cache, "--mode=evaluate", f"--workdir={trained.workdir}")
+def test_every_bucket_has_its_holes(report):
+  for lower, upper in BUCKETS:
+    row = report["scores"]["GM-SRM"][bucket_name((lower, upper))]
+    assert lower < row["hole_area"] <= upper
+  assert report["images"] == dict.fromkeys(COLUMNS[:-1], 3) | {"all": 18}
+  assert report["outside_hole"]["GM-SRM"] == {"images": 0, "pixels": 0, "most": 0}
+
+
+def test_the_report_says_what_its_numbers_rest_on(trained, report):
+  assert report["self_check"]["passed"] and report["self_check"]["psnr"] == "inf"
+  assert set(report["weights"]) == {"alexnet", "vgg16"} and all(len(h) == 64 for h in report["weights"].values())
+  assert report["versions"]["jax"] == jax.__version__ and "scikit-image" in report["versions"]
+  assert report["commit"] == json.loads((trained.workdir / "config.json").read_text())["commit"]
+  assert report["protocol"]["name"] == "ours" and len(report["protocol"]["masks_sha256"]) == 64
+  text = (trained.workdir / "report.md").read_text()
+  assert "Self-check" in text and ": passed." in text
+  assert "FID" in text and "eval.inception_weights" in text  # which weights it would need
+  assert "prefer the kernel distance" in text
+  assert "Published rows" not in text  # the demo is no benchmark
+
+
+def test_the_table_has_a_row_per_method_bucket_and_image(trained, report):
+  with (trained.workdir / "report.csv").open() as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == len(METHODS) * len(BUCKETS) * 3
+  for bucket in COLUMNS[:-1]:
+    values = [float(row["lpips"]) for row in rows if (row["method"], row["bucket"]) == ("Telea", bucket)]
+    np.testing.assert_allclose(report["scores"]["Telea"][bucket]["lpips"], np.mean(values), rtol=1e-6)
+
+
+def test_the_picture_page_is_a_picture(trained):
+  with Image.open(trained.workdir / "report.png") as page:
+    assert np.asarray(page).std() > 20
+
+
+def test_evaluating_again_repeats_the_report_elsewhere(trained, report, tmp_path):
+  done = finish(trained.cache, "--mode=evaluate", f"--workdir={trained.workdir}", f"--output={tmp_path / 'out'}")
   assert done.returncode == 0, done.stderr
-  assert json.loads((trained.workdir / "report.json").read_text()) == before
-  assert (trained.workdir / "report.md").read_text() in done.stdout
+  assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
+  assert (tmp_path / "out" / "report.md").read_text() in done.stdout
+  assert (tmp_path / "out" / "report.csv").read_bytes() == (trained.workdir / "report.csv").read_bytes()
+
+
+def test_a_fill_depends_on_neither_batch_nor_devices(config, trained, monkeypatch):
+  state = evaluate.load_trained_state(config, trained.workdir)
+  evaluation = pipeline.evaluation_set(config)
+
+  def filled(batch_size):
+    smaller = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch_size))
+    fills = {"model": evaluate.make_fill(config, release_params(state))}
+    return list(evaluate.HeldOutResults(smaller, fills, evaluation).batches())
+
+  whole = filled(3)
+  monkeypatch.setattr(sharding, "local_mesh", one_device)
+  single = filled(1)
+  assert [batch.names for batch in single] == [[name] for batch in whole for name in batch.names]
+  np.testing.assert_array_equal(
+    np.concatenate([batch.fills["model"] for batch in single]), np.concatenate([b.fills["model"] for b in whole])
+  )
+
+
+def test_an_undecodable_image_is_left_out_of_every_number(config, trained, tmp_path):
+  held_out = shutil.copytree(trained.held_out, tmp_path / "held_out")
+  broken = held_out / "photo01.jpg"
+  broken.write_bytes(broken.read_bytes()[:1000])
+  config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=str(held_out)))
+  results = evaluate.HeldOutResults(config, {}, pipeline.evaluation_set(config))
+  assert {name for batch in results.batches() for name in batch.names} == {"photo00.png", "photo02.png"}
 
 
 def test_without_a_checkpoint_nothing_is_evaluated(config, tmp_path):

@@ -1,0 +1,76 @@
+"""What a report shows: the page picks the right pictures, published rows stand apart, numbers are written plainly."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from gmsrm_jax import picture_page, report, scoring
+from gmsrm_jax.published import PUBLISHED, published_markdown
+
+BUCKET = "20-30%"
+
+
+def scores_of(values, names=None):
+  names = names or [f"n{i}" for i in range(len(next(iter(values.values()))))]
+  rows = {name: np.array(array, np.float64) for name, array in values.items()}
+  check = scoring.SelfCheck({"psnr": np.array([np.inf]), "lpips": np.array([0.0])}, {})
+  return scoring.Scores({BUCKET: names}, {"model": {BUCKET: rows}}, {"model": {}}, {"model": scoring.Outside()}, check)
+
+
+def test_best_median_and_worst_are_ranked_by_the_hole():
+  scores = scores_of({"lpips_hole": [0.3, 0.1, 0.5, 0.2, 0.4], "psnr": [1, 2, 3, 4, 5]})
+  chosen = picture_page.choose(scores, "model", BUCKET)
+  assert [(c.rank, c.name) for c in chosen] == [("best", "n1"), ("median", "n0"), ("worst", "n2")]
+  by_psnr = picture_page.choose(scores_of({"psnr": [10.0, np.inf, 20.0]}), "model", BUCKET)
+  assert [(c.rank, c.name) for c in by_psnr] == [("best", "n1"), ("median", "n2"), ("worst", "n0")]
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(1, ["best"]), (2, ["best", "worst"])])
+def test_fewer_than_three_pictures_are_shown_once(count, ranks):
+  chosen = picture_page.choose(scores_of({"lpips": [0.1, 0.2][:count]}), "model", BUCKET)
+  assert [c.rank for c in chosen] == ranks and len({c.name for c in chosen}) == count
+
+
+def test_infinite_and_awkward_names_survive_the_table():
+  text = report.table(scores_of({"psnr": [np.inf, 1 / 3]}, ['a, "b".png', "c"]))
+  rows = list(csv.reader(io.StringIO(text)))
+  assert rows == [
+    ["method", "bucket", "image", "psnr"],
+    ["model", BUCKET, 'a, "b".png', "inf"],
+    ["model", BUCKET, "c", "0.333333333"],
+  ]
+
+
+def test_a_failed_self_check_is_said_aloud():
+  scores = scores_of({"psnr": [20.0, 30.0], "lpips": [0.1, 0.2]})
+  about = {
+    "experiment": None,
+    "title": "t",
+    "summary": "s",
+    "notes": [],
+    "protocol": {"name": "ours", "source": "x", "composite": True},
+  }
+  assert "passed." in report.markdown(report.make_report(about, scores, 0))
+  scores.check.values["lpips"] = np.array([0.5])
+  text = report.markdown(report.make_report(about, scores, 0))
+  assert "FAILED" in text and "passed" not in text
+  assert "| model | 25.00 | 25.00 |" in text
+
+
+@pytest.mark.parametrize("experiment", ["paris", "celebahq", "places2"])
+def test_published_rows_stand_apart_and_are_whole(experiment):
+  text = "\n".join(published_markdown(experiment))
+  assert text.count("other protocols") >= 2 and "0.5 dB" in text
+  for table in PUBLISHED[experiment]:
+    assert table.source in text
+    for metric, method, values in table.rows:
+      assert len(values) == len(table.columns), (table.source, metric, method)
+      assert all(float(value) > 0 for value in values)
+
+
+def test_other_experiments_have_no_published_rows():
+  assert published_markdown("demo") == [] and published_markdown(None) == []

@@ -1,0 +1,167 @@
+"""One way to score: perfect is perfect, worse is worse, and neither batches, order nor devices change a number."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import jax
+import numpy as np
+import pytest
+import skimage.data
+from jax.sharding import AxisType, Mesh
+
+from gmsrm_jax import instruments, scoring, sharding, summary
+from gmsrm_jax.baselines import baselines, mean_fill
+from gmsrm_jax.config import ALL, EvalConfig
+
+COUNT = 6
+BUCKETS = ("10-20%", "20-30%")
+PHOTOS = (skimage.data.astronaut(), skimage.data.coffee())
+
+
+class Pictures:
+  """Crops of two photographs with a box as hole, in memory; bucket b's box is larger."""
+
+  has_masks = True
+
+  def __init__(self, batch_size: int, shuffled: int | None = None, methods=None, count: int = COUNT):
+    self.batch_size, self.shuffled, self.total = batch_size, shuffled, count
+    telea = baselines(EvalConfig(baselines="telea"))["Telea"]
+    self.fills = methods or {
+      "perfect": lambda images, masks: images,
+      "telea": telea,
+      "mean": mean_fill,
+      "inverse": lambda images, masks: 255 - images,
+    }
+    self.methods = tuple(self.fills)
+
+  def count(self) -> int:
+    return self.total * len(BUCKETS)
+
+  def example(self, bucket: str, name: str) -> scoring.Batch:
+    return self._batch(bucket, [int(name[1:])])
+
+  def _batch(self, bucket: str, rows: list[int]) -> scoring.Batch:
+    images = np.stack([PHOTOS[i % 2][30 * i : 30 * i + 36, 150 + i : 186 + i] for i in rows])
+    masks = np.zeros((*images.shape[:3], 1), np.uint8)
+    side = 16 + 3 * BUCKETS.index(bucket)
+    masks[:, 8 : 8 + side, 12 : 12 + side] = 1
+    fills = {name: fill(images, masks) for name, fill in self.fills.items()}
+    return scoring.Batch(bucket, [f"p{i}" for i in rows], images, masks, fills)
+
+  def batches(self):
+    for bucket in BUCKETS:
+      rows = list(range(self.total))
+      if self.shuffled is not None:
+        random.Random(self.shuffled).shuffle(rows)
+      for start in range(0, len(rows), self.batch_size):
+        yield self._batch(bucket, rows[start : start + self.batch_size])
+
+
+def scored(results) -> scoring.Scores:
+  return scoring.score(results, instruments.load(EvalConfig()).measure, seed=0)
+
+
+@pytest.fixture(scope="module")
+def scores():
+  return scored(Pictures(64))
+
+
+@pytest.fixture(scope="module")
+def means(scores):
+  return summary.summarise(scores, 0)[0]
+
+
+def flat(tree, prefix=""):
+  if isinstance(tree, dict):
+    return {key: value for name, item in tree.items() for key, value in flat(item, f"{prefix}/{name}").items()}
+  return {prefix: tree}
+
+
+def one_device() -> Mesh:
+  return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+@pytest.mark.parametrize("other", ["batches of 5", "another order", "one device"])
+def test_neither_batches_nor_order_nor_devices_change_a_number(other, scores, monkeypatch):
+  assert len(jax.local_devices()) == 4
+  if other == "one device":
+    monkeypatch.setattr(sharding, "local_mesh", one_device)
+    again = scored(Pictures(7))
+  else:
+    again = scored(Pictures(5) if other == "batches of 5" else Pictures(64, shuffled=3))
+  assert again.names == scores.names == {bucket: [f"p{i}" for i in range(COUNT)] for bucket in BUCKETS}
+  before, after = flat(scores.values), flat(again.values)
+  assert before.keys() == after.keys()
+  for key, value in before.items():
+    np.testing.assert_allclose(after[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
+  assert summary.self_check(again.check)["images"] == COUNT
+  before, after = flat(scores.distances), flat(again.distances)
+  assert before.keys() == after.keys()
+  for key, value in before.items():
+    np.testing.assert_allclose(after[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
+
+
+def test_a_perfect_fill_scores_perfectly_and_worse_ones_worse(means):
+  row = {method: rows[ALL] for method, rows in means.items()}
+  assert row["perfect"]["psnr"] == math.inf and row["perfect"]["psnr_hole"] == math.inf
+  for name in ("lpips", "lpips_vgg", "lpips_hole", "l1", "l1_hole", "boundary_error"):
+    # Not quite 0: the compiler may round fills and truth on ways of its own.
+    assert row["perfect"][name] < (1e-12 if name.startswith("lpips") else 1e-6), name
+  np.testing.assert_allclose([row["perfect"]["ssim"], row["perfect"]["ms_ssim"]], 1, atol=1e-6)
+  order = ["perfect", "telea", "mean", "inverse"]
+  for better, worse in zip(order, order[1:], strict=False):
+    signs = {"psnr": 1, "ssim": 1, "psnr_hole": 1, "l1": -1, "lpips": -1, "lpips_vgg": -1, "l1_hole": -1}
+    for name, sign in signs.items():
+      assert sign * row[better][name] > sign * row[worse][name], (better, worse, name)
+
+
+def test_distances_of_sets_rank_alike(scores):
+  for bucket in (*BUCKETS, ALL):
+    row = {method: rows[bucket] for method, rows in scores.distances.items()}
+    assert row["perfect"]["fd_vgg16"] < 1e-6
+    assert row["telea"]["fd_vgg16"] < row["inverse"]["fd_vgg16"]
+    assert row["telea"]["kid_vgg16"] < row["inverse"]["kid_vgg16"]
+    assert row["telea"]["kid_vgg16_standard_error"] > 0
+    # No more pictures than features: any two sets come apart.
+    assert "p_ids_vgg16" not in row["telea"]
+
+
+def test_pixels_outside_the_hole_are_the_truths_and_are_counted(scores, means):
+  outside = scores.outside
+  assert (outside["perfect"].images, outside["perfect"].pixels, outside["perfect"].most) == (0, 0, 0)
+  assert outside["inverse"].images == COUNT * len(BUCKETS)
+  known = sum(36 * 36 - (16 + 3 * b) ** 2 for b in range(len(BUCKETS)))
+  # A level of 127.5 would be its own inverse, so every pixel of the inverse differs.
+  assert outside["inverse"].pixels == COUNT * known
+  area = means["inverse"][BUCKETS[0]]["hole_area"]
+  np.testing.assert_allclose(
+    means["inverse"][BUCKETS[0]]["l1"], means["inverse"][BUCKETS[0]]["l1_hole"] * area, rtol=1e-5
+  )
+
+
+def test_all_is_the_mean_over_images_and_intervals_hold_it(scores):
+  means, intervals = summary.summarise(scores, 0)
+  for name in ("psnr", "lpips", "l1"):
+    row = means["telea"]
+    np.testing.assert_allclose(row[ALL][name], np.mean([row[bucket][name] for bucket in BUCKETS]), rtol=1e-12)
+    for bucket in (*BUCKETS, ALL):
+      low, high = intervals["telea"][bucket][name]
+      assert low < row[bucket][name] < high
+  # Two holes in one image are no two images: pooling them would narrow the interval.
+  pooled = np.concatenate([scores.values["telea"][bucket]["psnr"] for bucket in BUCKETS])
+  low, high = intervals["telea"][ALL]["psnr"]
+  assert high - low > 2 * 1.96 * pooled.std() / math.sqrt(len(pooled)) * 0.95
+
+
+def test_the_self_check_passes_and_would_fail(scores):
+  check = summary.self_check(scores.check)
+  assert check["passed"] and check["psnr"] == "inf" and check["images"] == COUNT
+  assert check["off_by"]["lpips"] < 1e-12 and check["frechet_distance"]["fd_vgg16"] < 1e-6
+  for broken in (
+    scores.check._replace(values={**scores.check.values, "lpips": np.array([0.0, 0.01])}),
+    scores.check._replace(values={**scores.check.values, "psnr": np.array([np.inf, 60.0])}),
+    scores.check._replace(distances={"fd_vgg16": 0.1}),
+  ):
+    assert not summary.self_check(broken)["passed"]
