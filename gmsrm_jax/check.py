@@ -28,9 +28,9 @@ from gmsrm_jax import losses
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, Config, ConfigError, require, shrink
 from gmsrm_jax.data import masks, pipeline, sources
+from gmsrm_jax.describe import versions
 from gmsrm_jax.models.inpainter import apply_inpainter
 from gmsrm_jax.state import make_networks
-from gmsrm_jax.train import versions
 
 _DRAWS = 200  # training holes of which areas are told
 _MASKED_IMAGES = 32  # held-out images of which evaluation holes are told

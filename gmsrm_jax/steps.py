@@ -7,6 +7,7 @@ the loop decides how a step is compiled and sharded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from gmsrm_jax import features, losses
+from gmsrm_jax.accumulation import in_parts, recomputed
 from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
@@ -63,6 +65,7 @@ def _feature_terms(
   if config.loss.feature_crop:
     prediction, target = losses.random_window(key, (prediction, target), config.loss.feature_crop)
 
+  @recomputed(config, "features")
   def extract(x: Image) -> tuple:
     if config.loss.features == "vgg16":
       layers = features.VGG16_LAYERS[: config.loss.vgg_stages]
@@ -83,7 +86,7 @@ def memory_step(
   whole = jnp.ones_like(image[..., :1])
   window_key, revive_key = jax.random.split(step_key(config, "memory", state.step))
 
-  def objective(params: Any):
+  def objective(params: Any, image: Image, whole: Mask):
     recognised = apply_learner(networks.learner, params, image)
     drawn = recognised.rendering.image
     # Stopped: the moving encoder must not make the term small by making its features small.
@@ -98,7 +101,7 @@ def memory_step(
     total, means = _weigh(config, terms)
     return total, (means, recognised)
 
-  (total, (means, recognised)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  (total, (means, recognised)), grads = in_parts(objective, config.run.accumulate)(state.params, image, whole)
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
   if adversarial:
@@ -162,7 +165,7 @@ def inpaint_step(
     coin = jax.random.bernoulli(coin_key, config.variation.probability, (image.shape[0], 1, 1, 1))
     noise = tuple(n * coin for n in noise)
 
-  def objective(params: Any):
+  def objective(params: Any, image: Image, mask: Mask, hole: Any, teacher: Any, noise: Any):
     out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise)
     inpainted = composite(out.prediction, image, mask)
     terms = {
@@ -177,9 +180,11 @@ def inpaint_step(
     if adversarial:
       terms["adversarial"] = _generator_term(config, networks, state, out.prediction, image, mask)
     total, means = _weigh(config, terms)
-    return total, (means, out, inpainted)
+    return total, (means, (out, inpainted))
 
-  (total, (means, out, inpainted)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  (total, (means, (out, inpainted))), grads = in_parts(objective, config.run.accumulate)(
+    state.params, image, mask, hole, teacher, noise
+  )
   state, metrics = _update(config, "inpaint", state, grads)
   metrics.update({"loss": total, **means, "hole_area": jnp.mean(hole_area(mask))})
   if out.retrieval is not None:
@@ -232,10 +237,12 @@ def _update(config: Config, stage: str, state: TrainState, grads: Any) -> tuple[
   return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state), metrics
 
 
-def _judge(networks: Networks, params: Any, stats: Any, image: Image, mask: Mask) -> Float[Array, "b _h _w 1"]:
+def _judge(
+  config: Config, networks: Networks, params: Any, stats: Any, image: Image, mask: Mask
+) -> Float[Array, "b _h _w 1"]:
   """The discriminator's logits, its power iterations left alone."""
-  variables = {"params": params, "batch_stats": stats}
-  return cast(Array, networks.discriminator.apply(variables, image, mask, update_stats=False))
+  apply = functools.partial(networks.discriminator.apply, update_stats=False)
+  return cast(Array, recomputed(config, "discriminator")(apply)({"params": params, "batch_stats": stats}, image, mask))
 
 
 def _generator_term(
@@ -244,7 +251,7 @@ def _generator_term(
   """The generator's hinge loss; it pulls on the hole as hard as an L1 term of weight `loss.adversarial` would."""
   norm = config.loss.adversarial * losses.hole_l1_gradient_norm(mask)
   fake = composite(losses.fix_gradient_norm(prediction, norm), image, mask)
-  return losses.hinge_generator(_judge(networks, state.disc_params, state.disc_stats, fake, mask))
+  return losses.hinge_generator(_judge(config, networks, state.disc_params, state.disc_stats, fake, mask))
 
 
 def _update_discriminator(
@@ -253,21 +260,23 @@ def _update_discriminator(
   """One step of the other player, on the fakes that the generator's step has just drawn."""
   fake = jax.lax.stop_gradient(fake)
 
-  def objective(params: Any):
+  def objective(params: Any, real: Image, fake: Image, mask: Mask):
     variables = {"params": params, "batch_stats": state.disc_stats}
     both = jnp.concatenate([real, fake])
-    logits, new = networks.discriminator.apply(
-      variables, both, jnp.concatenate([mask, mask]), update_stats=True, mutable=["batch_stats"]
-    )
+    apply = functools.partial(networks.discriminator.apply, update_stats=True, mutable=["batch_stats"])
+    logits, new = recomputed(config, "discriminator")(apply)(variables, both, jnp.concatenate([mask, mask]))
     real_logits, fake_logits = jnp.split(logits, 2)
     share = None
     if hole:
       window = real.shape[1] // logits.shape[1]
       share = nn.avg_pool(mask, (window, window), (window, window))
     loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
-    return loss, (new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits))
+    # The power iterations look at the parameters alone: those of all parts are equal.
+    return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
 
-  (loss, (stats, real_mean, fake_mean)), grads = jax.value_and_grad(objective, has_aux=True)(state.disc_params)
+  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate)(
+    state.disc_params, real, fake, mask
+  )
   updates, opt_state = make_optimisers(config, stage).discriminator.update(
     grads, state.disc_opt_state, state.disc_params
   )

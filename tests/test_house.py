@@ -23,8 +23,9 @@ PACKAGE = ROOT / "gmsrm_jax"
 # Imports point from a higher layer to the same or a lower one; a module that is not named here is a mode.
 LAYERS = (
   ("arrays", "config", "settings"),
-  ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform", "windows", "photos"),
-  ("state", "checkpoint"),
+  ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform", "windows", "photos")
+  + ("distributed", "stopping", "profiling"),
+  ("state", "checkpoint", "accumulation"),
   ("steps",),
 )
 MODE = len(LAYERS)
