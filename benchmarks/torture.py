@@ -60,11 +60,12 @@ def write_photos(folder: pathlib.Path, count: int) -> None:
     Image.fromarray(skimage.data.astronaut()[10 * i : 10 * i + 96, 15 * i : 15 * i + 100]).save(folder / f"{i:02}.png")
 
 
-def start(cache: pathlib.Path, flags: list[str], processes: int) -> list[subprocess.Popen[str]]:
+def start(cache: pathlib.Path, flags: list[str], processes: int, devices: int = 1) -> list[subprocess.Popen[str]]:
   """The run, in as many processes."""
   environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
   environment |= {
     "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
@@ -73,7 +74,7 @@ def start(cache: pathlib.Path, flags: list[str], processes: int) -> list[subproc
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
-  several = [[], *([[f"--coordinator={address}", f"--num_processes={processes}"]] if processes > 1 else [])][-1]
+  several = [f"--coordinator={address}", f"--num_processes={processes}"] if processes > 1 else []
   return [
     subprocess.Popen(
       [sys.executable, str(ROOT / "run.py"), *flags, *several, *([f"--process_id={index}"] if several else [])],

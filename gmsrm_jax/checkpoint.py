@@ -42,6 +42,17 @@ class _Misfit(Exception):
   """A checkpoint is of another configuration."""
 
 
+class _Position:
+  """Where an iterator is now: Orbax asks for it in the background, when the iterator may have gone on."""
+
+  def __init__(self, iterator: Any):
+    self._text = json.dumps(iterator.get_state(), indent=4)
+
+  def get_state(self) -> bytes:
+    """What grain writes into the file."""
+    return self._text.encode()
+
+
 class Checkpointer:
   """The checkpoints of one stage of one run. Saves in the background; a half-written one is never restored.
 
@@ -87,7 +98,7 @@ class Checkpointer:
     self.wait()
     if step == self._manager.latest_step():
       return
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(iterator))
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(_Position(iterator)))
     metrics = None if quality is None else {"quality": quality}
     try:
       self._manager.save(step, args=items, metrics=metrics, force=True)
