@@ -98,7 +98,9 @@ class Checkpointer:
     self.wait()
     if step == self._manager.latest_step():
       return
-    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(_Position(iterator)))
+    items = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(_Position(iterator))
+    )
     metrics = None if quality is None else {"quality": quality}
     try:
       self._manager.save(step, args=items, metrics=metrics, force=True)

@@ -63,7 +63,7 @@ def use_compile_cache(setting: str) -> None:
 
   if setting == "off":
     jax.config.update("jax_enable_compilation_cache", False)
-  elif jax.config.values["jax_compilation_cache_dir"] is None and (setting != "auto" or jax.default_backend() != "cpu"):
+  elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (setting != "auto" or jax.default_backend() != "cpu"):
     base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     jax.config.update("jax_compilation_cache_dir", os.path.join(base, "gmsrm_jax") if setting == "auto" else setting)
 

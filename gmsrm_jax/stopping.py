@@ -51,7 +51,7 @@ class Stop:
     if threading.current_thread() is threading.main_thread() and jax.distributed.is_initialized():
       signal.signal(signal.SIGTERM, self._handle)
     if self._told:
-      raise Stopped
+      self._leave()
 
   def reached(self, count: int) -> bool:
     """Whether to save and stop now; to be asked once per step, by all processes, with a count that only grows."""
@@ -63,4 +63,9 @@ class Stop:
     del number, frame
     self._told = True
     if not self._deferred:
-      raise Stopped
+      self._leave()
+
+  def _leave(self) -> None:
+    if jax.process_index() == 0:
+      print("stopped by SIGTERM: the same command goes on from the last checkpoint", flush=True)
+    raise Stopped

@@ -95,6 +95,11 @@ def train(config: Config, workdir: str) -> None:
   first = jax.process_index() == 0
   platform.use_compile_cache(config.run.compile_cache)
   if jax.process_count() > 1:
+    require(
+      jax.distributed.is_initialized(),
+      f"this is one of {jax.process_count()} hosts that do not know each other: give --coordinator=HOST:PORT, "
+      "--num_processes and --process_id",
+    )
     print(distributed.banner(), flush=True)
   with Stop() as stop:
     with distributed.together():
