@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import pathlib
 import random
@@ -60,7 +61,9 @@ def write_photos(folder: pathlib.Path, count: int) -> None:
     Image.fromarray(skimage.data.astronaut()[10 * i : 10 * i + 96, 15 * i : 15 * i + 100]).save(folder / f"{i:02}.png")
 
 
-def start(cache: pathlib.Path, flags: list[str], processes: int, devices: int = 1) -> list[subprocess.Popen[str]]:
+def start(
+  cache: pathlib.Path, flags: list[str], processes: int, devices: int = 1, prng: str = "unsafe_rbg"
+) -> list[subprocess.Popen[str]]:
   """The run, in as many processes."""
   environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
   environment |= {
@@ -69,7 +72,7 @@ def start(cache: pathlib.Path, flags: list[str], processes: int, devices: int = 
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg",
+    "JAX_DEFAULT_PRNG_IMPL": prng,
   }
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
@@ -90,6 +93,7 @@ def start(cache: pathlib.Path, flags: list[str], processes: int, devices: int = 
 
 def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
   """Everything in a checkpoint, by name."""
+  logging.getLogger("absl").setLevel(logging.ERROR)
   with ocp.StandardCheckpointer() as reader:
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     saved = reader.metadata(folder / "state").item_metadata.tree

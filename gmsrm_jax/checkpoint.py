@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import pathlib
@@ -32,6 +33,20 @@ class _Manager(ocp.CheckpointManager):
   def reached_preemption(self, step: int) -> bool:
     del step
     return False
+
+
+_meetings = itertools.count()
+
+
+def wait_for_all(name: str) -> None:
+  """Waits until all processes of the run are here; they must all come, in the same order.
+
+  Through the coordinator, which waits for hours, not through the devices: their first exchange gives up on a process
+  that compiles or reads half a minute longer than another one.
+  """
+  if jax.process_count() > 1:
+    everybody = set(range(jax.process_count()))
+    ocp.multihost.sync_global_processes(f"{name} {next(_meetings)}", timeout=6 * 3600, processes=everybody)
 
 
 class _Damaged(Exception):
@@ -214,6 +229,7 @@ class Checkpointer:
     message = np.zeros(201, np.uint8)
     message[0] = code
     message[1 : 1 + len(text)] = np.frombuffer(text, np.uint8)
+    wait_for_all("verified")
     code, *characters = np.asarray(multihost_utils.broadcast_one_to_all(message))
     if code:
       raise (_Misfit if code == 2 else _Damaged)(bytes(characters).rstrip(b"\0").decode(errors="replace"))
@@ -225,8 +241,7 @@ class Checkpointer:
     if jax.process_index() == 0:
       place.mkdir(exist_ok=True)
       folder.rename(aside)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices(f"put aside {folder}")
+    wait_for_all("put aside")
     self._manager.reload()
     return aside
 

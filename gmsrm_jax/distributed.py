@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gmsrm_jax.checkpoint import wait_for_all
 from gmsrm_jax.config import ConfigError, SharedError, require
 
 HEARTBEAT_TIMEOUT = 60
@@ -120,6 +121,7 @@ def gather(text: str) -> list[str]:
   """The texts of all processes, by process; all of them must call it."""
   if jax.process_count() == 1:
     return [text]
+  wait_for_all("gather")
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).reshape(-1)
   padded = np.zeros(max(int(sizes.max()), 1), np.uint8)

@@ -46,10 +46,13 @@ class Stop:
     self._deferred = True
 
   def resume(self) -> None:
-    """From here on nothing is left to save: a signal, also one that waited, ends the program at once."""
+    """From here on nothing is left to save: a signal, also one that waited, ends the program at once.
+
+    Processes but the first are done then, wait for it, and end with it.
+    """
     self._deferred = False
     if threading.current_thread() is threading.main_thread() and jax.distributed.is_initialized():
-      signal.signal(signal.SIGTERM, self._handle)
+      signal.signal(signal.SIGTERM, self._handle if jax.process_index() == 0 else signal.SIG_IGN)
     if self._told:
       self._leave()
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from gmsrm_jax import distributed, features, panels, platform, sharding, steps
-from gmsrm_jax.checkpoint import Checkpointer, with_shardings
+from gmsrm_jax.checkpoint import Checkpointer, wait_for_all, with_shardings
 from gmsrm_jax.config import Config, SharedError, require
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.describe import describe_run, facts, finished, print_overview
@@ -133,8 +133,8 @@ def train(config: Config, workdir: str) -> None:
     run = _Run(config, root, mesh, evaluation, done, stop, first)
     stop.defer()
     state = _run_stages(run, plan[plan.index(begun[-1]) :] if begun else plan)
-    stop.resume()
     state = sharding.local_copy(without_optimisers(state), mesh)
+    stop.resume()
     if first:
       evaluate_state(config, state, evaluation, root)
 
@@ -223,7 +223,7 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
   # A count over both stages, for the processes to agree on where to stop.
   earlier = config.stage1.steps if stage == "inpaint" else 0
 
-  step_fn, compiled_for = None, None
+  step_fn, compiled_for, fresh = None, None, False
   pending: list[tuple[int, dict[str, jax.Array]]] = []
   waited = 0.0
   with contextlib.closing(Profile(config.run.profile, run.root / "profile" / stage, active=run.first)) as profile:
@@ -233,10 +233,13 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
         adversarial = step >= first_adversarial
         if step_fn is None or compiled_for != adversarial:
           step_fn, compiled_for = compile_step(config, stage, run.mesh, target, adversarial=adversarial), adversarial
+          fresh = True
         profile.before(step, state)
         before = time.monotonic()
         batch = sharding.global_batch(next(iterator), run.mesh)
         waited += time.monotonic() - before
+        if fresh:
+          step_fn, fresh = compiled(step_fn, state, batch, feature_params), False
         state, metrics = step_fn(state, batch, feature_params)
         step += 1
         pending.append((step, metrics))
@@ -278,7 +281,16 @@ def begin(run: _Run, stage: str, target: TrainState, iterator: Any, memory_param
     return again(load_trained_state(config, pathlib.Path(config.run.init_from)))
   key = jax.random.fold_in(jax.random.key(config.run.seed), 0 if stage == "memory" else 1)
   init = jax.jit(functools.partial(init_state, config, stage), out_shardings=where)
-  return init(key, memory_params)
+  return compiled(init, key, memory_params)(key, memory_params)
+
+
+def compiled(function: Any, *arguments: Any) -> Callable:
+  """A jitted function, compiled for these arguments by all processes before the first of them runs it."""
+  if jax.process_count() == 1:
+    return function
+  done = function.lower(*arguments).compile()
+  wait_for_all("compiled")
+  return done
 
 
 def without_optimisers(state: TrainState) -> TrainState:

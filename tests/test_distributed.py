@@ -74,7 +74,7 @@ def test_two_processes_stop_together_and_one_goes_on_with_the_right_data(trained
   flags = trained.flags(workdir, "run.fsdp=2", "run.save_every=100")
   processes = start(trained.cache, 2, [flags, flags])
   log, deadline = workdir / "metrics.jsonl", time.monotonic() + 150
-  while not (log.exists() and any(r["stage"] == "inpaint" for r in writer.read_metrics(log))):
+  while not (log.exists() and any(r["step"] >= 2 for r in writer.read_metrics(log))):
     assert all(process.poll() is None for process in processes), ends(processes)
     assert time.monotonic() < deadline, ends(processes)
     time.sleep(0.01)
@@ -84,32 +84,28 @@ def test_two_processes_stop_together_and_one_goes_on_with_the_right_data(trained
   assert (code, other_code) == (143, 143), out + err
   for index, text in enumerate((out, other_out)):
     assert f"process {index} of 2 on {socket.gethostname()}: 2 of 4 devices" in text
-  assert "mesh {'data': 2, 'fsdp': 2}" in out and "stopped by SIGTERM at inpaint step" in out
+  assert "mesh {'data': 2, 'fsdp': 2}" in out and "stopped by SIGTERM at memory step" in out
   assert "mesh" not in other_out and "stopped" not in other_out, "only the first process writes"
-  (stopped,) = (int(path.name) for path in (workdir / "checkpoints" / "inpaint").iterdir())
-  assert 1 <= stopped < STEPS, "it ended before it was stopped"
+  (stopped,) = (int(path.name) for path in (workdir / "checkpoints" / "memory").iterdir())
+  assert 2 <= stopped < STEPS, "it ended before it was stopped"
 
   ((code, out, err),) = ends(start(trained.cache, 1, [trained.flags(workdir)]))
   assert code == 0, out + err
-  assert f"resuming inpaint at step {stopped} of {STEPS}" in out
+  assert f"resuming memory at step {stopped} of {STEPS}" in out
 
-  here, there = (
-    [{k: v for k, v in r.items() if k not in ("images_per_s", "data_wait_ms")} for r in writer.read_metrics(path)]
-    for path in (log, trained.workdir / "metrics.jsonl")
-  )
+  here, there = ([r for r in writer.read_metrics(folder / "metrics.jsonl")] for folder in (workdir, trained.workdir))
   assert [(r["stage"], r["step"]) for r in here] == [(r["stage"], r["step"]) for r in there]
-  # What the input alone decides is equal to the digit; other rows, or rows in another order, would show.
-  areas = [[r["hole_area"] for r in records if r["stage"] == "inpaint"] for records in (here, there)]
-  np.testing.assert_allclose(areas[0], areas[1], rtol=1e-6)
-  for name in ("l1", "hole", "perceptual"):
+  # Other rows, or rows in another order, would show in the losses at once.
+  for name, count in (("l1", STEPS), ("hole", STEPS), ("perceptual", 2 * STEPS)):
     values = [[r[name] for r in records if name in r] for records in (here, there)]
-    np.testing.assert_allclose(values[0], values[1], rtol=2e-3, err_msg=name)
-  for stage in ("memory", "inpaint"):
+    assert len(values[0]) == count
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-3, err_msg=name)
+  for stage, largest in (("memory", 2e-6), ("inpaint", 2.1e-4 * STEPS)):
+    # Adam makes a step of the full rate even of the rounding of a gradient near zero, so the second bound is wide.
     expected, actual = (saved_arrays(folder, stage, STEPS) for folder in (trained.workdir, workdir))
     assert expected.keys() == actual.keys()
-    for name in (name for name in expected if name.startswith(("['params']", "['ema']"))):
-      # Adam makes a step of the full rate of the rounding of a gradient near zero, so that bounds the difference.
-      np.testing.assert_allclose(actual[name], expected[name], atol=2.1e-4 * STEPS, err_msg=name)
+    for name in (name for name in expected if name.startswith((".params", ".ema", "['params']", "['ema']"))):
+      np.testing.assert_allclose(actual[name], expected[name], atol=largest, err_msg=name)
       assert np.mean(np.abs(actual[name] - expected[name])) < 2e-5, name
   assert json.loads((workdir / "report.json").read_text())["step"] == STEPS
 

@@ -24,8 +24,8 @@ PACKAGE = ROOT / "gmsrm_jax"
 LAYERS = (
   ("arrays", "config", "settings"),
   ("models", "data", "losses", "metrics", "features", "optim", "sharding", "writer", "platform", "windows", "photos")
-  + ("distributed", "stopping", "profiling"),
-  ("state", "checkpoint", "accumulation"),
+  + ("stopping", "profiling"),
+  ("state", "checkpoint", "accumulation", "distributed"),
   ("steps",),
 )
 MODE = len(LAYERS)
