@@ -53,7 +53,7 @@ def main() -> None:
     command = [f"--workdir={base / name}", "--set", *settings, *changes]
     # The default generator: the fast one of the other tests draws other numbers where an array is split.
     started = torture.start(base / "cache", command, processes, devices, "threefry2x32")
-    torture.wait_for(started, 900)
+    torture.wait_for(started, 3600)
     codes = [process.returncode for process in started]
     if any(codes):
       raise SystemExit(f"{name}: {codes} " + (base / "cache" / "stderr0").read_text()[-2000:])

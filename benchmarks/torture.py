@@ -126,7 +126,7 @@ def kill_once(
   """Waits for progress, then for a random moment or for a save, and kills one of the processes."""
   log = workdir / "metrics.jsonl"
   before = log.stat().st_mtime_ns if log.exists() else 0
-  deadline = time.monotonic() + 300
+  deadline = time.monotonic() + 1200
   early = rng.random() < 0.2  # now and then before the first step
   pause = rng.uniform(0, 6 if early else 1.5)
   while not early and not (log.exists() and log.stat().st_mtime_ns > before and log.read_text()):
@@ -173,7 +173,7 @@ def main() -> None:
 
   began = time.monotonic()
   alone = start(base / "cache", command("alone"), flags.processes)
-  wait_for(alone, 900)
+  wait_for(alone, 3600)
   codes = [process.returncode for process in alone]
   assert codes == [0] * flags.processes, (codes, (base / "cache" / "stderr0").read_text())
   print(f"left alone: {time.monotonic() - began:.0f} s", flush=True)
@@ -185,7 +185,7 @@ def main() -> None:
     if kills < flags.kills:
       moment = kill_once(processes, workdir, number, rng, inside=kills % 2 == 1)
       kills += moment != "too late"
-      wait_for(processes, 180)
+      wait_for(processes, 600)
       moments.append(f"{moment} -> {[process.returncode for process in processes]}")
       for folder in complete(workdir):
         try:
@@ -196,7 +196,7 @@ def main() -> None:
       steps = [f"{path.parent.name}/{path.name}" for path in complete(workdir)]
       print(f"{kills:3} {moments[-1]:44} {' '.join(steps)}", flush=True)
     else:
-      wait_for(processes, 900)
+      wait_for(processes, 3600)
     if (workdir / "report.json").exists() and all(process.returncode == 0 for process in processes):
       break
     if starts > 3 * flags.kills + 10:
