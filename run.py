@@ -9,16 +9,17 @@ import argparse
 import dataclasses
 import errno
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
 import experiments
 from gmsrm_jax import platform, settings
-from gmsrm_jax.config import FORMATS, STRATEGIES, Config, ConfigError, EvalConfig, require, suggest
+from gmsrm_jax.config import FORMATS, STRATEGIES, Config, ConfigError, EvalConfig, SharedError, require, suggest
 
 _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
-  "train": _COMMON | {"set"},
+  "train": _COMMON | {"set", "coordinator", "num_processes", "process_id"},
   "evaluate": _COMMON | {"set", "checkpoint", "images", "inpainted", "masks", "mask_invert", "output"},
   "inpaint": _COMMON
   | {"images", "masks", "mask_invert", "mask_dilate", "output", "format", "contact_sheet"}
@@ -49,6 +50,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument(
     "--set", metavar="KEY=VALUE", nargs="+", action="extend", help="settings to change, such as memory.num_groups=1"
   )
+  several = parser.add_argument_group("flags of --mode=train with several processes; a TPU slice needs none")
+  several.add_argument(
+    "--coordinator", metavar="HOST:PORT|auto", help="process 0; auto: as Slurm, Open MPI or Kubernetes tell"
+  )
+  several.add_argument("--num_processes", metavar="N", type=int, help="how many processes there are")
+  several.add_argument("--process_id", metavar="I", type=int, help="which of them this is, from 0")
   inpaint = parser.add_argument_group("flags of the modes that read or write files")
   inpaint.add_argument("--images", metavar="FILE|DIR", help="photographs to fill (evaluate: the truth)")
   inpaint.add_argument("--inpainted", metavar="DIR", help="evaluate: filled pictures with the same stems as --images")
@@ -171,6 +178,9 @@ def dispatch(flags: argparse.Namespace) -> None:
   experiment = experiments.load(name)  # in every mode, so that a misspelt name is refused
   if flags.mode == "train":
     config = settings.override(experiment, flags.set or [])
+    from gmsrm_jax import distributed
+
+    distributed.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
     platform.check(flags.platform)
     from gmsrm_jax import train
 
@@ -244,20 +254,33 @@ def dispatch(flags: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-  """Returns the exit code: 0, 2 for what the user must change, 130 when interrupted."""
+  """Returns the exit code: 0, 2 for what the user must change, 3 when another process is gone, 130 when interrupted.
+
+  A run that saved and stopped on SIGTERM raises SystemExit(143).
+  """
   try:
     dispatch(parse(sys.argv[1:] if argv is None else argv))
   except ConfigError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return 2
+    return platform.leave(2, together=isinstance(error, SharedError))
   except KeyboardInterrupt:
     print("interrupted: the same command again resumes from the last checkpoint", file=sys.stderr)
-    return 130
-  except OSError as error:
-    if error.errno not in _USER_ERRNOS:
+    return platform.leave(130)
+  except Exception as error:
+    if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
+      print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+      return platform.leave(2)
+    if not platform.is_shared():
       raise
-    print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
-    return 2
+    if platform.lost_another(error):
+      print(
+        f"error: another process of this run is gone ({str(error).splitlines()[0][:200]}): start all of them again "
+        "with the same command, which resumes",
+        file=sys.stderr,
+      )
+      return platform.leave(3)
+    traceback.print_exc()
+    return platform.leave(1)
   return 0
 
 

@@ -37,6 +37,9 @@ BASELINES = ("telea", "navier_stokes", "biharmonic", "initial", "mean")
 
 LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
 
+REMAT = ("encoder", "generator", "decoder", "discriminator", "features")
+"""What `run.remat` can name; `encoder` is the recognition encoder, too, `features` the network of the feature terms."""
+
 MASK_KINDS = (
   "free_form",
   "thick",
@@ -60,6 +63,10 @@ def bucket_name(bucket: tuple[float, float]) -> str:
 
 class ConfigError(ValueError):
   """A setting, flag, file or folder that the user must change; `run.py` prints it as one line."""
+
+
+class SharedError(ConfigError):
+  """What all processes of a run raise at the same place, so that they end together."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -359,17 +366,37 @@ class RunConfig:
   batch_size: int = 8  # images per step over all devices and hosts
   log_every: int = 20  # steps between lines of metrics.jsonl
   save_every: int = 500  # steps between checkpoints
-  keep: int = 2  # checkpoints kept per stage
+  keep: int = 2  # newest checkpoints kept per stage
+  keep_best: int = 0  # kept besides: those whose averages fill the panel's holes best (PSNR); 0 measures nothing
+  if_save_fails: str = "stop"  # a checkpoint cannot be written, disk full: stop, or go_on to the next one
   panel_every: int = 500  # steps between sample panels
   panel_images: int = 4  # held-out images on the panel
   fsdp: int = 1  # devices over which parameters are sharded; the others replicate them
+  accumulate: int = 1  # parts that a batch goes through one after the other: less memory, the same step
+  remat: str = ""  # what is computed again in the backward pass, for less memory: names of REMAT, commas between
+  compile_cache: str = "auto"  # folder of compiled programs; auto: the user's, on gpu and tpu; off: none
+  profile: str = ""  # START:STOP, steps of each stage that jax.profiler traces into profile/STAGE
   compute_dtype: str = "auto"  # auto (bfloat16 on gpu and tpu, float32 on cpu), float32 or bfloat16
 
   def __post_init__(self):
-    for name in ("batch_size", "log_every", "save_every", "keep", "panel_every", "panel_images", "fsdp"):
+    for name in ("batch_size", "log_every", "save_every", "keep", "panel_every", "panel_images", "fsdp", "accumulate"):
       _positive(f"run.{name}", getattr(self, name))
     _not_negative("run.seed", self.seed)
+    _not_negative("run.keep_best", self.keep_best)
+    one_of("run.if_save_fails", self.if_save_fails, ("stop", "go_on"))
+    for name in self.recomputed:
+      one_of("run.remat", name, REMAT)
+    first, _, last = self.profile.partition(":")
+    require(
+      not self.profile or (first.isdecimal() and last.isdecimal() and int(first) < int(last)),
+      f"run.profile={self.profile!r} is no range of steps: give START:STOP, such as 10:15",
+    )
     one_of("run.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+
+  @property
+  def recomputed(self) -> tuple[str, ...]:
+    """The names in `remat`."""
+    return tuple(name.strip() for name in self.remat.split(",")) if self.remat else ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import UInt8
 
+from gmsrm_jax import metrics
 from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data.pipeline import EvaluationSet
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
+from gmsrm_jax.sharding import replicated
 from gmsrm_jax.state import TrainState, make_networks, release_params
 from gmsrm_jax.writer import save_panel
 
@@ -70,3 +74,26 @@ def make_panel_writer(
     save_panel(path, {"image": images, **shown})
 
   return write
+
+
+def make_quality(
+  config: Config,
+  stage: str,
+  mesh: Mesh,
+  images: UInt8[np.ndarray, "b h w 3"],
+  masks: UInt8[np.ndarray, "b h w 1"],
+) -> Callable[[TrainState], float]:
+  """A function that tells how well a state's averages do on the panel's pictures: PSNR in dB, higher is better.
+
+  Stage 1 is judged by the whole pictures that it draws again, stage 2 by its holes. All processes must call it.
+  """
+  networks = make_networks(config)
+
+  def psnr(params: Any, images: jax.Array, masks: jax.Array) -> jax.Array:
+    image, mask = image_from_uint8(images), mask_from_uint8(masks)
+    if stage == "memory":
+      return jnp.mean(metrics.psnr(apply_learner(networks.learner, params, image).rendering.image, image))
+    return jnp.mean(metrics.psnr_hole(apply_inpainter(networks.inpainter, params, image, mask).prediction, image, mask))
+
+  jitted = jax.jit(psnr, out_shardings=replicated(mesh))
+  return lambda state: float(jitted(release_params(state) if stage == "inpaint" else state.ema, images, masks))

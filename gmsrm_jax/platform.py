@@ -53,6 +53,52 @@ def check(platform: str) -> None:
     raise ConfigError(f"JAX_PLATFORMS={chosen}: no such back end on this machine ({reason}); unset it") from None
 
 
+def use_compile_cache(setting: str) -> None:
+  """Keeps compiled programs in a folder, so that the next start finds them; call it before anything compiles.
+
+  'auto' takes the user's cache folder on an accelerator, where compiling takes minutes, and none on the CPU, whose
+  programs a home directory could carry to a machine without their instructions. JAX_COMPILATION_CACHE_DIR comes first.
+  """
+  import jax
+
+  if setting == "off":
+    jax.config.update("jax_enable_compilation_cache", False)
+  elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (setting != "auto" or jax.default_backend() != "cpu"):
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(base, "gmsrm_jax") if setting == "auto" else setting)
+
+
+def is_shared() -> bool:
+  """Whether this process is one of several that run together."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
+def lost_another(error: Exception) -> bool:
+  """Whether an error of JAX says that another process does not answer any more."""
+  text = str(error)
+  return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and any(
+    sign in text for sign in ("Gloo", "UNAVAILABLE", "Connection", "NCCL", "heartbeat", "DEADLINE_EXCEEDED", "ABORTED")
+  )
+
+
+def leave(code: int, *, together: bool = False) -> int:
+  """Returns the exit code, having let go of the other processes of the run, if there are any.
+
+  A process that fails alone ends here, at once: on the usual way out it would wait for the others, and they for it.
+  """
+  if not is_shared():
+    return code
+  if together:
+    import jax
+
+    jax.distributed.shutdown()
+    return code
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
 @contextlib.contextmanager
 def _native_stderr_held() -> Iterator[None]:
   """Holds back what native code prints to stderr, and drops it unless an accelerator was found.

@@ -39,11 +39,20 @@ def local_mesh() -> Mesh:
 
 def check_batch(config: Config, mesh: Mesh) -> None:
   """Raises ConfigError when a training batch cannot be split over all devices."""
-  devices = mesh.size
+  size, devices, parts = config.run.batch_size, mesh.size, config.run.accumulate
   require(
-    config.run.batch_size % devices == 0,
-    f"run.batch_size={config.run.batch_size} is not divisible by the {devices} devices: "
-    f"use {max(1, config.run.batch_size // devices) * devices}",
+    size % devices == 0,
+    f"run.batch_size={size} is not divisible by the {devices} devices: use {max(1, size // devices) * devices}",
+  )
+  require(
+    size % (devices * parts) == 0,
+    f"run.batch_size={size} is not divisible by {devices} devices x run.accumulate={parts}: "
+    f"use {max(1, size // (devices * parts)) * devices * parts}",
+  )
+  require(
+    not config.variation.enabled or size % (2 * parts) == 0,
+    f"run.batch_size={size} in run.accumulate={parts} parts has no even number of images in each, which "
+    f"variation.enabled needs: use {-(-size // (2 * parts)) * 2 * parts}",
   )
 
 
@@ -77,7 +86,24 @@ def tree_sharding(tree: Any, mesh: Mesh, *, min_size: int = MIN_SHARDED_SIZE) ->
   return jax.tree.map(rule, tree)
 
 
+def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
+  """The rows of a global batch that the devices of this process hold, in order."""
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return sorted({row for (part,) in filter(None, held.values()) for row in range(batch_size)[part]})
+
+
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's part of a batch as global arrays."""
   sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
+
+
+def local_copy(tree: Any, mesh: Mesh) -> Any:
+  """The whole tree on one device of this process; every process must call it, because each gives its parts.
+
+  Where there is one process nothing is moved.
+  """
+  if jax.process_count() == 1:
+    return tree
+  whole = jax.device_put(tree, replicated(mesh))
+  return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)

@@ -7,6 +7,7 @@ the loop decides how a step is compiled and sharded.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ import optax
 from jaxtyping import Array, Float, Key
 
 from gmsrm_jax import features, losses, variation
+from gmsrm_jax.accumulation import in_parts, recomputed
 from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
@@ -65,6 +67,7 @@ def _feature_terms(
     image = losses.cut_windows(image, corners, side)
     drawn = losses.cut_windows(drawn, variation.rows(corners) if varied else corners, side)
 
+  @recomputed(config, "features")
   def extract(x: Image) -> tuple:
     if config.loss.features == "vgg16":
       layers = features.VGG16_LAYERS[: config.loss.vgg_stages]
@@ -88,7 +91,7 @@ def memory_step(
   whole = jnp.ones_like(image[..., :1])
   window_key, revive_key = jax.random.split(step_key(config, "memory", state.step))
 
-  def objective(params: Any):
+  def objective(params: Any, image: Image, whole: Mask):
     recognised = apply_learner(networks.learner, params, image)
     drawn = recognised.rendering.image
     # Stopped: the moving encoder must not make the term small by making its features small.
@@ -103,7 +106,9 @@ def memory_step(
     total, means = _weigh(config, terms)
     return total, (means, recognised)
 
-  (total, (means, recognised)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  (total, (means, recognised)), grads = in_parts(objective, config.run.accumulate, len(image))(
+    state.params, image, whole
+  )
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
   if adversarial:
@@ -165,16 +170,13 @@ def inpaint_step(
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
     teacher = apply_teacher(networks.learner, state.frozen["teacher"], image)
   varied = config.variation.enabled
-  noise, rows, fold = None, _same, _same
+  noise, rows, fold, groups = None, _same, _same, len(image)
   if varied:
-    noise, rows, fold = (
-      variation.row_noise(noise_key, config.model, image.shape[0]),
-      variation.rows,
-      variation.per_image,
-    )
-  images, masks = rows(image), rows(mask)  # one for every fill
+    noise = variation.row_noise(noise_key, config.model, image.shape[0])
+    rows, fold, groups = variation.rows, variation.per_image, len(image) // 2
 
-  def objective(params: Any):
+  def objective(params: Any, image: Image, mask: Mask, hole: Any, teacher: Any, noise: Any):
+    images, masks = rows(image), rows(mask)  # one for every fill
     out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise, rows)
     inpainted = composite(out.prediction, images, masks)
     terms = {
@@ -191,9 +193,12 @@ def inpaint_step(
     if adversarial:
       terms["adversarial"] = _generator_term(config, networks, state, out.prediction, images, masks)
     total, means = _weigh(config, terms)
-    return total, (means, out, inpainted)
+    return total, (means, (out, inpainted))
 
-  (total, (means, out, inpainted)), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+  (total, (means, (out, inpainted))), grads = in_parts(objective, config.run.accumulate, groups)(
+    state.params, image, mask, hole, teacher, noise
+  )
+  images, masks = rows(image), rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
   metrics.update({"loss": total, **means, "hole_area": jnp.mean(hole_area(mask))})
   if out.retrieval is not None:
@@ -252,10 +257,12 @@ def _update(config: Config, stage: str, state: TrainState, grads: Any) -> tuple[
   return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state), metrics
 
 
-def _judge(networks: Networks, params: Any, stats: Any, image: Image, mask: Mask) -> Float[Array, "b _h _w 1"]:
+def _judge(
+  config: Config, networks: Networks, params: Any, stats: Any, image: Image, mask: Mask
+) -> Float[Array, "b _h _w 1"]:
   """The discriminator's logits, its power iterations left alone."""
-  variables = {"params": params, "batch_stats": stats}
-  return cast(Array, networks.discriminator.apply(variables, image, mask, update_stats=False))
+  apply = functools.partial(networks.discriminator.apply, update_stats=False)
+  return cast(Array, recomputed(config, "discriminator")(apply)({"params": params, "batch_stats": stats}, image, mask))
 
 
 def _generator_term(
@@ -264,7 +271,7 @@ def _generator_term(
   """The generator's hinge loss; it pulls on the hole as hard as an L1 term of weight `loss.adversarial` would."""
   norm = config.loss.adversarial * losses.hole_l1_gradient_norm(mask)
   fake = composite(losses.fix_gradient_norm(prediction, norm), image, mask)
-  return losses.hinge_generator(_judge(networks, state.disc_params, state.disc_stats, fake, mask))
+  return losses.hinge_generator(_judge(config, networks, state.disc_params, state.disc_stats, fake, mask))
 
 
 def _update_discriminator(
@@ -273,21 +280,25 @@ def _update_discriminator(
   """One step of the other player, on the fakes that the generator's step has just drawn."""
   fake = jax.lax.stop_gradient(fake)
 
-  def objective(params: Any):
+  def objective(params: Any, real: Image, fake: Image, mask: Mask):
     variables = {"params": params, "batch_stats": state.disc_stats}
     both = jnp.concatenate([real, fake])
-    logits, new = networks.discriminator.apply(
-      variables, both, jnp.concatenate([mask, mask]), update_stats=True, mutable=["batch_stats"]
-    )
+    apply = functools.partial(networks.discriminator.apply, update_stats=True, mutable=["batch_stats"])
+    logits, new = recomputed(config, "discriminator")(apply)(variables, both, jnp.concatenate([mask, mask]))
     real_logits, fake_logits = jnp.split(logits, 2)
     share = None
     if hole:
       window = real.shape[1] // logits.shape[1]
       share = nn.avg_pool(mask, (window, window), (window, window))
     loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
-    return loss, (new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits))
+    # The power iterations look at the parameters alone: those of all parts are equal.
+    return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
 
-  (loss, (stats, real_mean, fake_mean)), grads = jax.value_and_grad(objective, has_aux=True)(state.disc_params)
+  # Three rows of every two images where images are filled twice; see `inpaint_step`.
+  groups = len(real) // 3 if hole and config.variation.enabled else len(real)
+  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, groups)(
+    state.disc_params, real, fake, mask
+  )
   updates, opt_state = make_optimisers(config, stage).discriminator.update(
     grads, state.disc_opt_state, state.disc_params
   )

@@ -1,12 +1,13 @@
 """--mode=train: stage 1 learns the memory, stage 2 learns to inpaint with it, then the held-out images are scored.
 
 The order of a stage: mesh, data, shapes, shardings, sharded init, step, restore, loop. The same command again
-resumes where the last checkpoint was taken, to the bit.
+resumes where the last checkpoint was taken, to the bit, on as many devices and processes as there are now.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import pathlib
@@ -14,31 +15,34 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import clu.parameter_overview
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from gmsrm_jax import features, panels, settings, sharding, steps
-from gmsrm_jax.checkpoint import Checkpointer, with_shardings
-from gmsrm_jax.config import Config, ConfigError, require
+from gmsrm_jax import distributed, features, panels, platform, sharding, steps
+from gmsrm_jax.checkpoint import Checkpointer, wait_for_all, with_shardings
+from gmsrm_jax.config import Config, SharedError, require
 from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.describe import describe_run, facts, finished, print_overview
 from gmsrm_jax.evaluate import evaluate_state, load_trained_state
-from gmsrm_jax.models.inpainter import apply_inpainter
-from gmsrm_jax.provenance import git_commit, versions
+from gmsrm_jax.profiling import Profile
 from gmsrm_jax.report import REPORT
-from gmsrm_jax.state import TrainState, compute_dtype, has_memory_stage, init_state, make_networks, restart
-from gmsrm_jax.writer import Writer, read_json, read_run, write_json
+from gmsrm_jax.state import TrainState, has_memory_stage, init_state, restart
+from gmsrm_jax.stopping import Stop, Stopped
+from gmsrm_jax.writer import Writer
 
 # Settings that change what is written or how fast, but not what is learned: they may differ on resume.
 _FREE_ON_RESUME = (
   "run.log_every",
   "run.save_every",
   "run.keep",
+  "run.if_save_fails",
   "run.panel_every",
   "run.panel_images",
   "run.fsdp",
+  "run.remat",
+  "run.compile_cache",
+  "run.profile",
   "data.threads",
   "data.workers",
   "data.prefetch",
@@ -52,56 +56,108 @@ _SHOWN = {
 }
 
 
-class NonFiniteError(ConfigError):
+class NonFiniteError(SharedError):
   """A loss term or gradient stopped being a number; the last good checkpoint stays."""
+
+
+@dataclasses.dataclass
+class _Run:
+  """What the stages of one run share."""
+
+  config: Config
+  root: pathlib.Path
+  mesh: Mesh
+  evaluation: pipeline.EvaluationSet
+  saved: dict[str, Checkpointer]
+  stop: Stop
+  first: bool  # whether this process is the one that writes and shows
+  writer: Writer | None = None
+
+  def open_writer(self) -> Writer:
+    """The log, which goes on where the checkpoints are: records of later steps, which run again, are dropped."""
+    if self.writer is None:
+      # After the restore: only then is it known which checkpoint could be read.
+      resumed = {name: found for name, saved in self.saved.items() if (found := saved.latest()) is not None}
+      self.writer = Writer(self.root, resumed, active=self.first)
+    return self.writer
 
 
 def train(config: Config, workdir: str) -> None:
   """Trains what is not trained yet, then writes `report.md`; a finished run only says so.
 
+  With several processes all of them call it; the first one writes and evaluates.
+
   Raises:
     ConfigError: data, devices, checkpoint or settings do not fit.
     NonFiniteError: names the term and the step.
+    Stopped: SIGTERM came, and everything is saved.
   """
   root = pathlib.Path(workdir)
-  check_settings(config)
-  mesh = sharding.make_mesh(config)
-  sharding.check_batch(config, mesh)
-  evaluation = pipeline.evaluation_set(config)
-  # Before the checkpointers: a missing folder is refused before one is made for the run.
-  training = None if config.data.synthetic else sources.open_source(config.data, "train")
-  plan = ["memory", "inpaint"] if has_memory_stage(config) and not config.run.init_from else ["inpaint"]
-  done = {stage: Checkpointer(workdir, stage, keep=config.run.keep) for stage in plan}
-  resumed = {stage: step for stage, saved in done.items() if (step := saved.latest()) is not None}
-  # A stage without a checkpoint has not begun, so its settings are still open.
-  describe_run(
-    config, root, training, evaluation, free=_FREE_ON_RESUME + (() if "inpaint" in resumed else ("stage2.",))
-  )
-  if finished(config, root):
-    print(f"{workdir} is finished: read {root / REPORT}.md, or start another with --workdir=")
-    return
-  print_overview(config, mesh)
+  first = jax.process_index() == 0
+  platform.use_compile_cache(config.run.compile_cache)
+  if jax.process_count() > 1:
+    require(
+      jax.distributed.is_initialized(),
+      f"this is one of {jax.process_count()} hosts that do not know each other: give --coordinator=HOST:PORT, "
+      "--num_processes and --process_id",
+    )
+    print(distributed.banner(), flush=True)
+  with Stop() as stop:
+    with distributed.together():
+      check_settings(config)
+      mesh = sharding.make_mesh(config)
+      sharding.check_batch(config, mesh)
+      evaluation = pipeline.evaluation_set(config)
+      # Before the checkpointers: a missing folder is refused before one is made for the run.
+      training = None if config.data.synthetic else sources.open_source(config.data, "train")
+    if jax.process_count() > 1:
+      distributed.agree(facts(config, training, evaluation))
+    plan = ["memory", "inpaint"] if has_memory_stage(config) and not config.run.init_from else ["inpaint"]
+    settings = {"keep": config.run.keep, "keep_best": config.run.keep_best}
+    with distributed.together():
+      go_on = config.run.if_save_fails == "go_on"
+      done = {stage: Checkpointer(workdir, stage, **settings, go_on=go_on, owner=True) for stage in plan}
+      begun = [stage for stage, saved in done.items() if saved.latest() is not None]
+      # A stage without a checkpoint has not begun, so its settings are still open.
+      describe_run(
+        config, root, training, evaluation, free=_FREE_ON_RESUME + (() if "inpaint" in begun else ("stage2.",))
+      )
+    with distributed.together():
+      seen = (root / "config.json").exists()
+      require(seen, f"--workdir={workdir} is not the same folder on all hosts: name one that they share")
+    if finished(config, root):
+      if first:
+        print(f"{workdir} is finished: read {root / REPORT}.md, or start another with --workdir=")
+      return
+    if first:
+      print_overview(config, mesh)
+    run = _Run(config, root, mesh, evaluation, done, stop, first)
+    stop.defer()
+    state = _run_stages(run, plan[plan.index(begun[-1]) :] if begun else plan)
+    state = sharding.local_copy(without_optimisers(state), mesh)
+    stop.resume()
+    if first:
+      evaluate_state(config, state, evaluation, root)
 
-  for stage, step in resumed.items():
-    print(f"resuming {stage} at step {step} of {stage_steps(config, stage)}")
 
+def _run_stages(run: _Run, plan: list[str]) -> TrainState:
+  """Runs the stages that are left; where stage 2 has begun, its checkpoint holds the memory."""
+  state = None
   try:
-    with Writer(workdir, resumed, active=jax.process_index() == 0) as writer:
-      state = None
-      for stage in plan:
-        if stage == "memory" and "inpaint" in resumed:
-          continue  # Stage 2 has begun: its checkpoint holds the memory.
-        memory_params = state.ema if state is not None else None
-        iterator = pipeline.training_iterator(config, stage, jax.process_index(), jax.process_count())
-        with contextlib.closing(iterator):
-          state = run_stage(config, stage, mesh, iterator, done[stage], writer, evaluation, root, memory_params)
+    for stage in plan:
+      memory_params = state.ema if state is not None else None
+      iterator = pipeline.training_iterator(run.config, stage, sharding.local_rows(run.config.run.batch_size, run.mesh))
+      with contextlib.closing(iterator):
+        state = run_stage(run, stage, iterator, memory_params)
+    assert state is not None, "the plan ends with stage 2"
+    return state
   finally:
     # Also when a run is stopped: a save still in the background would be cut off, with pages of tracebacks.
-    for saved in done.values():
-      saved.close()
-  assert state is not None, "the plan ends with stage 2"
-  if jax.process_index() == 0:
-    evaluate_state(config, state, evaluation, root)
+    with contextlib.ExitStack() as stack:
+      for saved in run.saved.values():
+        stack.callback(saved.close)
+      if run.writer is not None:
+        stack.callback(run.writer.close)
 
 
 def stage_steps(config: Config, stage: str) -> int:
@@ -128,89 +184,6 @@ def check_settings(config: Config) -> None:
   )
 
 
-def describe_run(
-  config: Config,
-  root: pathlib.Path,
-  training: sources.Source | None,
-  evaluation: pipeline.EvaluationSet,
-  *,
-  free: tuple[str, ...],
-) -> None:
-  """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
-
-  `training` is None where data.synthetic stands in for it.
-
-  Raises:
-    ConfigError: the folder holds a run of other settings or other images.
-  """
-  train_hash = "synthetic" if training is None else sources.split_hash(training)
-  splits = {"train": train_hash, "val": sources.split_hash(evaluation.source)}
-  counts = {"train": 0 if training is None else len(training), "val": len(evaluation)}
-  path = root / "config.json"
-  if path.exists():
-    before = read_run(root)
-    changed = [
-      line for line in settings.differences(settings.from_dict(before["config"]), config) if not line.startswith(free)
-    ]
-    require(
-      not changed,
-      f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
-    )
-    require(
-      before["splits"] == splits,
-      f"{root} was begun with other images than data.train={config.data.train} and data.val={config.data.val} hold "
-      "now (their hash differs): bring them back or use another --workdir",
-    )
-  # A finished run keeps saying which code made it, whichever code looks at it now.
-  if jax.process_index() == 0 and not finished(config, root):
-    write_json(
-      path,
-      {
-        "config": settings.to_dict(config),
-        "splits": splits,
-        "images": counts,
-        "commit": git_commit(),
-        "versions": versions(),
-        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
-      },
-    )
-  print(
-    f"{config.name}: {counts['train']} training images ({splits['train'][:12]}), {counts['val']} held out "
-    f"({splits['val'][:12]})"
-  )
-
-
-def print_overview(config: Config, mesh: Mesh) -> None:
-  """Prints devices, parameters and operations of the networks."""
-  networks = make_networks(config)
-  size = config.model.image_size
-  image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
-  key = jax.random.key(0)
-  params = jax.eval_shape(networks.inpainter.init, key, image, mask)
-  print(
-    f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
-    f"computing in {jnp.dtype(compute_dtype(config)).name}"
-  )
-  forward = jax.jit(lambda p, i, m: apply_inpainter(networks.inpainter, p["params"], i, m).prediction)
-  cost = forward.lower(params, image, mask).cost_analysis() or {"flops": math.nan}
-  count = clu.parameter_overview.count_parameters
-  parts = {name.split("_")[0]: 0 for name in params["params"]}
-  for name, subtree in params["params"].items():
-    parts[name.split("_")[0]] += count(subtree)
-  print(
-    f"inpainter: {count(params) / 1e6:.2f} M parameters ("
-    + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in parts.items())
-    + f"), {cost['flops'] / 1e9:.2f} GFLOP forward per {size}x{size} image"
-  )
-
-
-def finished(config: Config, root: pathlib.Path) -> bool:
-  """Whether both stages have run to their end and were scored."""
-  if not (root / f"{REPORT}.json").exists():
-    return False
-  return read_json(root / f"{REPORT}.json")["step"] == config.stage2.steps
-
-
 def compile_step(config: Config, stage: str, mesh: Mesh, target: TrainState, *, adversarial: bool) -> Callable:
   """The stage's step, jitted with shardings; its state argument is donated."""
   where = jax.tree.map(lambda leaf: leaf.sharding, target)
@@ -224,69 +197,108 @@ def compile_step(config: Config, stage: str, mesh: Mesh, target: TrainState, *, 
   )
 
 
-def run_stage(
-  config: Config,
-  stage: str,
-  mesh: Mesh,
-  iterator: Any,
-  saved: Checkpointer,
-  writer: Writer,
-  evaluation: pipeline.EvaluationSet,
-  root: pathlib.Path,
-  memory_params: Any | None,
-) -> TrainState:
-  """Runs a stage from its newest checkpoint, or from the start, to its end."""
-  settings = config.stage1 if stage == "memory" else config.stage2
-  target = with_shardings(config, stage, mesh)
-  if saved.latest() is not None:
-    state = saved.restore(target, iterator)
-  elif config.run.init_from:
-    where = jax.tree.map(lambda leaf: leaf.sharding, target)
-    again = jax.jit(functools.partial(restart, config), out_shardings=where)
-    state = again(load_trained_state(config, pathlib.Path(config.run.init_from)))
-  else:
-    key = jax.random.fold_in(jax.random.key(config.run.seed), 0 if stage == "memory" else 1)
-    where = jax.tree.map(lambda leaf: leaf.sharding, target)
-    init = jax.jit(functools.partial(init_state, config, stage), out_shardings=where)
-    state = init(key, memory_params)
+def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -> TrainState:
+  """Runs a stage from its newest good checkpoint, or from the start, to its end.
+
+  Raises:
+    Stopped: SIGTERM came, and everything is saved.
+  """
+  config, saved, total = run.config, run.saved[stage], stage_steps(run.config, stage)
+  target = with_shardings(config, stage, run.mesh)
+  state = begin(run, stage, target, iterator, memory_params)
   step = int(state.step)
-  if step >= settings.steps:
+  writer = run.open_writer()
+  if step >= total:
     return state
 
+  pictures = panels.panel_inputs(config, run.evaluation)
+  draw_panel = panels.make_panel_writer(config, stage, *pictures)
+  measure = panels.make_quality(config, stage, run.mesh, *pictures)
   feature_params = {}
   if config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0):
-    feature_params = jax.device_put(features.load_vgg16(), sharding.replicated(mesh))
-  first_adversarial = round(settings.adversarial_start * settings.steps) if config.loss.adversarial > 0 else math.inf
-  draw_panel = panels.make_panel_writer(config, stage, *panels.panel_inputs(config, evaluation))
-  writer.start(stage, step, settings.steps, config.run.batch_size, _SHOWN[stage])
+    feature_params = jax.device_put(features.load_vgg16(), sharding.replicated(run.mesh))
+  first_adversarial = math.inf
+  if config.loss.adversarial > 0:
+    first_adversarial = round((config.stage1 if stage == "memory" else config.stage2).adversarial_start * total)
+  writer.start(stage, step, total, config.run.batch_size, _SHOWN[stage])
+  # A count over both stages, for the processes to agree on where to stop.
+  earlier = config.stage1.steps if stage == "inpaint" else 0
 
-  step_fn, compiled_for = None, None
+  step_fn, compiled_for, fresh = None, None, False
   pending: list[tuple[int, dict[str, jax.Array]]] = []
   waited = 0.0
-  while step < settings.steps:
-    adversarial = step >= first_adversarial
-    if step_fn is None or compiled_for != adversarial:
-      step_fn, compiled_for = compile_step(config, stage, mesh, target, adversarial=adversarial), adversarial
-    before = time.monotonic()
-    batch = sharding.global_batch(next(iterator), mesh)
-    waited += time.monotonic() - before
-    state, metrics = step_fn(state, batch, feature_params)
-    step += 1
-    pending.append((step, metrics))
-    writer.advance(step)
+  with contextlib.closing(Profile(config.run.profile, run.root / "profile" / stage, active=run.first)) as profile:
+    while step < total:
+      stopping = run.stop.reached(earlier + step)
+      if not stopping:
+        adversarial = step >= first_adversarial
+        if step_fn is None or compiled_for != adversarial:
+          step_fn, compiled_for = compile_step(config, stage, run.mesh, target, adversarial=adversarial), adversarial
+          fresh = True
+        profile.before(step, state)
+        before = time.monotonic()
+        batch = sharding.global_batch(next(iterator), run.mesh)
+        waited += time.monotonic() - before
+        if fresh:
+          step_fn, fresh = compiled(step_fn, state, batch, feature_params), False
+        state, metrics = step_fn(state, batch, feature_params)
+        step += 1
+        pending.append((step, metrics))
+        writer.advance(step)
 
-    last = step == settings.steps
-    if step % config.run.log_every == 0 or step % config.run.save_every == 0 or last:
-      # The only place where the host waits for the device.
-      means = fetch_means(stage, pending)
-      writer.log(step, {**means, "data_wait_ms": 1000.0 * waited / len(pending)})
-      pending, waited = [], 0.0
-    # Before the checkpoint: a run killed between the two would resume behind the panel and never draw it.
-    if (step % config.run.panel_every == 0 or last) and jax.process_index() == 0:
-      draw_panel(state, root / "samples" / f"{stage}_{step:07d}.png")
-    if step % config.run.save_every == 0 or last:
-      saved.save(state, iterator)
+      last = step == total
+      saving = stopping or step % config.run.save_every == 0 or last
+      if pending and (step % config.run.log_every == 0 or saving):
+        # The only place where the host waits for the device.
+        means = fetch_means(stage, pending)
+        writer.log(step, {**means, "data_wait_ms": 1000.0 * waited / len(pending)})
+        pending, waited = [], 0.0
+        saved.check()
+      # Before the checkpoint: a run killed between the two would resume behind the panel and never draw it.
+      if not stopping and (step % config.run.panel_every == 0 or last):
+        seen = sharding.local_copy(without_optimisers(state), run.mesh)
+        if run.first:
+          draw_panel(seen, run.root / "samples" / f"{stage}_{step:07d}.png")
+      if saving and step > 0:
+        saved.save(state, iterator, measure(state) if config.run.keep_best else None)
+      if stopping:
+        saved.wait()
+        writer.note(f"stopped by SIGTERM at {stage} step {step} of {total}: the same command goes on from there")
+        raise Stopped
   return state
+
+
+def begin(run: _Run, stage: str, target: TrainState, iterator: Any, memory_params: Any | None) -> TrainState:
+  """The state a stage goes on from; the iterator is set to where it belongs."""
+  config, saved = run.config, run.saved[stage]
+  if saved.latest() is not None:
+    state = saved.restore(target, iterator, fall_back=True)
+    if run.first:
+      print(f"resuming {stage} at step {int(state.step)} of {stage_steps(config, stage)}")
+    return state
+  where = jax.tree.map(lambda leaf: leaf.sharding, target)
+  if config.run.init_from:
+    again = jax.jit(functools.partial(restart, config), out_shardings=where)
+    return again(load_trained_state(config, pathlib.Path(config.run.init_from)))
+  key = jax.random.fold_in(jax.random.key(config.run.seed), 0 if stage == "memory" else 1)
+  init = jax.jit(functools.partial(init_state, config, stage), out_shardings=where)
+  return compiled(init, key, memory_params)(key, memory_params)
+
+
+def compiled(function: Any, *arguments: Any) -> Callable:
+  """A jitted function, compiled for these arguments by all processes before the first of them runs it."""
+  if jax.process_count() == 1:
+    return function
+  done = function.lower(*arguments).compile()
+  wait_for_all("compiled")
+  return done
+
+
+def without_optimisers(state: TrainState) -> TrainState:
+  """What looking at a state needs: averages and what is frozen."""
+  return dataclasses.replace(
+    state, params=None, opt_state=None, disc_params=None, disc_stats=None, disc_opt_state=None, usage=None
+  )
 
 
 def fetch_means(stage: str, pending: list[tuple[int, dict[str, jax.Array]]]) -> dict[str, float]:

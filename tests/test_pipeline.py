@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -130,8 +131,8 @@ def test_the_synthetic_batch_is_always_the_same_and_reads_no_data(config):
   resumed = pipeline.training_iterator(made, "inpaint")
   resumed.set_state(state)
   _assert_equal(_take(resumed, 1), batches[:1])
-  parts = [next(pipeline.training_iterator(made, "inpaint", i, 2))["image"] for i in range(2)]
-  assert parts[0].shape[0] == 2 and (parts[0] != parts[1]).any()
+  parts = [next(pipeline.training_iterator(made, "inpaint", rows)) for rows in ([0, 2], [3])]
+  _assert_equal(parts, [{name: value[rows] for name, value in batches[0].items()} for rows in ([0, 2], [3])])
 
 
 def test_stream_and_seed_change_the_order_and_the_holes(config):
@@ -153,15 +154,34 @@ def test_each_epoch_holds_every_image_once_in_a_new_order_with_new_crops_and_hol
   assert len(set(crops)) == len(set(holes)) == 4
 
 
-@pytest.mark.parametrize("process_count", [2, 4])
-def test_the_batches_of_all_processes_are_the_batch_of_one(config, process_count):
+@pytest.mark.parametrize(
+  ("shares", "workers"), [(([0, 1], [2, 3]), 0), (([2], [0], [1], [3]), 0), (([0, 3], [1, 2]), 1)]
+)
+def test_the_processes_make_the_rows_of_one_batch(config, shares, workers):
   whole = _take(pipeline.training_iterator(config, "inpaint"), 5)
-  parts = [_take(pipeline.training_iterator(config, "inpaint", i, process_count), 5) for i in range(process_count)]
-  for step, batch in enumerate(whole):
-    for key in batch:
-      assert parts[0][step][key].shape[0] == 4 // process_count
-      union = sorted(row.tobytes() for part in parts for row in part[step][key])
-      assert union == sorted(row.tobytes() for row in batch[key])
+  for rows in shares:
+    iterator = pipeline.training_iterator(_with(config, "data", workers=workers), "inpaint", rows)
+    with contextlib.closing(iterator):
+      _assert_equal(_take(iterator, 5), [{name: value[rows] for name, value in batch.items()} for batch in whole])
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (4, 2), (1, 2), (2, 4)])
+def test_a_position_is_continued_by_any_number_of_processes(config, before, after):
+  def share(index, count):
+    return range(index * 4 // count, (index + 1) * 4 // count)
+
+  whole = _take(pipeline.training_iterator(config, "inpaint"), 5)
+  states = []
+  for index in range(before):
+    iterator = pipeline.training_iterator(config, "inpaint", share(index, before))
+    _take(iterator, 3)
+    states.append(json.loads(json.dumps(iterator.get_state())))
+  assert states == [{"next_index": 12}] * before
+  for index in range(after):
+    iterator = pipeline.training_iterator(config, "inpaint", share(index, after))
+    iterator.set_state(states[0])
+    rows = list(share(index, after))
+    _assert_equal(_take(iterator, 2), [{name: value[rows] for name, value in batch.items()} for batch in whole[3:]])
 
 
 def test_a_restored_iterator_continues_at_the_same_batch(config):
@@ -226,11 +246,6 @@ def test_crops_are_squares_between_crop_min_and_the_short_side(config, tmp_path)
   assert across.max() - across.min() > 30
   assert image[:, 32, 0, 0].min() < 15
   assert image[:, 32, -1, 0].max() > 185
-
-
-def test_a_batch_that_the_processes_cannot_share_is_refused(config):
-  with pytest.raises(ConfigError, match=r"run\.batch_size=4 is not divisible by the 3 processes: use 3"):
-    pipeline.training_iterator(config, "memory", 0, 3)
 
 
 def test_too_many_bad_files_reach_the_caller_through_the_threads(config, tmp_path):
@@ -321,16 +336,16 @@ def test_settings_of_masks_reach_the_training_batches(config):
 def test_mixtures_differ_between_examples_epochs_and_hosts_and_repeat_with_the_seed(config):
   mixed = _with(config, "mask", comodgan=1.0, half=1.0, outpaint=1.0, lines=1.0)
 
-  def holes(seed, process=0, processes=1):
+  def holes(seed, rows=None):
     seeded = _with(mixed, "run", seed=seed)
     # Seven images, four to a batch: seven batches are four epochs.
-    batches = _take(pipeline.training_iterator(seeded, "inpaint", process, processes), 7)
+    batches = _take(pipeline.training_iterator(seeded, "inpaint", rows), 7)
     return [mask.tobytes() for batch in batches for mask in batch["mask"]]
 
   whole = holes(5)
   assert len(set(whole)) == 28
   assert whole == holes(5)
   assert not set(whole) & set(holes(6))
-  first, second = holes(5, 0, 2), holes(5, 1, 2)
+  first, second = holes(5, [0, 1]), holes(5, [2, 3])
   assert not set(first) & set(second)
   assert set(first + second) == set(whole)

@@ -13,8 +13,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
 
-from gmsrm_jax import sharding, steps
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax import settings, sharding, steps
+from gmsrm_jax.config import REMAT, ConfigError
 
 
 def _fsdp(ways, **changes):
@@ -60,6 +60,9 @@ def test_what_cannot_be_divided_is_refused_with_the_way_out(mesh):
     with pytest.raises(ConfigError, match=f"run.batch_size={size} is not divisible by the 4 devices: {advice}"):
       sharding.check_batch(_fsdp(2, batch_size=size), mesh)
   sharding.check_batch(_fsdp(2, batch_size=8), mesh)
+  sharding.check_batch(_fsdp(2, batch_size=8, accumulate=2), mesh)
+  with pytest.raises(ConfigError, match="run.batch_size=12 is not divisible by 4 devices x run.accumulate=2: use 8"):
+    sharding.check_batch(_fsdp(2, batch_size=12, accumulate=2), mesh)
 
 
 def test_a_batch_is_split_over_all_devices(mesh):
@@ -67,6 +70,12 @@ def test_a_batch_is_split_over_all_devices(mesh):
   placed = sharding.global_batch(batch, mesh)["image"]
   assert sorted(shard.index[0].start for shard in placed.addressable_shards) == [0, 1, 2, 3]
   np.testing.assert_array_equal(placed, batch["image"])
+
+
+def test_one_process_holds_all_rows_of_a_batch_and_its_state_stays_where_it_is(mesh):
+  assert sharding.local_rows(8, mesh) == list(range(8))
+  tree = {"a": jnp.ones(3)}
+  assert sharding.local_copy(tree, mesh) is tree
 
 
 def _assert_close(expected, actual):
@@ -131,3 +140,35 @@ def test_two_half_batches_have_the_gradient_of_the_whole():
 
   halves = jax.tree.map(lambda a, b: (a + b) / 2, gradient(slice(0, 2)), gradient(slice(2, 4)))
   _assert_close(optax.tree.get(whole.opt_state, "mu"), halves)
+
+
+@pytest.mark.parametrize("stage", ["memory", "inpaint"])
+def test_a_batch_in_parts_with_everything_recomputed_is_the_same_step(stage):
+  config, begin, _, (one, one_metrics) = _one_device(stage)
+  parts = dataclasses.replace(config, run=dataclasses.replace(config.run, accumulate=2, remat=",".join(REMAT)))
+  step = make_step(parts, stage, adversarial=True)
+  two, two_metrics = step(begin, photo_batch(), {})
+  _assert_close(one_metrics, two_metrics)
+  for moment in ("mu", "nu"):
+    _assert_close(optax.tree.get(one.opt_state, moment), optax.tree.get(two.opt_state, moment))
+    _assert_close(optax.tree.get(one.disc_opt_state, moment), optax.tree.get(two.disc_opt_state, moment))
+  _assert_close(one.disc_stats, two.disc_stats)
+  _assert_close(one.usage, two.usage)
+  # Compared too much only if it really went in parts.
+  text = str(
+    jax.make_jaxpr(functools.partial(steps.STEPS[stage], config=parts, adversarial=True))(begin, photo_batch(), {})
+  )
+  assert f"{len(photo_batch()['image']) // 2},{parts.model.image_size},{parts.model.image_size},3]" in text
+
+
+@pytest.mark.parametrize("group", REMAT)
+def test_each_group_can_be_recomputed_in_the_backward_pass(group):
+  config, begin, _, _ = _one_device("inpaint")
+  config = settings.override(config, ["loss.perceptual=0.1"])
+
+  def recomputations(remat):
+    changed = dataclasses.replace(config, run=dataclasses.replace(config.run, remat=remat))
+    step = functools.partial(steps.STEPS["inpaint"], config=changed, adversarial=True)
+    return str(jax.make_jaxpr(step)(begin, photo_batch(), {})).count("remat")
+
+  assert recomputations(group) > recomputations("") == 0

@@ -247,6 +247,37 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
   assert samples[0] == samples[1]
 
 
+def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_the_one_before(trained, tmp_path):
+  workdir = tmp_path / "run"
+  process = start(trained.cache, *trained.flags(workdir, "run.keep=9"))
+  log, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
+  while not (log.exists() and any(r["stage"] == "inpaint" and r["step"] >= 2 for r in writer.read_metrics(log))):
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  process.terminate()
+  out, err = process.communicate()
+  assert process.returncode == 143, out + err
+  stopped = max(int(path.name) for path in (workdir / "checkpoints" / "inpaint").iterdir())
+  assert 2 <= stopped < STEPS, "it ended before it was told to: slow the run down"
+  assert f"stopped by SIGTERM at inpaint step {stopped} of {STEPS}: the same command goes on" in out
+  assert "Traceback" not in err
+
+  if stopped == 2:  # so that there is one before it
+    shutil.copytree(workdir / "checkpoints" / "inpaint" / "2", workdir / "checkpoints" / "inpaint" / "3")
+    stopped = 3
+  for path in (workdir / "checkpoints" / "inpaint" / str(stopped) / "state").rglob("d/*"):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  done = finish(trained.cache, *trained.flags(workdir))
+  assert done.returncode == 0, done.stderr
+  (line,) = (line for line in done.stderr.splitlines() if TRUNCATED not in line)
+  assert line.startswith(f"warning: checkpoint {workdir / 'checkpoints' / 'inpaint' / str(stopped)} is damaged")
+  assert line.endswith("and step 2 is used") or line.endswith("and step 4 is used")
+  assert records(workdir) == records(trained.workdir)
+  expected, actual = (saved_arrays(folder, "inpaint", STEPS) for folder in (trained.workdir, workdir))
+  assert not [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(trained, tmp_path):
   changes = ("stage1.learning_rate=1e30", "stage1.adversarial_start=1", "loss.perceptual=0", "loss.style=0")
   done = finish(trained.cache, *trained.flags(tmp_path / "run", *changes, "run.save_every=1"))

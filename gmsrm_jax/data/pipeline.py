@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -16,7 +16,7 @@ import grain
 import numpy as np
 from jaxtyping import Bool, UInt8
 
-from gmsrm_jax.config import Config, require
+from gmsrm_jax.config import Config
 from gmsrm_jax.data import evaluation_masks, masks, sources
 from gmsrm_jax.data.jitter import colour_jitter
 from gmsrm_jax.data.workers import WorkerIterator
@@ -68,33 +68,24 @@ def stream_seed(seed: int, stream: str) -> int:
   return int.from_bytes(hashlib.sha256(f"{seed}\0{stream}".encode()).digest()[:4], "big")
 
 
-def training_iterator(
-  config: Config, stream: str, process_index: int = 0, process_count: int = 1
-) -> grain.DatasetIterator:
-  """Endless training batches: dict(image=uint8 [b h w 3], mask=uint8 [b h w 1] of 0 and 1), b per process.
+def training_iterator(config: Config, stream: str, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
+  """Endless training batches: dict(image=uint8 [b h w 3], mask=uint8 [b h w 1] of 0 and 1).
 
-  The batches of all processes together are exactly the batches of one process. `get_state` and `set_state`, or
-  grain.checkpoint.CheckpointSave and CheckpointRestore, resume it at the same batch, to the bit, with any number of
-  threads and workers. `close` ends the workers.
+  Batch i holds the same examples in the same rows however many processes share it. The state, {'next_index': examples
+  that all processes together have handed out}, knows neither processes nor threads nor workers: `get_state` and
+  `set_state` resume at the same batch, to the bit, with any number of them. `close` ends the workers.
 
   Args:
     config: the experiment.
     stream: name of the random stream ('memory' or 'inpaint'), so that the stages see different orders and holes.
-    process_index: which process this is, from 0.
-    process_count: how many processes share `run.batch_size`.
+    rows: the rows of every batch that this process makes, in order; None makes them all.
 
   Raises:
-    ConfigError: the batch cannot be shared among the processes, or `data.train` or a folder of masks cannot be read.
+    ConfigError: `data.train` or a folder of masks cannot be read.
   """
-  batch_size = config.run.batch_size
-  require(
-    batch_size % process_count == 0,
-    f"run.batch_size={batch_size} is not divisible by the {process_count} processes: "
-    f"use {max(batch_size // process_count, 1) * process_count}",
-  )
-  local_size = batch_size // process_count
+  rows = range(config.run.batch_size) if rows is None else rows
   if config.data.synthetic:
-    return _synthetic_iterator(config, stream, process_index, local_size)
+    return _synthetic_iterator(config, stream, rows)
   source = sources.open_source(config.data, "train")
   masks.check_folders(config.mask)
   examples = (
@@ -104,23 +95,69 @@ def training_iterator(
     .repeat()
     .random_map(functools.partial(_training_example, config=config))
   )
-  # Sliced last, so that an example's index, and with it its randomness, is the same however many processes there are.
-  local = examples[process_index::process_count]
+  size, shared = config.run.batch_size, len(rows) < config.run.batch_size
+  if shared:
+    # Picked last, so that an example's index, and with it its randomness, is the same however many processes there are.
+    pick = functools.partial(_example_of_row, examples, size, tuple(rows))
+    examples = grain.MapDataset.range(len(examples) // size * len(rows)).map(pick)
   if config.data.workers > 0:
-    ahead = max(1, round(config.data.prefetch / (config.data.workers * local_size)))
-    return WorkerIterator(local, local_size, config.data.workers, ahead)
-  options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
-  return iter(local.to_iter_dataset(options).batch(local_size, drop_remainder=True))
+    ahead = max(1, round(config.data.prefetch / (config.data.workers * len(rows))))
+    iterator = WorkerIterator(examples, len(rows), config.data.workers, ahead)
+  else:
+    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
+    iterator = iter(examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True))
+  return _SharedIterator(iterator, len(rows), size) if shared else iterator
 
 
-def _synthetic_iterator(config: Config, stream: str, process_index: int, batch_size: int) -> grain.DatasetIterator:
+def _example_of_row(
+  examples: grain.MapDataset, batch_size: int, rows: tuple[int, ...], index: int
+) -> dict[str, np.ndarray]:
+  """Example `index` of a process that makes these rows of every batch."""
+  batch, position = divmod(index, len(rows))
+  example = examples[batch * batch_size + rows[position]]
+  assert example is not None, "nothing filters the examples"
+  return example
+
+
+class _SharedIterator(grain.DatasetIterator):
+  """A process's part of the batches; its position counts the examples of all processes."""
+
+  def __init__(self, iterator: grain.DatasetIterator, local_size: int, batch_size: int):
+    super().__init__()
+    self._iterator = iterator
+    self._local_size = local_size
+    self._batch_size = batch_size
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    return next(self._iterator)
+
+  def get_state(self) -> dict[str, int]:
+    """Where the next batch begins, in examples of all processes."""
+    return {"next_index": self._iterator.get_state()["next_index"] // self._local_size * self._batch_size}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Continues at a state of this class, or of the iterator of one process."""
+    self._iterator.set_state({"next_index": state["next_index"] // self._batch_size * self._local_size})
+
+  def start_prefetch(self) -> None:
+    """Begins to decode."""
+    self._iterator.start_prefetch()
+
+  def close(self) -> None:
+    """Ends the threads or workers."""
+    super().close()
+    self._iterator.close()
+
+
+def _synthetic_iterator(config: Config, stream: str, rows: Sequence[int]) -> grain.DatasetIterator:
   """The same random batch for ever: pixels uniform, half of them in the hole."""
-  size = config.model.image_size
-  rng = np.random.default_rng([stream_seed(config.run.seed, stream), process_index])
-  batch = {
-    "image": rng.integers(0, 256, (batch_size, size, size, 3), np.uint8),
-    "mask": rng.integers(0, 2, (batch_size, size, size, 1), np.uint8),
+  size, count = config.model.image_size, config.run.batch_size
+  rng = np.random.default_rng(stream_seed(config.run.seed, stream))
+  whole = {
+    "image": rng.integers(0, 256, (count, size, size, 3), np.uint8),
+    "mask": rng.integers(0, 2, (count, size, size, 1), np.uint8),
   }
+  batch = {name: value[list(rows)] for name, value in whole.items()}
   # Without threads, so that a step finds all cores free.
   return iter(grain.MapDataset.source([batch]).repeat().to_iter_dataset(grain.ReadOptions(0, 0)))
 

@@ -23,15 +23,21 @@ from gmsrm_jax.models.generator import MemoryGenerator, Pyramid, Rendering
 from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
 
 
+def _remat(group: str, groups: tuple[str, ...], module: type[nn.Module]) -> Any:
+  """The module's class, computed again in the backward pass where its group is named; parameters are the same."""
+  return nn.remat(module) if group in groups else module
+
+
 class Memory(nn.Module):
   """Codebook, retrieval attention and generator: query map in, priors out."""
 
   model: ModelConfig
   memory: MemoryConfig
   dtype: Any = jnp.float32
+  remat: tuple[str, ...] = ()
 
   def setup(self):
-    self.generator = MemoryGenerator(self.model, self.dtype)
+    self.generator = _remat("generator", self.remat, MemoryGenerator)(self.model, self.dtype)
     if self.memory.enabled:
       self.codebook = Codebook(self.memory)
       self.retrieval = RetrievalAttention(self.memory)
@@ -82,11 +88,12 @@ class MemoryLearner(nn.Module):
   model: ModelConfig
   memory_config: MemoryConfig
   dtype: Any = jnp.float32
+  remat: tuple[str, ...] = ()  # groups of modules that are computed again in the backward pass
 
   def setup(self):
-    self.recognition = RecognitionEncoder(self.model, self.dtype)
+    self.recognition = _remat("encoder", self.remat, RecognitionEncoder)(self.model, self.dtype)
     self.query = QueryHead(self.memory_config.slot_dim)
-    self.memory = Memory(self.model, self.memory_config, self.dtype)
+    self.memory = Memory(self.model, self.memory_config, self.dtype, self.remat)
 
   def __call__(self, image: Image) -> Recognised:
     query = self.query(self.recognition(image)[-1])
@@ -125,12 +132,13 @@ class Inpainter(nn.Module):
   memory_config: MemoryConfig
   variation: bool
   dtype: Any = jnp.float32
+  remat: tuple[str, ...] = ()  # groups of modules that are computed again in the backward pass
 
   def setup(self):
-    self.encoder = Encoder(self.model, self.dtype)
+    self.encoder = _remat("encoder", self.remat, Encoder)(self.model, self.dtype)
     self.query = QueryHead(self.memory_config.slot_dim)
-    self.memory = Memory(self.model, self.memory_config, self.dtype)
-    self.decoder = Decoder(self.model, self.dtype)
+    self.memory = Memory(self.model, self.memory_config, self.dtype, self.remat)
+    self.decoder = _remat("decoder", self.remat, Decoder)(self.model, self.dtype)
     if self.variation:
       # softplus(-2) = 0.13: the noise starts well below the features it is added to.
       self.strength = [
@@ -177,12 +185,12 @@ def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> tuple[Flo
 
 def make_memory_learner(config: Config, dtype: Any = jnp.float32) -> MemoryLearner:
   """The model of stage 1."""
-  return MemoryLearner(config.model, config.memory, dtype)
+  return MemoryLearner(config.model, config.memory, dtype, config.run.recomputed)
 
 
 def make_inpainter(config: Config, dtype: Any = jnp.float32) -> Inpainter:
   """The model of stage 2, and the one that ships."""
-  return Inpainter(config.model, config.memory, config.variation.enabled, dtype)
+  return Inpainter(config.model, config.memory, config.variation.enabled, dtype, config.run.recomputed)
 
 
 # Linen's `apply` returns anything; these four say what it is.

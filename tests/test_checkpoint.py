@@ -1,0 +1,154 @@
+"""Checkpoints on a disk that is full, cut off or kept too long: what is reported, what stays, what is used instead."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from gmsrm_jax.checkpoint import Checkpointer, SaveError
+from gmsrm_jax.config import ConfigError
+from gmsrm_jax.state import TrainState
+
+
+class Position:
+  """Stands for the input's iterator."""
+
+  def __init__(self):
+    self.index = 0
+
+  def get_state(self):
+    return {"next_index": self.index}
+
+  def set_state(self, state):
+    self.index = state["next_index"]
+
+
+def state(step, size=200_000):
+  """A state whose values do not compress."""
+  values = np.random.default_rng(step).random(size).astype(np.float32)
+  empty = dict.fromkeys(("frozen", "opt_state", "disc_params", "disc_stats", "disc_opt_state"), {})
+  # Two arrays: a read that fails leaves another one unfinished.
+  params = {"a": values, "b": values[::-1].copy()}
+  tree = TrainState(step=np.int32(step), params=params, ema={"a": values}, usage=values[:3], **empty)
+  return jax.tree.map(jax.numpy.asarray, tree)
+
+
+ABSTRACT = jax.tree.map(
+  lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])),
+  state(0),
+)
+
+
+@pytest.fixture
+def open_checkpointer(tmp_path):
+  with contextlib.ExitStack() as stack:
+
+    def open_it(**options):
+      saved = Checkpointer(str(tmp_path), "inpaint", **{"keep": 2, **options})
+      stack.callback(saved.close)
+      return saved
+
+    yield open_it
+
+
+def save(saved, step, quality=None, size=200_000):
+  position = Position()
+  position.index = 4 * step
+  saved.save(state(step, size), position, quality)
+  position.index += 4  # the input goes on while the save does
+  saved.wait()
+
+
+def steps(tmp_path, stage="inpaint"):
+  return sorted(int(path.name) for path in (tmp_path / "checkpoints" / stage).iterdir())
+
+
+def damage(tmp_path, step):
+  for path in (tmp_path / "checkpoints" / "inpaint" / str(step) / "state").rglob("d/*"):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_newest_and_the_best_are_kept_also_by_the_next_program(tmp_path, open_checkpointer):
+  saved = open_checkpointer(keep=2, keep_best=1)
+  for step, quality in ((1, 20.0), (2, 25.0), (3, 21.0), (4, 22.0)):
+    save(saved, step, quality, size=10)
+  assert steps(tmp_path) == [2, 3, 4]
+  again = open_checkpointer(keep=2, keep_best=1)
+  save(again, 5, 23.0, size=10)
+  assert steps(tmp_path) == [2, 4, 5]
+  save(again, 6, 26.0, size=10)
+  save(again, 7, 1.0, size=10)
+  save(again, 8, 1.0, size=10)
+  assert steps(tmp_path) == [6, 7, 8]
+
+
+def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(tmp_path, open_checkpointer, capfd):
+  saved = open_checkpointer(keep=3)
+  for step in (2, 4, 6):
+    save(saved, step)
+  damage(tmp_path, 6)
+  (tmp_path / "checkpoints" / "inpaint" / "4" / "data" / "process_0-of-1.json").unlink()
+  position = Position()
+  restored = open_checkpointer(keep=3, owner=True).restore(ABSTRACT, position, fall_back=True)
+  assert int(restored.step) == 2 and position.index == 8
+  np.testing.assert_array_equal(restored.params["b"], state(2).params["b"])
+  assert steps(tmp_path) == [2] and steps(tmp_path, "inpaint_damaged") == [4, 6]
+  lines = capfd.readouterr().err.splitlines()
+  assert len(lines) == 2 and all(line.startswith("warning: checkpoint ") for line in lines)
+  assert "6 is damaged" in lines[0] and "step 4 is used" in lines[0] and "step 2 is used" in lines[1]
+
+
+def test_without_an_older_one_a_damaged_checkpoint_is_refused_and_stays(tmp_path, open_checkpointer):
+  save(open_checkpointer(), 2)
+  damage(tmp_path, 2)
+  with pytest.raises(ConfigError, match="2 is damaged .* delete this folder, and the stage starts again"):
+    open_checkpointer().restore(ABSTRACT, None, fall_back=True)
+  assert steps(tmp_path) == [2]
+
+
+@contextlib.contextmanager
+def no_room():
+  """No file of more than 100 kB can be written; the error differs from that of a full disk by its number alone."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_where_nothing_more_can_be_written_the_last_checkpoint_stays(tmp_path, open_checkpointer, capfd):
+  saved = open_checkpointer(keep=1)
+  save(saved, 2)
+  with no_room(), pytest.raises(SaveError, match=r"File too large\): step 2 is kept; make room, then the same command"):
+    save(saved, 4)
+  assert steps(tmp_path) == [2] and saved.latest() == 2
+  assert capfd.readouterr().err == ""
+  assert int(open_checkpointer(keep=1).restore(ABSTRACT, None).step) == 2
+
+
+def test_a_run_that_is_told_to_go_on_saves_again_when_there_is_room(tmp_path, open_checkpointer, capfd):
+  saved = open_checkpointer(keep=1, go_on=True)
+  save(saved, 2)
+  with no_room():
+    save(saved, 4)
+    save(saved, 6)
+  lines = capfd.readouterr().err.splitlines()
+  assert len(lines) == 2 and all("File too large): step 2 is kept; training goes on" in line for line in lines)
+  save(saved, 8)
+  assert steps(tmp_path) == [8]
+
+
+def test_the_remains_of_a_save_that_was_cut_off_go_when_the_run_goes_on(tmp_path, open_checkpointer):
+  save(open_checkpointer(), 2)
+  folder = tmp_path / "checkpoints" / "inpaint"
+  shutil.copytree(folder / "2", folder / "4.orbax-checkpoint-tmp")
+  assert open_checkpointer().latest() == 2
+  assert (folder / "4.orbax-checkpoint-tmp").exists()
+  assert open_checkpointer(owner=True).latest() == 2
+  assert steps(tmp_path) == [2]

@@ -1,0 +1,158 @@
+"""Real processes on 127.0.0.1: they compute what one computes, stop together, and are continued by another number."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_train import ROOT, STEPS, TRUNCATED, saved_arrays, trained_run
+
+from gmsrm_jax import distributed, writer
+from gmsrm_jax.config import ConfigError, SharedError
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  return trained_run(tmp_path_factory.getbasetemp())
+
+
+def start(cache: pathlib.Path, devices: int, commands: list[list[str]]) -> list[subprocess.Popen[str]]:
+  """Processes that find each other through the environment, where there are several."""
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
+  environment |= {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": str(devices),
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg",
+  }
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  started = []
+  for index, flags in enumerate(commands):
+    several = {
+      "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+      "JAX_NUM_PROCESSES": str(len(commands)),
+      "JAX_PROCESS_ID": str(index),
+    }
+    started.append(
+      subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), *flags],
+        cwd=cache,
+        env=environment | (several if len(commands) > 1 else {}),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
+    )
+  return started
+
+
+def ends(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+  """Exit code, output and errors of each; none outlives the test."""
+  try:
+    texts = [process.communicate(timeout=200) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
+
+
+def test_two_processes_stop_together_and_one_goes_on_with_the_right_data(trained, tmp_path):
+  workdir = tmp_path / "run"
+  flags = trained.flags(workdir, "run.fsdp=2", "run.save_every=100")
+  processes = start(trained.cache, 2, [flags, flags])
+  log, deadline = workdir / "metrics.jsonl", time.monotonic() + 150
+  while not (log.exists() and any(r["step"] >= 2 for r in writer.read_metrics(log))):
+    assert all(process.poll() is None for process in processes), ends(processes)
+    assert time.monotonic() < deadline, ends(processes)
+    time.sleep(0.01)
+  # One process alone is told.
+  processes[1].send_signal(signal.SIGTERM)
+  (code, out, err), (other_code, other_out, _) = ends(processes)
+  assert (code, other_code) == (143, 143), out + err
+  for index, text in enumerate((out, other_out)):
+    assert f"process {index} of 2 on {socket.gethostname()}: 2 of 4 devices" in text
+  assert "mesh {'data': 2, 'fsdp': 2}" in out and "stopped by SIGTERM at memory step" in out
+  assert "mesh" not in other_out and "stopped" not in other_out, "only the first process writes"
+  (stopped,) = (int(path.name) for path in (workdir / "checkpoints" / "memory").iterdir())
+  assert 2 <= stopped < STEPS, "it ended before it was stopped"
+
+  ((code, out, err),) = ends(start(trained.cache, 1, [trained.flags(workdir)]))
+  assert code == 0, out + err
+  assert f"resuming memory at step {stopped} of {STEPS}" in out
+
+  here, there = ([r for r in writer.read_metrics(folder / "metrics.jsonl")] for folder in (workdir, trained.workdir))
+  assert [(r["stage"], r["step"]) for r in here] == [(r["stage"], r["step"]) for r in there]
+  # Other rows, or rows in another order, would show in the losses at once.
+  for name, count in (("l1", STEPS), ("hole", STEPS), ("perceptual", 2 * STEPS)):
+    values = [[r[name] for r in records if name in r] for records in (here, there)]
+    assert len(values[0]) == count
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-3, err_msg=name)
+  for stage, largest in (("memory", 2e-6), ("inpaint", 2.1e-4 * STEPS)):
+    # Adam makes a step of the full rate even of the rounding of a gradient near zero, so the second bound is wide.
+    expected, actual = (saved_arrays(folder, stage, STEPS) for folder in (trained.workdir, workdir))
+    assert expected.keys() == actual.keys()
+    for name in (name for name in expected if name.startswith((".params", ".ema", "['params']", "['ema']"))):
+      np.testing.assert_allclose(actual[name], expected[name], atol=largest, err_msg=name)
+      assert np.mean(np.abs(actual[name] - expected[name])) < 2e-5, name
+  assert json.loads((workdir / "report.json").read_text())["step"] == STEPS
+
+
+@pytest.mark.parametrize(
+  ("change", "expected"),
+  [
+    ("stage1.beta1=0.8", "process 1 differs from process 0 (config.stage1.beta1: 0.8 instead of 0.9)"),
+    ("data.val=nowhere", "process 1: data.val='nowhere' does not exist"),
+  ],
+)
+def test_processes_that_do_not_agree_end_with_one_line_each_before_anything_is_written(
+  change, expected, trained, tmp_path
+):
+  commands = [trained.flags(tmp_path / "run"), trained.flags(tmp_path / "run", change)]
+  commands[1] = [flag for flag in commands[1] if flag == change or not flag.startswith(change.partition("=")[0] + "=")]
+  for code, out, err in ends(start(trained.cache, 1, commands)):
+    assert code == 2, out + err
+    (line,) = (line for line in err.splitlines() if TRUNCATED not in line)
+    assert line.startswith(f"error: {expected}")
+  assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    ((None, 2, None), "--num_processes and --process_id need --coordinator"),
+    (("auto", 2, 0), "--coordinator=auto finds out the processes itself"),
+    (("here", 2, 0), "--coordinator=here is no address: give HOST:PORT"),
+    (("here:1234", 2, None), "--coordinator=here:1234 needs --num_processes and --process_id"),
+    (("here:1234", 2, 2), "--process_id=2 is out of range: give 0 to 1 with --num_processes=2"),
+    (("auto", None, None), "--coordinator=auto: .* give --coordinator=HOST:PORT, --num_processes and --process_id"),
+  ],
+)
+def test_incomplete_flags_are_refused_with_the_way_out(arguments, message):
+  with pytest.raises(ConfigError, match=message):
+    distributed.start("cpu", *arguments)
+
+
+def test_what_differs_is_named_and_the_rest_is_counted(monkeypatch):
+  facts = {"versions": {"jax": "1", "grain": "2"}, "images": {"train": "a", "val": "b"}, "code": "c"}
+  other = {"versions": {"jax": "3", "grain": "4"}, "images": {"train": "d", "val": "e"}, "code": "c"}
+  distributed.agree(facts)
+  monkeypatch.setattr(distributed, "gather", lambda text: [text, text, json.dumps(other)])
+  with pytest.raises(SharedError) as error:
+    distributed.agree(facts)
+  assert str(error.value).startswith(
+    "process 2 differs from process 0 (images.train: d instead of a; images.val: e instead of b; "
+    "versions.grain: 4 instead of 2; and 1 more): give all processes the same"
+  )

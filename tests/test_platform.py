@@ -1,0 +1,50 @@
+"""Where compiled programs are kept, and how a process of several ends."""
+
+from __future__ import annotations
+
+import sys
+
+import jax
+import pytest
+
+from gmsrm_jax import platform
+
+
+@pytest.mark.parametrize(
+  ("setting", "backend", "environment", "changed"),
+  [
+    ("auto", "cpu", None, {}),
+    ("auto", "tpu", None, {"jax_compilation_cache_dir": "/caches/gmsrm_jax"}),
+    ("mine", "cpu", None, {"jax_compilation_cache_dir": "mine"}),
+    ("mine", "gpu", "theirs", {}),
+    ("off", "gpu", None, {"jax_enable_compilation_cache": False}),
+  ],
+)
+def test_compiled_programs_are_kept_where_that_is_safe(setting, backend, environment, changed, monkeypatch):
+  seen = {}
+  monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  if environment is not None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
+  monkeypatch.setattr(jax.config, "update", seen.__setitem__)
+  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  platform.use_compile_cache(setting)
+  assert seen == changed
+
+
+def test_a_process_alone_returns_its_code_and_one_of_several_that_fails_does_not_wait(monkeypatch):
+  parted = []
+  monkeypatch.setattr("os._exit", sys.exit)  # which a test survives
+  monkeypatch.setattr("jax.distributed.shutdown", lambda: parted.append(True))
+  assert platform.leave(2) == 2
+  monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+  assert platform.leave(2, together=True) == 2 and parted == [True]
+  with pytest.raises(SystemExit, match="3"):
+    platform.leave(3)
+  assert parted == [True]
+
+
+def test_only_what_says_that_another_process_is_gone_counts_as_that():
+  assert platform.lost_another(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+  assert not platform.lost_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+  assert not platform.lost_another(ValueError("Connection"))
