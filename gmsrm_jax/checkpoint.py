@@ -286,7 +286,7 @@ def _kind(error: Exception) -> type[Exception]:
 def _silence() -> None:
   """Keeps Orbax's own reports off the console: each failure is reported once, in one line, by this module.
 
-  After a failure TensorStore's threads still call the event loop that Orbax has closed, and Python prints what they get.
+  After a failure TensorStore's threads still call the event loop that Orbax has closed, and Python prints it.
   """
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   if getattr(sys.excepthook, "__name__", "") != "_without_closed_loops":
