@@ -8,7 +8,7 @@ import logging
 import pathlib
 import shutil
 import sys
-from types import TracebackType
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -284,20 +284,25 @@ def _kind(error: Exception) -> type[Exception]:
 
 
 def _silence() -> None:
-  """Keeps Orbax's own reports off the console: each failure is reported once, in one line, by this module."""
+  """Keeps Orbax's own reports off the console: each failure is reported once, in one line, by this module.
+
+  After a failure TensorStore's threads still call the event loop that Orbax has closed, and Python prints it.
+  """
   logging.getLogger("absl").setLevel(logging.CRITICAL)
-  if sys.excepthook is not _without_closed_loops:
-    _previous_hook.append(sys.excepthook)
-    sys.excepthook = _without_closed_loops
+  if getattr(sys.excepthook, "__name__", "") != "_without_closed_loops":
+    sys.excepthook = _filtered(sys.excepthook, lambda kind, error, trace: error)
+  if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
+    sys.unraisablehook = _filtered(sys.unraisablehook, lambda report: report.exc_value)
 
 
-_previous_hook: list[Any] = []
+def _filtered(hook: Callable[..., Any], error_of: Callable[..., Any]) -> Callable[..., None]:
+  """A hook for exceptions that nobody can catch, without those of a closed event loop."""
 
+  def _without_closed_loops(*report: Any) -> None:
+    if str(error_of(*report)) != "Event loop is closed":
+      hook(*report)
 
-def _without_closed_loops(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-  """Drops what TensorStore's threads say when Orbax has closed the event loop that waited for them, after a failure."""
-  if not (kind is RuntimeError and str(error) == "Event loop is closed"):
-    _previous_hook[-1](kind, error, trace)
+  return _without_closed_loops
 
 
 def with_shardings(config: Config, stage: str, mesh: Mesh) -> TrainState:
