@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.chunks import chunked
-from gmsrm_jax.config import EvalConfig
+from gmsrm_jax.config import EvalConfig, names_in
 from gmsrm_jax.models.blocks import push_pull_fill
 
 Images = UInt8[np.ndarray, "b h w 3"]
@@ -80,4 +80,4 @@ def baselines(config: EvalConfig) -> dict[str, Fill]:
     "initial": ("initial fill", initial_fill),
     "mean": ("mean fill", mean_fill),
   }
-  return dict(known[name] for name in config.baseline_names)
+  return dict(known[name] for name in names_in(config.baselines))

@@ -92,6 +92,11 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
   require(value in choices, f"{name}={value!r} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
 
 
+def names_in(text: str) -> list[str]:
+  """The names that a setting lists with commas between."""
+  return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def suggest(name: str, choices: Sequence[str]) -> str:
   """`did you mean 'x'? ` for the closest choice, or nothing when none is close."""
   close = difflib.get_close_matches(name, choices, n=1)
@@ -339,9 +344,10 @@ class EvalConfig:
 
   def __post_init__(self):
     one_of("eval.protocol", self.protocol, PROTOCOLS)
-    for name in self.baseline_names:
+    baselines = names_in(self.baselines)
+    for name in baselines:
       one_of("eval.baselines", name, BASELINES)
-    repeated = sorted({name for name in self.baseline_names if self.baseline_names.count(name) > 1})
+    repeated = sorted({name for name in baselines if baselines.count(name) > 1})
     require(not repeated, f"eval.baselines={self.baselines!r} names {', '.join(repeated)} twice: name each once")
     _not_negative("eval.bootstrap_seed", self.bootstrap_seed)
     _positive("eval.batch_size", self.batch_size)
@@ -350,11 +356,6 @@ class EvalConfig:
     _not_negative("eval.mask_dilate", self.mask_dilate)
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
     _positive("eval.telea_radius", self.telea_radius)
-
-  @property
-  def baseline_names(self) -> tuple[str, ...]:
-    """The names in `baselines`."""
-    return tuple(name.strip() for name in self.baselines.split(",") if name.strip())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,7 +215,7 @@ def test_inverted_masks_are_turned_by_a_flag(copied, tmp_path, report):
     ("no holes", ["no mask of --masks=", "has a hole (white is hole)"]),
     ("twins", ["--inpainted", "share the name 'a'", "rename one"]),
     ("broken", ["filled/a.png cannot be decoded", "replace the file"]),
-    ("too small", ["protocol=ours needs pictures of at least 32x32", "20x30"]),
+    ("too small", ["protocol=ours needs pictures of at least 32x32", "30x20"]),
   ],
 )
 def test_what_cannot_be_scored_is_one_line_and_exit_code_2(case, parts, copied, tmp_path, capsys):
