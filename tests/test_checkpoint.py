@@ -65,7 +65,9 @@ def save(saved, step, quality=None, size=200_000):
 
 
 def steps(tmp_path, stage="inpaint"):
-  return sorted(int(path.name) for path in (tmp_path / "checkpoints" / stage).iterdir())
+  """Those that are whole; what a failed save left is removed in the background."""
+  names = [path.name for path in (tmp_path / "checkpoints" / stage).iterdir()]
+  return sorted(int(name) for name in names if name.isdigit())
 
 
 def damage(tmp_path, step):

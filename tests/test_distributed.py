@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -137,12 +138,27 @@ def test_processes_that_do_not_agree_end_with_one_line_each_before_anything_is_w
     (("here", 2, 0), "--coordinator=here is no address: give HOST:PORT"),
     (("here:1234", 2, None), "--coordinator=here:1234 needs --num_processes and --process_id"),
     (("here:1234", 2, 2), "--process_id=2 is out of range: give 0 to 1 with --num_processes=2"),
-    (("auto", None, None), "--coordinator=auto: .* give --coordinator=HOST:PORT, --num_processes and --process_id"),
   ],
 )
 def test_incomplete_flags_are_refused_with_the_way_out(arguments, message):
   with pytest.raises(ConfigError, match=message):
     distributed.start("cpu", *arguments)
+
+
+def test_where_nothing_tells_of_other_processes_auto_is_refused():
+  # In a process of its own: here JAX may have started its back end already.
+  done = subprocess.run(
+    [sys.executable, str(ROOT / "run.py"), "--platform=cpu", "--coordinator=auto"],
+    env={key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "OMPI_", "KUBERNETES_"))},
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+  assert done.returncode == 2
+  assert re.fullmatch(
+    r"error: --coordinator=auto: .* give --coordinator=HOST:PORT, --num_processes and --process_id\n", done.stderr
+  )
 
 
 def test_what_differs_is_named_and_the_rest_is_counted(monkeypatch):
