@@ -11,6 +11,9 @@ from typing import Any
 
 from gmsrm_jax.config import SIZES, Config, ConfigError, StageConfig, one_of, require
 
+RETIRED = {"variation.probability"}
+"""Settings of older versions whose trained models work without them: what a file says of them is passed over."""
+
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
   """Applies KEY=VALUE strings with dotted keys, such as `memory.num_groups=1`.
@@ -64,6 +67,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
       given |= {f"{name}.{key}": item for key, item in value.items()}
     else:
       given[name] = value
+  given = {key: value for key, value in given.items() if key not in RETIRED}
   for key in given:
     require(key in types, _unknown_setting(key))
   for key, default in _defaults().items():

@@ -133,6 +133,15 @@ def test_a_setting_that_an_older_version_did_not_know_takes_its_default(config):
   assert settings.from_dict(tree) == dataclasses.replace(config, eval=config_lib.EvalConfig())
 
 
+def test_a_setting_that_was_retired_is_passed_over_in_a_file_but_not_on_the_command_line(config):
+  tree = json.loads(json.dumps(settings.to_dict(config)))
+  tree["variation"]["probability"] = 0.5
+  assert settings.from_dict(tree) == config
+  assert not settings.RETIRED & set(settings.setting_types())
+  with pytest.raises(ConfigError, match="unknown setting 'variation.probability'"):
+    settings.override(config, ["variation.probability=0.5"])
+
+
 def test_differences_name_each_changed_setting(config):
   changed = settings.override(config, ["memory.num_groups=1", "run.seed=7"])
   assert settings.differences(config, changed) == ["memory.num_groups: 16 -> 1", "run.seed: 0 -> 7"]
