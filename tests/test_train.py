@@ -95,7 +95,7 @@ def finish(cache: pathlib.Path, *flags: str, devices: int = 1) -> subprocess.Com
   """The same, until it ends."""
   process = start(cache, *flags, devices=devices)
   try:
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=500)
   except subprocess.TimeoutExpired:
     process.kill()
     raise
