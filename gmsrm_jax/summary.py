@@ -22,6 +22,11 @@ def _by_image(scores: Scores, method: str, metric: str) -> np.ndarray:
   return np.array([np.mean(found[name]) for name in sorted(found)])
 
 
+def _interval(values: np.ndarray, seed: int) -> list[float] | None:
+  """None of one image: drawn again and again it says nothing of others."""
+  return list(bootstrap.interval(values, seed)) if len(values) > 1 else None
+
+
 def summarise(scores: Scores, seed: int) -> tuple[Tree, Tree]:
   """Means, and 95 % bootstrap intervals over images, by method, bucket (and 'all') and metric."""
   means: Tree = {method: {} for method in scores.values}
@@ -29,11 +34,11 @@ def summarise(scores: Scores, seed: int) -> tuple[Tree, Tree]:
   for method, buckets in scores.values.items():
     for bucket, values in buckets.items():
       means[method][bucket] = metrics.Sums.of(values).finalise()
-      intervals[method][bucket] = {name: list(bootstrap.interval(array, seed)) for name, array in values.items()}
+      intervals[method][bucket] = {name: _interval(array, seed) for name, array in values.items()}
     names = next(iter(buckets.values())).keys()
     joined = {name: np.concatenate([values[name] for values in buckets.values()]) for name in names}
     means[method][ALL] = metrics.Sums.of(joined).finalise()
-    intervals[method][ALL] = {name: list(bootstrap.interval(_by_image(scores, method, name), seed)) for name in names}
+    intervals[method][ALL] = {name: _interval(_by_image(scores, method, name), seed) for name in names}
   return means, intervals
 
 

@@ -172,7 +172,9 @@ def test_one_picture_has_no_distance_of_sets(copied, tmp_path):
     (copied / "filled" / f"{name}.png").unlink()
   found = evaluate(copied, tmp_path / "out")
   assert found["images"][ALL] == 1 and found["distribution"]["filled"][ALL] == {}
-  assert "one picture is no set" in (tmp_path / "out" / "report.md").read_text()
+  text = (tmp_path / "out" / "report.md").read_text()
+  assert "one picture is no set" in text
+  assert "| *95 % interval* | – |" in text
 
 
 def test_16_bits_and_alpha_are_converted_by_the_stated_rule(copied, tmp_path, report):
