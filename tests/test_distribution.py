@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
+from sklearn.svm import LinearSVC
 
 from gmsrm_jax import distribution
 from gmsrm_jax.bootstrap import interval
@@ -123,9 +124,8 @@ def test_kid_is_unbiased_and_its_error_is_the_spread_of_repetitions():
 
 
 def test_ids_are_those_of_scikit_learn():
-  svm = pytest.importorskip("sklearn.svm")
   real, fake = draw(300, 6, width=6), draw(300, 7, width=6, shift=0.2)
-  machine = svm.LinearSVC(dual=False)
+  machine = LinearSVC(dual=False)
   machine.fit(np.concatenate((real, fake)).astype(np.float64), np.array([1] * 300 + [0] * 300))
   found = distribution.ids(fake, real)
   score = machine.score(np.concatenate((real, fake)), np.array([1] * 300 + [0] * 300))
