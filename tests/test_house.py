@@ -26,7 +26,7 @@ LAYERS = (
   (
     *("models", "data", "losses", "variation", "metrics", "features", "protocols", "distribution", "bootstrap"),
     *("optim", "sharding", "writer", "platform", "windows", "photos", "pairs", "provenance", "published"),
-    *("stopping", "profiling"),
+    *("stopping", "profiling", "chips"),
   ),
   ("state", "checkpoint", "accumulation", "distributed"),
   ("steps",),
