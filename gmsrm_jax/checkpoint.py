@@ -286,13 +286,21 @@ def _kind(error: Exception) -> type[Exception]:
 def _silence() -> None:
   """Keeps Orbax's own reports off the console: each failure is reported once, in one line, by this module.
 
-  After a failure TensorStore's threads still call the event loop that Orbax has closed, and Python prints it.
+  After a failure TensorStore's threads still call the event loop that Orbax has closed, and Python prints it; and of
+  all the arrays that could not be read Orbax asks one for its error, so asyncio prints some of the others.
   """
   logging.getLogger("absl").setLevel(logging.CRITICAL)
+  logging.getLogger("asyncio").addFilter(_is_news)
   if getattr(sys.excepthook, "__name__", "") != "_without_closed_loops":
     sys.excepthook = _filtered(sys.excepthook, lambda kind, error, trace: error)
   if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
     sys.unraisablehook = _filtered(sys.unraisablehook, lambda report: report.exc_value)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+  """Whether a record is anything but an error of TensorStore that nobody asked for."""
+  error = record.exc_info[1] if record.exc_info else None
+  return not ("never retrieved" in record.getMessage() and "tensorstore" in str(error))
 
 
 def _filtered(hook: Callable[..., Any], error_of: Callable[..., Any]) -> Callable[..., None]:

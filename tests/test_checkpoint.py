@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import gc
 import resource
 import shutil
 
@@ -103,6 +105,22 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(tmp_pat
   lines = capfd.readouterr().err.splitlines()
   assert len(lines) == 2 and all(line.startswith("warning: checkpoint ") for line in lines)
   assert "6 is damaged" in lines[0] and "step 4 is used" in lines[0] and "step 2 is used" in lines[1]
+
+
+@pytest.mark.parametrize(("error", "shown"), [("OUT_OF_RANGE: ... [tensorstore_spec='{...}']", 0), ("a bug", 1)])
+def test_of_arrays_that_nobody_waits_for_any_more_no_error_is_printed(open_checkpointer, caplog, error, shown):
+  open_checkpointer()
+
+  async def read():
+    raise ValueError(error)
+
+  async def read_and_forget():
+    asyncio.ensure_future(read())
+    await asyncio.sleep(0)
+
+  asyncio.run(read_and_forget())
+  gc.collect()  # asyncio prints it when the task is gone
+  assert len([record for record in caplog.records if record.name == "asyncio"]) == shown
 
 
 def test_without_an_older_one_a_damaged_checkpoint_is_refused_and_stays(tmp_path, open_checkpointer):
