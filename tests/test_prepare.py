@@ -118,6 +118,27 @@ def test_the_builders_prepare_the_same_in_the_way_of_tfds(tmp_path):
   np.testing.assert_array_equal(opened(tmp_path / "ours", "train")[5].image, expected)
 
 
+def test_where_nothing_is_compressed_every_image_is_read_without_loss(tmp_path):
+  source = paris(tmp_path / "paris", places=4)
+  for name in ("png", "bmp"):
+    prepare.prepare(configured(source, "data.stored_side=32", f"data.stored_format={name}"), str(tmp_path / name))
+  (tmp_path / "small").mkdir()
+  Image.new("RGB", (8, 9), (1, 2, 3)).save(tmp_path / "small" / "a.png")
+  Image.new("RGB", (8, 9), (4, 5, 6)).save(tmp_path / "small" / "b.png")
+  prepare.prepare(configured(tmp_path / "small", "data.stored_format=bmp"), str(tmp_path / "all"))
+  for folder in ("bmp", "all"):  # the small one would keep its bytes in another format
+    stored = opened(tmp_path / folder, "train").stored
+    assert {stored.open(index).getvalue()[:2] for index in range(len(stored.names))} == {b"BM"}
+  for split in ("train", "val"):
+    lossless, plain = (opened(tmp_path / name, split) for name in ("png", "bmp"))
+    assert lossless.names == plain.names
+    for a, b in zip(lossless, plain, strict=True):
+      np.testing.assert_array_equal(a.image, b.image)
+    # TFDS's own reader sees the same.
+    theirs = tfds.builder_from_directory(tmp_path / "bmp").as_data_source(split)
+    np.testing.assert_array_equal(theirs[0]["image"], plain[0].image)
+
+
 @pytest.mark.parametrize(
   ("layout", "name"),
   [("paris", "paris_street_view"), ("celebahq", "celeba_hq_folder"), ("places2", "places2_folder")],

@@ -51,18 +51,18 @@ def _as_it_is(data: bytes) -> bool:
 
 
 def encoded(file: Path | io.BytesIO, side: int, image_format: str) -> bytes:
-  """An image file with a short side of at most `side`, as JPEG or PNG.
+  """An image file with a short side of at most `side`, as JPEG, PNG or BMP.
 
-  What needs no change keeps its bytes, and so every pixel.
+  What needs no change keeps its bytes, and so every pixel; but where BMP is wanted everything is BMP.
 
   Raises:
     Exception: as `decode`.
   """
   data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
   image = sources.decode(io.BytesIO(data))
-  if min(image.shape[:2]) <= side and _as_it_is(data):
+  if image_format != "bmp" and min(image.shape[:2]) <= side and _as_it_is(data):
     return data
-  options = {"jpeg": {"quality": JPEG_QUALITY}, "png": {}}[image_format]
+  options = {"jpeg": {"quality": JPEG_QUALITY}, "png": {}, "bmp": {}}[image_format]
   buffer = io.BytesIO()
   Image.fromarray(_shrunk(image, side)).save(buffer, image_format, **options)
   return buffer.getvalue()
