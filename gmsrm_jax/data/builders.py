@@ -26,6 +26,9 @@ from gmsrm_jax.data import sources
 from gmsrm_jax.data.records import Records
 
 JPEG_QUALITY = 95
+# One image a group, as grain wants it for random access. Brotli, the default, gains nothing on JPEG and PNG; to undo it
+# takes longer than to read a BMP.
+_RECORDS = "group_size:1,uncompressed"
 _MIN_IMAGES, _MAX_IMAGES, _SHARDS = 8, 1024, 64
 
 
@@ -97,7 +100,7 @@ class Shard:
     bad: dict[str, str] = {}
     names, sizes, features = [], [], _features()
     try:
-      writer = array_record_module.ArrayRecordWriter(path, "group_size:1")  # as grain wants it for random access
+      writer = array_record_module.ArrayRecordWriter(path, _RECORDS)
       for name, example in self.examples(bad):
         writer.write(features.serialize_example(example))
         names.append(name)
