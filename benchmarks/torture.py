@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -120,29 +121,38 @@ def wait_for(processes: list[subprocess.Popen[str]], seconds: float) -> None:
       process.wait()
 
 
+def position(workdir: pathlib.Path) -> int:
+  """Steps of both stages that the log tells of."""
+  lines = (workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
+  whole = [json.loads(line) for line in lines if line.endswith("\n")]
+  return len({(record["stage"], record["step"]) for record in whole})
+
+
 def kill_once(
   processes: list[subprocess.Popen[str]], workdir: pathlib.Path, number: int, rng: random.Random, inside: bool
 ) -> str:
-  """Waits for progress, then for a random moment or for a save, and kills one of the processes."""
+  """Waits for some steps, then for a random moment or for a save, and kills one of the processes."""
   log = workdir / "metrics.jsonl"
   before = log.stat().st_mtime_ns if log.exists() else 0
   deadline = time.monotonic() + 1200
   early = rng.random() < 0.2  # now and then before the first step
-  pause = rng.uniform(0, 6 if early else 1.5)
-  while not early and not (log.exists() and log.stat().st_mtime_ns > before and log.read_text()):
-    if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
-      break
-    time.sleep(0.005)
+
+  def until(true: Callable[[], bool]) -> None:
+    while not true() and time.monotonic() < deadline and all(process.poll() is None for process in processes):
+      time.sleep(0.005)
+
+  if early:
+    time.sleep(rng.uniform(0, 6))
+  else:
+    # The log is rewritten once the checkpoint is read, and grows from there.
+    until(lambda: log.exists() and log.stat().st_mtime_ns > before)
+    steps = position(workdir) + rng.randint(0, 12) if log.exists() else 0
+    until(lambda: position(workdir) >= steps)
   moment = "at random"
   if inside and not early:
-    ends = time.monotonic() + 5
-    while time.monotonic() < ends:
-      if list(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*")):
-        moment = "inside a save"
-        time.sleep(rng.uniform(0, 0.02))
-        break
-  else:
-    time.sleep(pause)
+    until(lambda: bool(list(workdir.glob("checkpoints/*/*.orbax-checkpoint-tmp*"))))
+    moment = "inside a save"
+    time.sleep(rng.uniform(0, 0.02))
   victim = rng.choice(processes)
   if victim.poll() is None:
     victim.send_signal(number)
