@@ -15,7 +15,17 @@ from typing import NoReturn
 
 import experiments
 from gmsrm_jax import platform, settings
-from gmsrm_jax.config import FORMATS, STRATEGIES, Config, ConfigError, EvalConfig, SharedError, require, suggest
+from gmsrm_jax.config import (
+  FORMATS,
+  STRATEGIES,
+  WEIGHT_TYPES,
+  Config,
+  ConfigError,
+  EvalConfig,
+  SharedError,
+  require,
+  suggest,
+)
 
 _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
@@ -25,7 +35,7 @@ MODES = {  # mode to the flags it reads
   | {"images", "masks", "mask_invert", "mask_dilate", "output", "format", "contact_sheet"}
   | {"checkpoint", "num_samples", "seed", "strategy"},
   "masks": _COMMON | {"set", "output"},
-  "export": _COMMON | {"output", "checkpoint"},
+  "export": _COMMON | {"output", "checkpoint", "weights"},
   "check": {"experiment", "platform", "mode", "set"},
   "prepare": {"experiment", "platform", "mode", "set", "output"},
   "serve": _COMMON | {"checkpoint", "host", "port"},
@@ -67,8 +77,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument(
     "--output", metavar="DIR", help="where the results go (inpaint, evaluate, prepare, masks, export)"
   )
+  inpaint.add_argument("--weights", metavar="|".join(WEIGHT_TYPES), help="export: type in the file (default: float32)")
   inpaint.add_argument(
-    "--checkpoint", metavar="DIR", help="weights to use instead of the newest (also: evaluate, export, serve)"
+    "--checkpoint", metavar="DIR", help="folder of other weights: of a run, or exported (also: evaluate, export, serve)"
   )
   inpaint.add_argument("--num_samples", metavar="N", type=int, help="fills per photograph (default: 1)")
   inpaint.add_argument("--seed", metavar="S", type=int, help="another seed draws other samples 1, 2 ... (default: 0)")
@@ -124,6 +135,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     require(
       flags.seed == 0 or flags.num_samples > 1,
       f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
+    )
+  if flags.mode == "export":
+    flags.weights = flags.weights or "float32"
+    require(
+      flags.weights in WEIGHT_TYPES,
+      f"--weights={flags.weights} is unknown: {suggest(flags.weights, WEIGHT_TYPES)}choose from "
+      f"{', '.join(WEIGHT_TYPES)}",
     )
   if flags.mode == "serve":
     flags.host = flags.host or "127.0.0.1"
@@ -239,7 +257,7 @@ def dispatch(flags: argparse.Namespace) -> None:
     platform.check(flags.platform)
     from gmsrm_jax import export
 
-    export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output)
+    export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output, dtype=flags.weights)
   elif flags.mode == "check":
     config = settings.override(experiment, flags.set or [])
     platform.check(flags.platform)

@@ -29,6 +29,9 @@ STRATEGIES = ("auto", "full", "crop", "resize")
 FORMATS = ("keep", "png")
 """File formats of a filled picture: that of its own file, or PNG."""
 
+WEIGHT_TYPES = ("float32", "float16")
+"""What weights can be exported as."""
+
 PROTOCOLS = ("ours", "edgeconnect", "aotgan", "hint", "mat", "spl")
 """Ways to score a picture: ours, and those of papers whose rows stand beside it (see `protocols.py`)."""
 

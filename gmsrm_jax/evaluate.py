@@ -16,9 +16,8 @@ import numpy as np
 from gmsrm_jax import instruments, metrics, provenance
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.baselines import Fill, baselines
-from gmsrm_jax.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.chunks import chunked
-from gmsrm_jax.config import BUCKETS, Config, bucket_name, require
+from gmsrm_jax.config import BUCKETS, Config, bucket_name
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.data.evaluation_masks import masks_sha256
 from gmsrm_jax.folders import FolderResults
@@ -27,8 +26,8 @@ from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
 from gmsrm_jax.protocols import PROTOCOLS
 from gmsrm_jax.report import REPORT, make_report, write_report
 from gmsrm_jax.scoring import Batch, Results, score
-from gmsrm_jax.sharding import make_mesh
-from gmsrm_jax.state import TrainState, make_networks, release_params
+from gmsrm_jax.state import make_networks
+from gmsrm_jax.weights import Weights, load_weights
 from gmsrm_jax.writer import save_panel
 
 METHOD = "GM-SRM"
@@ -73,11 +72,10 @@ class HeldOutResults:
     return Batch(bucket, names, images, masks, {title: fill(images, masks) for title, fill in self._fills.items()})
 
 
-def memory_health(config: Config, state: TrainState, evaluation: pipeline.EvaluationSet) -> dict[str, float]:
+def memory_health(config: Config, teacher: Any, generator: Any, evaluation: pipeline.EvaluationSet) -> dict[str, float]:
   """What the teacher makes of the held-out images: how many slots it uses and how well its reads can be drawn."""
   learner = make_networks(config).learner
-  teacher = state.frozen["teacher"]
-  params = {**teacher, "memory": {**teacher["memory"], "generator": release_params(state)["memory"]["generator"]}}
+  params = {**teacher, "memory": {**teacher["memory"], "generator": generator}}
 
   def recognise(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     image = image_from_uint8(images)
@@ -101,15 +99,15 @@ def memory_health(config: Config, state: TrainState, evaluation: pipeline.Evalua
   }
 
 
-def evaluate_state(config: Config, state: TrainState, evaluation: pipeline.EvaluationSet, root: pathlib.Path) -> None:
-  """Scores the averaged parameters of stage 2 and writes the report and pictures per bucket."""
+def evaluate_weights(config: Config, weights: Weights, evaluation: pipeline.EvaluationSet, root: pathlib.Path) -> None:
+  """Scores the model and writes the report and pictures per bucket."""
   PROTOCOLS[config.eval.protocol].check(config.model.image_size, config.model.image_size)
-  fills = {METHOD: make_fill(config, release_params(state)), **baselines(config.eval)}
+  fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval)}
   settings = protocol(config, evaluation)
   about: dict[str, Any] = {
     "experiment": config.name,
-    "step": int(state.step),
-    "title": f"{config.name}, step {int(state.step)}",
+    "step": weights.step,
+    "title": f"{config.name}, step {weights.step}",
     "summary": (
       f"{settings['images']} held-out images at {settings['image_size']}x{settings['image_size']}, one fixed mask per "
       f"image and bucket; all methods composited and scored as uint8. Images sha256 "
@@ -118,8 +116,8 @@ def evaluate_state(config: Config, state: TrainState, evaluation: pipeline.Evalu
     "notes": [],
     "protocol": settings,
   }
-  if "teacher" in state.frozen:
-    about["memory"] = memory_health(config, state, evaluation)
+  if weights.teacher is not None:
+    about["memory"] = memory_health(config, weights.teacher, weights.params["memory"]["generator"], evaluation)
   save_examples(config, fills, evaluation, root / "samples")
   results = HeldOutResults(config, fills, evaluation)
   _score_and_report(config, results, about, root)
@@ -169,14 +167,13 @@ def save_examples(
 
 
 def evaluate(config: Config, workdir: str, checkpoint: str | None = None, output: str | None = None) -> None:
-  """Scores the newest checkpoint of a trained folder again, or that of another folder; the report goes to `output`.
+  """Scores the newest weights of a trained folder again, or those of another folder; the report goes to `output`.
 
   Raises:
-    ConfigError: there is no checkpoint of stage 2, or it does not fit.
+    ConfigError: there are none, or they do not fit.
   """
-  root = pathlib.Path(checkpoint or workdir)
-  state = load_trained_state(config, root)
-  evaluate_state(config, state, pipeline.evaluation_set(config), pathlib.Path(output or workdir))
+  weights = load_weights(config, pathlib.Path(checkpoint or workdir))
+  evaluate_weights(config, weights, pipeline.evaluation_set(config), pathlib.Path(output or workdir))
 
 
 def evaluate_folders(
@@ -229,13 +226,3 @@ def evaluate_folders(
   }
   _score_and_report(config, results, about, pathlib.Path(output))
   print(f"report: {pathlib.Path(output) / REPORT}.md")
-
-
-def load_trained_state(config: Config, root: pathlib.Path) -> TrainState:
-  """The newest state of stage 2 in a workdir, on this process's devices."""
-  require(
-    (root / "checkpoints" / "inpaint").is_dir(),
-    f"{root} holds no checkpoint of stage 2: train there first, or name a folder that was",
-  )
-  saved = Checkpointer(str(root), "inpaint", keep=config.run.keep)
-  return saved.restore(with_shardings(config, "inpaint", make_mesh(config)), None)

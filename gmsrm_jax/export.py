@@ -1,8 +1,8 @@
 """--mode=export: the trained inpainter as StableHLO and safetensors, to be run without this project's code.
 
-Writes three files: `inpainter.stablehlo` (jax.export: any batch size, for cpu, cuda and tpu), `weights.safetensors`
-(flat names, the program's first argument) and `run_exported.py`, a complete example that needs jax,
-flatbuffers, numpy, safetensors and Pillow alone.
+Writes four files: `inpainter.stablehlo` (jax.export: any batch size, for cpu, cuda and tpu), `weights.safetensors`
+(flat names, the program's first argument), `run_exported.py`, a complete example that needs jax, flatbuffers, numpy,
+safetensors and Pillow alone, and `config.json`, with which this project reads the weights back.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Any
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 from jax import export as jax_export
 
+from gmsrm_jax import settings
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
-from gmsrm_jax.inpainter import Inpainter
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
 from gmsrm_jax.state import make_networks
+from gmsrm_jax.weights import WEIGHTS, Weights, flat_names, load_weights, save_weights
+from gmsrm_jax.writer import read_run
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS, EXAMPLE = "inpainter.stablehlo", "weights.safetensors", "run_exported.py"
+PROGRAM, EXAMPLE = "inpainter.stablehlo", "run_exported.py"
 
 _EXAMPLE = '''"""Fills the hole of a {size}x{size} picture: python run_exported.py IMAGE MASK OUTPUT [SEED].
 
@@ -55,12 +55,6 @@ Image.fromarray(np.asarray(filled)[0]).save(output)
 '''
 
 
-def flat_weights(params: Any) -> dict[str, np.ndarray]:
-  """The parameters under flat names such as 'decoder/up0/Dense_0/kernel'."""
-  flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-  return {name: np.asarray(leaf, order="C") for name, leaf in sorted(flat.items())}
-
-
 def make_program(config: Config) -> Any:
   """A function (weights, images, masks, seed, noise) -> filled.
 
@@ -72,7 +66,9 @@ def make_program(config: Config) -> Any:
   def program(
     weights: dict[str, jax.Array], images: jax.Array, masks: jax.Array, seed: jax.Array, noise: jax.Array
   ) -> jax.Array:
-    params = flax.traverse_util.unflatten_dict(weights, sep="/")
+    # Whatever they are stored as, the model computes as it did in training.
+    single = {name: leaf.astype(jnp.float32) for name, leaf in weights.items()}
+    params = flax.traverse_util.unflatten_dict(single, sep="/")
     drawn = None
     if config.variation.enabled:
       drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0]))
@@ -82,32 +78,35 @@ def make_program(config: Config) -> Any:
   return program
 
 
-def export(*, checkpoint: str | None, workdir: str, output: str) -> None:
-  """Writes the three files to `output`.
+def export(*, checkpoint: str | None, workdir: str, output: str, dtype: str) -> None:
+  """Writes the four files to `output`; `dtype`, float32 or float16, is that of the weights in their file.
 
   Raises:
     ConfigError: there is no trained model in the folder.
   """
-  inpainter = Inpainter.from_checkpoint(checkpoint or workdir)
-  write(inpainter, pathlib.Path(output))
-  print(f"weights: {inpainter.source}")
+  source = checkpoint or workdir
+  described = read_run(source)
+  config = settings.from_dict(described["config"])
+  weights = load_weights(config, pathlib.Path(source))
+  write(config, weights, described, pathlib.Path(output), dtype)
+  print(f"weights: {source}: {config.name}, step {weights.step}, as {dtype}")
   print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {output}: try python {output}/{EXAMPLE} IMAGE MASK OUTPUT")
 
 
-def write(inpainter: Inpainter, folder: pathlib.Path) -> None:
-  """Writes program, weights and example."""
+def write(config: Config, weights: Weights, described: dict[str, Any], folder: pathlib.Path, dtype: str) -> None:
+  """Writes weights with their description, program and example."""
   folder.mkdir(parents=True, exist_ok=True)
-  (folder / PROGRAM).write_bytes(exported(inpainter.config, inpainter.params))
-  safetensors.numpy.save_file(flat_weights(inpainter.params), folder / WEIGHTS)
-  size = inpainter.config.model.image_size
+  save_weights(folder, weights, described, dtype)
+  (folder / PROGRAM).write_bytes(exported(config, weights.params, dtype))
+  size = config.model.image_size
   (folder / EXAMPLE).write_text(_EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS), encoding="utf-8")
 
 
-def exported(config: Config, params: Any) -> bytes:
-  """The serialized program for all of PLATFORMS, with a symbolic batch size."""
+def exported(config: Config, params: Any, dtype: str) -> bytes:
+  """The serialized program for all of PLATFORMS, with a symbolic batch size, for weights of this type."""
   size = config.model.image_size
   (batch,) = jax_export.symbolic_shape("b")
-  abstract = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for name, leaf in flat_weights(params).items()}
+  abstract = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)) for name, leaf in flat_names(params).items()}
   arguments = (
     abstract,
     jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),

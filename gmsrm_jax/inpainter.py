@@ -17,9 +17,9 @@ from gmsrm_jax import settings, windows
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import STRATEGIES, Config, require, suggest
 from gmsrm_jax.data import sources
-from gmsrm_jax.evaluate import load_trained_state
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
-from gmsrm_jax.state import make_networks, release_params
+from gmsrm_jax.state import make_networks
+from gmsrm_jax.weights import load_weights
 from gmsrm_jax.writer import read_run
 
 Picture = PilImage.Image | np.ndarray | jax.Array
@@ -46,15 +46,17 @@ class Inpainter:
 
   @classmethod
   def from_checkpoint(cls, path: str | pathlib.Path = DEFAULT_RUN) -> Inpainter:
-    """The newest averaged weights of a run's folder; without one, those of the demo that `python run.py` trains here.
+    """The weights of a run's folder (its newest averages), or of one that `--mode=export` wrote.
+
+    Without a path: those of the demo that `python run.py` trains here.
 
     Raises:
       ConfigError: the folder holds no trained model, or a damaged one.
     """
     config = settings.from_dict(read_run(path)["config"])
-    state = load_trained_state(config, pathlib.Path(path))
+    weights = load_weights(config, pathlib.Path(path))
     size = config.model.image_size
-    return cls(config, release_params(state), f"{path}: {config.name}, {size}x{size}, step {int(state.step)}")
+    return cls(config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}, {weights.stored}")
 
   def __call__(
     self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"

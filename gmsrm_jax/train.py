@@ -24,11 +24,12 @@ from gmsrm_jax.checkpoint import Checkpointer, wait_for_all, with_shardings
 from gmsrm_jax.config import Config, SharedError, require
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.describe import describe_run, facts, finished, print_overview
-from gmsrm_jax.evaluate import evaluate_state, load_trained_state
+from gmsrm_jax.evaluate import evaluate_weights
 from gmsrm_jax.profiling import Profile
 from gmsrm_jax.report import REPORT
 from gmsrm_jax.state import TrainState, has_memory_stage, init_state, restart
 from gmsrm_jax.stopping import Stop, Stopped
+from gmsrm_jax.weights import load_state, weights_of
 from gmsrm_jax.writer import Writer
 
 # Settings that change what is written or how fast, but not what is learned: they may differ on resume.
@@ -137,7 +138,7 @@ def train(config: Config, workdir: str) -> None:
     state = sharding.local_copy(without_optimisers(state), mesh)
     stop.resume()
     if first:
-      evaluate_state(config, state, evaluation, root)
+      evaluate_weights(config, weights_of(state), evaluation, root)
 
 
 def _run_stages(run: _Run, plan: list[str]) -> TrainState:
@@ -279,7 +280,7 @@ def begin(run: _Run, stage: str, target: TrainState, iterator: Any, memory_param
   where = jax.tree.map(lambda leaf: leaf.sharding, target)
   if config.run.init_from:
     again = jax.jit(functools.partial(restart, config), out_shardings=where)
-    return again(load_trained_state(config, pathlib.Path(config.run.init_from)))
+    return again(load_state(config, pathlib.Path(config.run.init_from)))
   key = jax.random.fold_in(jax.random.key(config.run.seed), 0 if stage == "memory" else 1)
   init = jax.jit(functools.partial(init_state, config, stage), out_shardings=where)
   return compiled(init, key, memory_params)(key, memory_params)

@@ -14,10 +14,9 @@ from PIL import Image
 from test_scoring import one_device
 from test_train import finish, trained_run
 
-from gmsrm_jax import evaluate, settings, sharding, writer
+from gmsrm_jax import evaluate, settings, sharding, weights, writer
 from gmsrm_jax.config import BUCKETS, ConfigError, bucket_name
 from gmsrm_jax.data import pipeline
-from gmsrm_jax.state import release_params
 
 METHODS = ["GM-SRM", "Telea", "initial fill", "mean fill"]
 COLUMNS = [*map(bucket_name, BUCKETS), "all"]
@@ -98,12 +97,12 @@ def test_evaluating_again_repeats_the_report_elsewhere(trained, report, tmp_path
 
 
 def test_a_fill_depends_on_neither_batch_nor_devices(config, trained, monkeypatch):
-  state = evaluate.load_trained_state(config, trained.workdir)
+  params = weights.load_weights(config, trained.workdir).params
   evaluation = pipeline.evaluation_set(config)
 
   def filled(batch_size):
     smaller = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch_size))
-    fills = {"model": evaluate.make_fill(config, release_params(state))}
+    fills = {"model": evaluate.make_fill(config, params)}
     return list(evaluate.HeldOutResults(smaller, fills, evaluation).batches())
 
   whole = filled(3)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +17,9 @@ import skimage.data
 from PIL import Image
 from test_inpainter_api import noisy_model
 
-from gmsrm_jax import export
+from gmsrm_jax import Inpainter, evaluate, export, settings
+from gmsrm_jax.config import ConfigError
+from gmsrm_jax.weights import WEIGHTS, Weights, load_weights
 
 PHOTO = skimage.data.astronaut()
 
@@ -24,11 +29,20 @@ def model():
   return noisy_model()
 
 
+def written(model, folder, dtype="float32"):
+  described = {"config": settings.to_dict(model.config), "splits": {"train": "x", "val": "y"}, "commit": "c"}
+  export.write(model.config, Weights(model.params, 7), described, folder, dtype)
+  return folder
+
+
 @pytest.fixture(scope="module")
 def folder(model, tmp_path_factory):
-  folder = tmp_path_factory.mktemp("exported")
-  export.write(model, folder)
-  return folder
+  return written(model, tmp_path_factory.mktemp("exported"))
+
+
+@pytest.fixture(scope="module")
+def half(model, tmp_path_factory):
+  return written(model, tmp_path_factory.mktemp("half"), "float16")
 
 
 def _pictures(count, size):
@@ -43,7 +57,7 @@ def test_the_program_gives_the_models_pixels_for_any_batch(model, folder, count)
   images, masks = _pictures(count, model.config.model.image_size)
   program = jax.export.deserialize((folder / export.PROGRAM).read_bytes())
   assert program.platforms == export.PLATFORMS
-  weights = safetensors.numpy.load_file(folder / export.WEIGHTS)
+  weights = safetensors.numpy.load_file(folder / WEIGHTS)
   plain = np.asarray(program.call(weights, images, masks, np.uint32(0), np.float32(0)))
   np.testing.assert_array_equal(plain[masks[..., 0] == 0], images[masks[..., 0] == 0])
   assert np.abs(plain.astype(int) - model(images, masks)).max() <= 1
@@ -53,7 +67,7 @@ def test_the_program_gives_the_models_pixels_for_any_batch(model, folder, count)
 
 
 def test_the_weights_are_complete_and_named_by_their_place(model, folder):
-  weights = safetensors.numpy.load_file(folder / export.WEIGHTS)
+  weights = safetensors.numpy.load_file(folder / WEIGHTS)
   assert sum(leaf.size for leaf in weights.values()) == sum(leaf.size for leaf in jax.tree.leaves(model.params))
   np.testing.assert_array_equal(weights["memory/codebook/keys"], model.params["memory"]["codebook"]["keys"])
 
@@ -70,3 +84,54 @@ def test_the_example_runs_in_a_process_that_cannot_import_the_project(model, fol
   assert done.returncode == 0, done.stderr
   filled = np.asarray(Image.open(tmp_path / "out.png"))
   assert np.abs(filled.astype(int) - model(images[0], masks[0])).max() <= 1
+
+
+def test_what_was_exported_is_a_model_again(model, folder, half):
+  images, masks = _pictures(1, model.config.model.image_size)
+  again = Inpainter.from_checkpoint(folder)
+  assert again.config == model.config and "step 7" in again.source and "float32" in again.source
+  np.testing.assert_array_equal(again(images, masks), model(images, masks))
+  smaller = Inpainter.from_checkpoint(half)
+  assert "float16" in smaller.source
+  assert np.abs(smaller(images, masks).astype(int) - model(images, masks)).max() <= 1
+  assert (half / WEIGHTS).stat().st_size < 0.55 * (folder / WEIGHTS).stat().st_size
+  # The program takes them as they are.
+  program = jax.export.deserialize((half / export.PROGRAM).read_bytes())
+  weights = safetensors.numpy.load_file(half / WEIGHTS)
+  filled = np.asarray(program.call(weights, images, masks, np.uint32(0), np.float32(0)))
+  assert np.abs(filled.astype(int) - smaller(images, masks)).max() <= 1
+
+
+def test_exported_weights_are_those_that_are_scored(model, folder):
+  images, masks = _pictures(2, model.config.model.image_size)
+  fill = evaluate.make_fill(model.config, load_weights(model.config, folder).params)
+  np.testing.assert_array_equal(fill(images, masks), model(images, masks))
+
+
+def copy(folder, target):
+  return pathlib.Path(shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.stablehlo")))
+
+
+def test_damaged_weights_are_one_line(folder, tmp_path):
+  cut = copy(folder, tmp_path / "cut")
+  (cut / WEIGHTS).write_bytes((cut / WEIGHTS).read_bytes()[:-100])
+  with pytest.raises(ConfigError, match=r"weights.safetensors cannot be read \(.*\): restore it"):
+    Inpainter.from_checkpoint(cut)
+  other = copy(folder, tmp_path / "other")
+  described = json.loads((other / "config.json").read_text())
+  described["config"]["memory"]["slots_per_group"] *= 2
+  (other / "config.json").write_text(json.dumps(described))
+  with pytest.raises(ConfigError, match="does not fit its configuration .*memory/codebook/"):
+    Inpainter.from_checkpoint(other)
+  stepless = copy(folder, tmp_path / "stepless")
+  del (described := json.loads((stepless / "config.json").read_text()))["step"]
+  (stepless / "config.json").write_text(json.dumps(described))
+  with pytest.raises(ConfigError, match="does not name the step"):
+    Inpainter.from_checkpoint(stepless)
+
+
+def test_weights_too_large_for_half_precision_are_refused(model, tmp_path):
+  large = jax.tree.map(lambda leaf: leaf + 1e5, model.params)
+  with pytest.raises(ConfigError, match="does not fit into float16: export float32"):
+    written(Inpainter(model.config, large), tmp_path, "float16")
+  assert not (tmp_path / WEIGHTS).exists()
