@@ -167,6 +167,7 @@ class MemoryConfig:
   heads: int = 4  # heads of the retrieval attention, over slot_dim
   group_temperature: float = 0.1  # initial softmax temperature on cosine scores of the anchors
   slot_temperature: float = 0.1  # initial softmax temperature on cosine scores of the keys
+  top: int = 0  # slots that a head reads, the likeliest ones; 0 reads all
   usage_decay: float = 0.99  # decay per step of the running mean of slot usage
   revive_every: int = 50  # steps of stage 1 between revivals of dead slots; 0 never
   revive_below: float = 0.05  # a slot is dead when its usage is below this share of the uniform usage
@@ -178,6 +179,10 @@ class MemoryConfig:
     require(
       self.slot_dim % self.heads == 0,
       f"memory.slot_dim={self.slot_dim} is not divisible by memory.heads={self.heads}: choose a multiple",
+    )
+    require(
+      0 <= self.top <= self.num_slots,
+      f"memory.top={self.top} is out of range: read 1 to {self.num_slots} slots, or all with 0",
     )
     _share("memory.usage_decay", self.usage_decay)
     _share("memory.revive_below", self.revive_below)

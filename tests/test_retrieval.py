@@ -9,7 +9,7 @@ import pytest
 
 from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models.codebook import Slots
-from gmsrm_jax.models.retrieval import RetrievalAttention
+from gmsrm_jax.models.retrieval import RetrievalAttention, likeliest
 
 CONFIG = MemoryConfig(
   num_groups=3, slots_per_group=4, slot_dim=8, heads=2, group_temperature=0.5, slot_temperature=0.25
@@ -167,3 +167,28 @@ def test_gradients_reach_all_that_is_learned(gradient):
 
 def test_gradients_of_a_zero_query_are_finite(gradient):
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(0.0)))
+
+
+def test_a_hard_read_takes_the_values_of_the_likeliest_slots_alone():
+  query, slots = _inputs(CONFIG)
+  soft = _retrieve(CONFIG, query, slots)
+  hard = _retrieve(dataclasses.replace(CONFIG, top=1), query, slots)
+  np.testing.assert_array_equal(hard.log_weights, soft.log_weights)
+  values = np.asarray(slots.values).reshape(CONFIG.num_slots, CONFIG.heads, -1)
+  best = np.asarray(soft.log_weights).argmax(-1)  # b n q
+  expected = np.stack([values[best[:, n], n] for n in range(CONFIG.heads)], axis=2)
+  np.testing.assert_allclose(hard.read, expected.reshape(hard.read.shape), atol=1e-6)
+  every = _retrieve(dataclasses.replace(CONFIG, top=CONFIG.num_slots), query, slots)
+  np.testing.assert_allclose(every.read, soft.read, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_the_likeliest_weights_sum_to_one_and_pass_the_gradient_to_all(count):
+  weights = jax.nn.softmax(jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32))
+  kept = likeliest(weights, count)
+  np.testing.assert_allclose(kept.sum(-1), 1, rtol=1e-6)
+  assert (np.asarray(kept > 1e-6).sum(-1) == count).all()
+  ratio = kept / weights
+  np.testing.assert_allclose(ratio.max(-1), np.sort(weights, -1)[:, -count:].sum(-1) ** -1, rtol=1e-5)
+  factors = jnp.arange(15.0).reshape(3, 5)
+  np.testing.assert_allclose(jax.grad(lambda w: jnp.sum(factors * likeliest(w, count)))(weights), factors, rtol=1e-6)

@@ -37,6 +37,13 @@ def _split_heads(x: Float[Array, "*b d"], heads: int) -> Float[Array, "*b n e"]:
   return x.astype(jnp.float32).reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
 
 
+def likeliest(weights: Float[Array, "*b s"], count: int) -> Float[Array, "*b s"]:
+  """The `count` largest weights, scaled to sum to one, the others 0; the gradient is that of all (straight-through)."""
+  least = jax.lax.top_k(weights, count)[0][..., -1:]
+  kept = jnp.where(weights >= least, weights, 0.0)
+  return weights + jax.lax.stop_gradient(kept / jnp.sum(kept, axis=-1, keepdims=True) - weights)
+
+
 class RetrievalAttention(nn.Module):
   """Multi-head attention of queries over the codebook, in float32 throughout."""
 
@@ -55,12 +62,14 @@ class RetrievalAttention(nn.Module):
     log_slot = jax.nn.log_softmax(slot_scores * slot_scale[None, :, None, None, None], axis=-1)
     log_weights = log_group[..., None] + log_slot
 
-    read = jnp.einsum("bnqgk,gknd->bqnd", jnp.exp(log_weights), _split_heads(slots.values, heads))
     batch, positions = query.shape[:2]
-    return Retrieval(
-      read=read.reshape(batch, positions, -1),
-      log_weights=log_weights.reshape(batch, heads, positions, -1),
-    )
+    log_weights = log_weights.reshape(batch, heads, positions, -1)
+    values = _split_heads(slots.values, heads).reshape(-1, heads, query.shape[-1] // heads)
+    weights = jnp.exp(log_weights)
+    if self.config.top:
+      weights = likeliest(weights, self.config.top)
+    read = jnp.einsum("bnqs,snd->bqnd", weights, values)
+    return Retrieval(read.reshape(batch, positions, -1), log_weights)
 
   def _inverse_temperature(self, name: str, initial: float) -> Float[Array, " n"]:
     """One positive scale per head, learned as its logarithm."""

@@ -1,0 +1,187 @@
+"""Which part of the model does what: trains variants that differ in one setting, and compares them image by image.
+
+  python -m benchmarks.ablation --output=DIR --experiment=paris --set model.size=small data.train=DIR data.val=DIR ...
+
+All variants see the same images, holes and steps. The same command again goes on where it was interrupted. A stage 1
+whose settings another variant shares is trained once. Differences are paired: the spread of the images drops out of
+their 95 % intervals (bootstrap over images, of each image's mean over the seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+import experiments
+from gmsrm_jax import settings
+from gmsrm_jax.bootstrap import interval
+from gmsrm_jax.config import BUCKETS, Config, bucket_name
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+METHOD = "GM-SRM"
+METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
+
+
+class Variant(NamedTuple):
+  """A row of the table."""
+
+  title: str
+  changes: tuple[str, ...]
+  seeds: int  # of the wanted ones, how many at most
+  longer: bool = False  # stage 2 has the steps of stage 1 as well
+
+
+VARIANTS = {
+  "full": Variant("full", (), 99),
+  "no_memory": Variant("no memory, as many parameters", ("memory.enabled=false",), 99),
+  "no_memory_longer": Variant("no memory, and the steps of stage 1 besides", ("memory.enabled=false",), 1, longer=True),
+  "flat": Variant("flat codebook", ("memory.num_groups=1",), 1),
+  "not_pretrained": Variant("codebook not pre-learned", ("memory.pretrain=false",), 1),
+  "no_supervision": Variant("no retrieval supervision", ("loss.retrieval=0", "loss.read=0"), 1),
+  "no_variation": Variant("no stochastic variation", ("variation.enabled=false",), 1),
+  "top_1": Variant("top-1 read", ("memory.top=1",), 1),
+}
+
+
+def changes_of(name: str, base: Config, seed: int) -> list[str]:
+  """The settings of a run; a flat codebook keeps the number of its slots."""
+  variant = VARIANTS[name]
+  changes = [*variant.changes, f"run.seed={seed}"]
+  if name == "flat":
+    changes.append(f"memory.slots_per_group={base.memory.num_slots}")
+  if variant.longer:
+    changes.append(f"stage2.steps={base.stage1.steps + base.stage2.steps}")
+  return changes
+
+
+def first_stage(config: Config) -> str:
+  """What stage 1 depends on: runs with equal text may share it. Empty where there is none."""
+  if not (config.memory.enabled and config.memory.pretrain):
+    return ""
+  whole = settings.to_dict(config)
+  of_stage_2 = {"retrieval", "read", "hole", "valid", "style", "memory_image"}
+  whole["loss"] = {name: value for name, value in whole["loss"].items() if name not in of_stage_2}
+  for name in ("stage2", "variation", "eval"):
+    del whole[name]
+  return json.dumps(whole, sort_keys=True)
+
+
+def train(flags: argparse.Namespace, runs: dict[tuple[str, int], pathlib.Path]) -> None:
+  """Trains and evaluates what is not yet."""
+  experiment = experiments.load(flags.experiment)
+  base = settings.override(experiment, flags.set)
+  trained: dict[str, pathlib.Path] = {}
+  for (name, seed), folder in runs.items():
+    changes = [*flags.set, *changes_of(name, base, seed)]
+    stage = first_stage(settings.override(experiment, changes))
+    if stage in trained and not folder.exists():
+      copy = folder.with_name(folder.name + ".incomplete")
+      shutil.rmtree(copy, ignore_errors=True)
+      shutil.copytree(trained[stage] / "checkpoints" / "memory", copy / "checkpoints" / "memory")
+      copy.rename(folder)
+    print(f"--- {folder.name}: {' '.join(changes[len(flags.set) :])}", flush=True)
+    command = [sys.executable, str(ROOT / "run.py"), f"--experiment={flags.experiment}", f"--platform={flags.platform}"]
+    subprocess.run([*command, f"--workdir={folder}", "--set", *changes], check=True)
+    if stage:
+      trained.setdefault(stage, folder)
+
+
+def scores(folder: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
+  """bucket -> metric -> image -> value of a finished run."""
+  found: dict[str, dict[str, dict[str, float]]] = {}
+  with (folder / "report.csv").open(encoding="utf-8", newline="") as file:
+    for row in csv.DictReader(file):
+      if row["method"] == METHOD:
+        for metric in METRICS:
+          found.setdefault(row["bucket"], {}).setdefault(metric, {})[row["image"]] = float(row[metric])
+  return found
+
+
+def per_image(folders: Sequence[pathlib.Path], bucket: str, metric: str) -> dict[str, float]:
+  """Each image's mean over the seeds."""
+  seeds = [scores(folder)[bucket][metric] for folder in folders]
+  return {image: float(np.mean([seed[image] for seed in seeds])) for image in seeds[0]}
+
+
+def compare(runs: dict[tuple[str, int], pathlib.Path]) -> dict[str, dict[str, dict[str, dict[str, object]]]]:
+  """variant -> bucket -> metric -> mean, seeds, and what the full model has more, with the interval of that."""
+  names = list(dict.fromkeys(name for name, _ in runs))
+  table: dict[str, dict[str, dict[str, dict[str, object]]]] = {}
+  for name in names:
+    for bucket in map(bucket_name, BUCKETS):
+      row = table.setdefault(name, {}).setdefault(bucket, {})
+      for metric in METRICS:
+        # Against the full model of the same seeds.
+        seeds = [seed for other, seed in runs if other == name and ("full", seed) in runs]
+        mine = [runs[name, seed] for other, seed in runs if other == name]
+        values = per_image(mine, bucket, metric)
+        of_seeds = [float(np.mean(list(scores(folder)[bucket][metric].values()))) for folder in mine]
+        row[metric] = {"mean": float(np.mean(list(values.values()))), "seeds": of_seeds}
+        if name != "full" and seeds:
+          whole = per_image([runs["full", seed] for seed in seeds], bucket, metric)
+          values = per_image([runs[name, seed] for seed in seeds], bucket, metric)
+          ahead = [whole[image] - values[image] for image in whole]
+          row[metric] |= {"full_minus_this": float(np.mean(ahead)), "interval": interval(ahead)}
+      kid = [json.loads((folder / "report.json").read_text())["distribution"][METHOD] for folder in mine]
+      row["kid_vgg16"] = {"mean": float(np.mean([of[bucket]["kid_vgg16"] for of in kid if bucket in of]))}
+  return table
+
+
+def as_markdown(table: dict[str, dict[str, dict[str, dict[str, object]]]]) -> str:
+  """One table per metric; behind the mean stands what the full model has more, bold where its interval leaves out 0."""
+  parts = []
+  buckets = list(map(bucket_name, BUCKETS))
+  for metric, title in {**METRICS, "kid_vgg16": "KID on VGG16 features"}.items():
+    lines = [f"**{title}**", "", f"| | {' | '.join(buckets)} |", "|---" * (len(buckets) + 1) + "|"]
+    for name, rows in table.items():
+      cells = []
+      for bucket in buckets:
+        value = rows[bucket][metric]
+        cell = f"{value['mean']:.{2 if metric == 'psnr' else 3}f}"
+        if "interval" in value:
+          low, high = value["interval"]  # pyright: ignore[reportGeneralTypeIssues]
+          ahead = f"{value['full_minus_this']:+.{2 if metric == 'psnr' else 4}f}"
+          cell += f" ({f'**{ahead}**' if low > 0 or high < 0 else ahead})"
+        cells.append(cell)
+      lines.append(f"| {VARIANTS[name].title} | {' | '.join(cells)} |")
+    parts.append("\n".join(lines))
+  return "\n\n".join(parts) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Trains what is missing, then prints the tables and writes ablation.md and ablation.json."""
+  parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=(__doc__ or "").partition("\n")[0])
+  parser.add_argument("--output", required=True, metavar="DIR", help="folder of all runs and of the tables")
+  parser.add_argument("--experiment", default="demo")
+  parser.add_argument("--platform", default="auto")
+  parser.add_argument("--seeds", type=int, default=3, help="of the full model and of its twin without memory")
+  parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=list(VARIANTS))
+  parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of all runs")
+  flags = parser.parse_args(argv)
+
+  output = pathlib.Path(flags.output)
+  runs = {
+    (name, seed): output / f"{name}_{seed}"
+    for seed in range(flags.seeds)
+    for name in flags.variants
+    if seed < VARIANTS[name].seeds
+  }
+  train(flags, runs)
+  table = compare(runs)
+  text = as_markdown(table)
+  (output / "ablation.json").write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+  (output / "ablation.md").write_text(text, encoding="utf-8")
+  print(text)
+
+
+if __name__ == "__main__":
+  main()

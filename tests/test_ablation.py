@@ -1,0 +1,73 @@
+"""The ablation's bookkeeping: what differs, what may be shared, and that differences are paired."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import experiments
+from benchmarks import ablation
+from gmsrm_jax import settings
+from gmsrm_jax.config import BUCKETS, bucket_name
+
+BASE = experiments.load("paris")
+
+
+def configured(name, seed=0):
+  return settings.override(BASE, ablation.changes_of(name, BASE, seed))
+
+
+@pytest.mark.parametrize("name", ablation.VARIANTS)
+def test_a_variant_changes_what_its_title_says_and_nothing_else(name):
+  changed = {
+    line.partition("=")[0].partition(":")[0] for line in settings.differences(configured("full"), configured(name))
+  }
+  expected = {change.partition("=")[0] for change in ablation.VARIANTS[name].changes}
+  expected |= {"memory.slots_per_group"} if name == "flat" else set()
+  expected |= {"stage2.steps"} if name == "no_memory_longer" else set()
+  assert changed == expected
+
+
+def test_the_flat_codebook_is_as_large():
+  assert configured("flat").memory.num_slots == BASE.memory.num_slots
+
+
+def test_stage_1_is_shared_where_it_would_be_the_same_and_only_there():
+  stages = {name: ablation.first_stage(configured(name)) for name in ablation.VARIANTS}
+  assert stages["full"] == stages["no_supervision"] == stages["no_variation"] != ""
+  assert len({stages["full"], stages["flat"], stages["top_1"]}) == 3
+  assert stages["no_memory"] == stages["no_memory_longer"] == stages["not_pretrained"] == ""
+  assert ablation.first_stage(configured("full", seed=1)) != stages["full"]
+  changed = settings.override(BASE, ["loss.balance=0.2"])
+  assert ablation.first_stage(changed) != ablation.first_stage(BASE)
+
+
+def write_run(folder, lead):
+  """A finished run whose images are far apart, and all better by `lead` than those of a run with 0."""
+  folder.mkdir(parents=True)
+  lines = ["method,bucket,image,psnr,ssim,lpips"]
+  for bucket in map(bucket_name, BUCKETS):
+    for index, level in enumerate(np.linspace(10, 40, 12)):
+      lines.append(f"Telea,{bucket},{index}.png,1,1,1")
+      lines.append(f"GM-SRM,{bucket},{index}.png,{level + lead + 0.01 * (index % 3)},{level / 50},{0.5 - lead / 10}")
+  (folder / "report.csv").write_text("\n".join(lines) + "\n")
+  kid = {bucket_name(bucket): {"kid_vgg16": 0.25} for bucket in BUCKETS}
+  (folder / "report.json").write_text(json.dumps({"distribution": {"GM-SRM": kid}}))
+  return folder
+
+
+def test_a_small_lead_on_every_image_is_seen_although_images_differ_by_far_more(tmp_path):
+  leads = {("full", 0): 0.2, ("full", 1): 0.4, ("no_memory", 0): 0.0, ("no_memory", 1): 0.1, ("flat", 0): 0.2}
+  runs = {key: write_run(tmp_path / f"{key[0]}_{key[1]}", lead) for key, lead in leads.items()}
+  table = ablation.compare(runs)
+  row = table["no_memory"]["40-50%"]["psnr"]
+  assert row["full_minus_this"] == pytest.approx((0.2 + 0.4 - 0.0 - 0.1) / 2)
+  assert row["interval"] == pytest.approx((0.25, 0.25))
+  assert row["seeds"] == pytest.approx([25.01, 25.11])
+  # Against the full model of its own seed alone, not the mean of both.
+  assert table["flat"]["40-50%"]["psnr"]["full_minus_this"] == pytest.approx(0.0)
+  assert table["full"]["0-10%"]["psnr"]["mean"] == pytest.approx(25.31)
+  text = ablation.as_markdown(table)
+  assert "25.06 (**+0.25**)" in text and "(+0.00)" in text and "| full | 25.31 |" in text
