@@ -12,6 +12,7 @@ WORKDIR /app
 # Only what names the packages comes first, so that a change of the code does not install them again.
 COPY pyproject.toml requirements.txt README.md ./
 COPY gmsrm_jax/__init__.py gmsrm_jax/
+# hadolint ignore=DL3013
 RUN case "$PLATFORM" in \
       cpu) what="." ;; \
       gpu) what=".[cuda]" ;; \

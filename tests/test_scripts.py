@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import shlex
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 from test_train import ROOT, records, saved_arrays, start, trained_run
@@ -163,8 +163,12 @@ def trained(tmp_path_factory):
 def test_the_loop_finishes_a_run_that_was_killed(trained, tmp_path):
   workdir, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
   process = start(trained.cache, *trained.flags(workdir), before=[str(LOOP)])
-  until(lambda: (workdir / "checkpoints" / "memory" / "2").is_dir() and len(writer.read_metrics(log)) >= 2, process, 150)
-  children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout.split()
+  until(
+    lambda: (workdir / "checkpoints" / "memory" / "2").is_dir() and len(writer.read_metrics(log)) >= 2, process, 150
+  )
+  children = subprocess.run(
+    ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+  ).stdout.split()
   assert len(children) == 1
   os.kill(int(children[0]), signal.SIGKILL)
   out, err = process.communicate(timeout=300)
@@ -174,3 +178,165 @@ def test_the_loop_finishes_a_run_that_was_killed(trained, tmp_path):
   assert records(workdir) == records(trained.workdir)
   expected, actual = (saved_arrays(folder, "inpaint", 6) for folder in (trained.workdir, workdir))
   assert not [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
+
+
+# The machine's answers are in `states`, one a call; every call is written down.
+GCLOUD = """#!/usr/bin/env bash
+printf '%s\\n' "$(printf '%q ' "$@")" >>calls
+case "$*" in
+  *describe*) head -n 1 states; sed -i 1d states ;;
+  *run.code*) head -n 1 codes; sed -i 1d codes ;;
+esac
+"""
+
+
+def tpu(folder: pathlib.Path, *words: str, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+  """The script in a checkout of its own, and the calls of gcloud."""
+  script(folder / "bin" / "gcloud", GCLOUD)
+  checkout = folder / "checkout"
+  if not checkout.exists():
+    shutil.copytree(SCRIPTS, checkout / "scripts")
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a"]
+    for step in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"]):
+      subprocess.run([*git, *step], check=True)
+  for name in ("states", "codes"):
+    (checkout / name).write_text(settings.pop(name, ""))
+  (checkout / "calls").unlink(missing_ok=True)
+  values = {"NAME": "mine", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "BUCKET": "b", "POLL": "0"} | settings
+  done = subprocess.run(
+    [str(checkout / "scripts" / "tpu_vm.sh"), *words],
+    env=environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", **values),
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  return done, [shlex.split(line) for line in lines(checkout / "calls")]
+
+
+def test_the_tpu_machine_is_asked_for_with_the_software_of_its_type(tmp_path):
+  for kind, software in {"v6e-16": "v2-alpha-tpuv6e", "v5p-8": "v2-alpha-tpuv5", "v4-8": "tpu-ubuntu2204-base"}.items():
+    done, calls = tpu(tmp_path, "create", TYPE=kind, states="WAITING_FOR_RESOURCES\nACTIVE\n")
+    assert done.returncode == 0, done.stderr
+    assert calls[0][:5] == ["compute", "tpus", "queued-resources", "create", "mine"]
+    assert {f"--accelerator-type={kind}", f"--runtime-version={software}", "--node-id=mine", "--spot"} <= set(calls[0])
+    assert len(calls) == 3
+  _, calls = tpu(tmp_path, "create", SPOT="no", states="ACTIVE\n")
+  assert "--spot" not in calls[0]
+  done, _ = tpu(tmp_path, "create", states="FAILED\n")
+  assert done.returncode == 2 and "mine is FAILED" in done.stderr
+
+
+def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(tmp_path):
+  flags = ["--experiment=paris", "--set", "data.train=/mnt/bucket/my photos", "loss.hole=3"]
+  for word, arguments in (("create", []), ("setup", []), ("run", flags), ("logs", []), ("stop", []), ("delete", [])):
+    done, calls = tpu(tmp_path, "--dry-run", word, *arguments)
+    assert done.returncode == 0 and not calls, done.stderr
+    printed = [shlex.split(line) for line in done.stdout.splitlines()]
+    _, calls = tpu(tmp_path, word, *arguments, states="ACTIVE\n")
+    kept = [call for call in calls if "describe" not in call]
+    # The temporary folder of the code differs.
+    assert [c[1:5] + c[6:] for c in printed] == [c[:4] + c[5:] for c in kept], word
+
+
+def test_flags_arrive_on_every_host_as_they_were_given(tmp_path):
+  flags = ["--set", "data.train=/mnt/bucket/it's here", "--workdir=/mnt/bucket/other"]
+  _, ((*_, everywhere, command),) = tpu(tmp_path, "run", *flags)
+  assert everywhere == "--worker=all"
+  words = shlex.split(command.removeprefix("--command="))
+  assert words == ["gmsrm/scripts/tpu_host.sh", "run", "--platform=tpu", "--workdir=/mnt/bucket/runs/mine", *flags]
+
+
+@pytest.mark.parametrize(
+  ("words", "settings", "message"),
+  [
+    (["create"], {"ZONE": ""}, "ZONE is not set"),
+    (["create"], {"TYPE": "v9-8"}, "TYPE=v9-8 is not known here: set VERSION"),
+    (["create"], {"SPOT": "maybe"}, "SPOT=maybe is unknown: choose yes or no"),
+    (["crate"], {}, "'crate' is unknown: choose from create, setup"),
+    (["--dry-run", "watch"], {}, "--dry-run prints no watch"),
+  ],
+)
+def test_mistakes_are_one_line_and_code_2(words, settings, message, tmp_path):
+  done, calls = tpu(tmp_path, *words, **settings)
+  assert done.returncode == 2 and not calls
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and message in line
+
+
+def test_watching_brings_a_machine_that_was_taken_away_back_and_ends_with_the_run(tmp_path):
+  done, calls = tpu(
+    tmp_path,
+    *("watch", "--experiment=paris"),
+    states="\nPROVISIONING\nACTIVE\nACTIVE\nSUSPENDED\n\nACTIVE\nACTIVE\nACTIVE\n",
+    codes="new\nrunning\nnew\n143\n0\n",
+  )
+  assert done.returncode == 0, done.stderr
+  done_there = []
+  for call in calls:
+    for word in ("create", "delete", "scp", "setup", "run --platform=tpu"):
+      if any(word in part for part in call):
+        done_there.append(word)
+  brought = ["scp", "setup", "run --platform=tpu"]
+  assert done_there == ["create", *brought, "delete", "create", *brought, *brought]
+
+
+def test_a_run_on_a_tpu_host_outlives_the_command_and_leaves_its_code(tmp_path):
+  host = tmp_path / "gmsrm" / "scripts" / "tpu_host.sh"
+  shutil.copytree(SCRIPTS, host.parent)
+  (tmp_path / "venv").mkdir()
+  python = "#!/bin/sh\necho \"$@\"\ntrap 'sleep 0.5; exit 143' TERM\nwhile sleep 0.1; do :; done\n"
+  script(tmp_path / "venv" / "bin" / "python", python)
+
+  def do(*words: str) -> subprocess.CompletedProcess[str]:
+    there = environment(HOME=str(tmp_path))
+    return subprocess.run([str(host), *words], env=there, capture_output=True, text=True, timeout=30, check=False)
+
+  assert do("run", "--workdir=x", "--set", "a=b c").returncode == 0
+  until(lambda: lines(tmp_path / "run.log"))
+  assert lines(tmp_path / "run.log") == ["run.py --workdir=x --set a=b c"]
+  assert do("run", "--workdir=x").returncode == 2
+  assert not (tmp_path / "run.code").exists()
+  assert do("stop").returncode == 0
+  until(lambda: lines(tmp_path / "run.code"))
+  assert lines(tmp_path / "run.code") == ["143"]
+
+
+SRUN = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+trap 'sleep 0.5; exit 143' TERM
+[ "$(wc -l <"$CALLS")" != 1 ] || exit 3
+while sleep 0.1; do :; done
+"""
+
+
+def test_a_slurm_job_starts_again_and_is_submitted_again_before_its_time_is_over(tmp_path):
+  script(tmp_path / "bin" / "srun", SRUN)
+  script(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >>"$CALLS"\n')
+  calls = tmp_path / "calls"
+  slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "12", "CALLS": str(calls)}
+  process = subprocess.Popen(
+    ["bash", str(SCRIPTS / "slurm.sbatch"), "--workdir=run", "--set", "a=b"],
+    env=environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0", **slurm),
+    text=True,
+  )
+  until(lambda: len(lines(calls)) == 2, process)
+  time.sleep(0.3)
+  process.terminate()
+  assert process.wait(timeout=30) == 143
+  task = (
+    "--kill-on-bad-exit=1 --cpus-per-task=12 python run.py --platform=gpu --coordinator=auto --workdir=run --set a=b"
+  )
+  assert lines(calls) == [task, task, "requeue 4711"]
+
+
+def test_the_image_holds_what_it_copies_and_installs_what_exists():
+  text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+  copied = {name for line in text.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]}
+  assert {"run.py", "gmsrm_jax", "experiments", "pyproject.toml", "requirements.txt"} <= copied
+  kept = {line.removeprefix("!") for line in lines(ROOT / ".dockerignore") if line.startswith("!")}
+  for name in copied:
+    assert (ROOT / name).exists() and name.split("/")[0] in kept, name
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+  assert {part.split("]")[0] for part in text.split('".[')[1:]} == set(extras) == {"cuda", "tpu"}
+  assert 'ENTRYPOINT ["python", "run.py"]' in text and "USER " in text

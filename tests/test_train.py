@@ -70,9 +70,7 @@ def write_photos(folder: pathlib.Path, count: int, size: int = 96) -> None:
     Image.fromarray(crop).save(folder / f"photo{i:02d}.{'png' if i % 2 == 0 else 'jpg'}")
 
 
-def start(
-  cache: pathlib.Path, *flags: str, devices: int = 1, before: Sequence[str] = ()
-) -> subprocess.Popen[str]:
+def start(cache: pathlib.Path, *flags: str, devices: int = 1, before: Sequence[str] = ()) -> subprocess.Popen[str]:
   """run.py in a process of its own that sees so many devices; the words before are those of a launcher."""
   environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
   environment |= {
