@@ -129,8 +129,12 @@ def test_a_signal_to_the_loop_reaches_the_command_whose_code_it_ends_with(told, 
     "with open('starts', 'a') as file: print('start', file=file)\n"
     "time.sleep(60)\n"
   )
+  # Where the tests run in the background SIGINT is ignored, and a shell leaves such a signal so.
   process = subprocess.Popen(
-    [str(LOOP), sys.executable, "-c", program, "--workdir=run"], cwd=tmp_path, env=environment(PAUSE="0"), text=True
+    ["env", f"--default-signal={told}", str(LOOP), sys.executable, "-c", program, "--workdir=run"],
+    cwd=tmp_path,
+    env=environment(PAUSE="0"),
+    text=True,
   )
   until(lambda: lines(tmp_path / "starts"), process)
   process.send_signal(getattr(signal, f"SIG{told}"))
