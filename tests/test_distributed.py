@@ -148,10 +148,12 @@ def open_mpi(index: int, port: int) -> dict[str, str]:
   return where | {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
 
 
-@pytest.mark.parametrize("launcher", [slurm, open_mpi])
-def test_processes_of_a_launcher_find_each_other(launcher, trained, tmp_path):
-  # A finished run: they meet, agree that it is theirs, and have nothing to compile.
+@pytest.mark.parametrize(("launcher", "scored"), [(slurm, False), (open_mpi, True)])
+def test_processes_of_a_launcher_find_each_other(launcher, scored, trained, tmp_path):
+  # A trained run: they meet and agree that it is theirs; where it was not scored yet, the first one does it.
   shutil.copytree(trained.workdir, tmp_path / "run")
+  if not scored:
+    (tmp_path / "run" / "report.json").unlink()
   for port in range(61440, 65536):
     with socket.socket() as free, contextlib.suppress(OSError):
       free.bind(("127.0.0.1", port))
@@ -161,7 +163,9 @@ def test_processes_of_a_launcher_find_each_other(launcher, trained, tmp_path):
   for index, (code, out, err) in enumerate(ended):
     assert code == 0, out + err
     assert f"process {index} of 2 on {socket.gethostname()}: 2 of 4 devices" in out
-  assert "is finished" in ended[0][1]
+  assert ("is finished" in ended[0][1]) == scored
+  here, there = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path / "run", trained.workdir))
+  assert here["scores"] == there["scores"]
 
 
 @pytest.mark.parametrize(
