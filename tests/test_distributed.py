@@ -137,6 +137,15 @@ def test_processes_that_do_not_agree_end_with_one_line_each_before_anything_is_w
   assert not (tmp_path / "run" / "config.json").exists()
 
 
+def free_port() -> int:
+  """One of those that JAX takes under Slurm and Open MPI."""
+  for port in range(61440, 65536):
+    with socket.socket() as free, contextlib.suppress(OSError):
+      free.bind(("127.0.0.1", port))
+      return port
+  raise OSError("no port is free")
+
+
 def slurm(index: int, port: int) -> dict[str, str]:
   job = port - 61440  # JAX takes 61440 + job % 4096
   where = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1"}
@@ -148,24 +157,40 @@ def open_mpi(index: int, port: int) -> dict[str, str]:
   return where | {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
 
 
-@pytest.mark.parametrize(("launcher", "scored"), [(slurm, False), (open_mpi, True)])
-def test_processes_of_a_launcher_find_each_other(launcher, scored, trained, tmp_path):
-  # A trained run: they meet and agree that it is theirs; where it was not scored yet, the first one does it.
+@pytest.mark.parametrize("launcher", [slurm, open_mpi])
+def test_processes_of_a_launcher_find_each_other(launcher, trained, tmp_path):
+  # A finished run: they meet, agree that it is theirs, and have nothing to compile.
   shutil.copytree(trained.workdir, tmp_path / "run")
-  if not scored:
-    (tmp_path / "run" / "report.json").unlink()
-  for port in range(61440, 65536):
-    with socket.socket() as free, contextlib.suppress(OSError):
-      free.bind(("127.0.0.1", port))
-      break
+  port = free_port()
   flags = ["--coordinator=auto", *trained.flags(tmp_path / "run")]
   ended = ends(start(trained.cache, 2, [flags, flags], [launcher(index, port) for index in range(2)]))
   for index, (code, out, err) in enumerate(ended):
     assert code == 0, out + err
     assert f"process {index} of 2 on {socket.gethostname()}: 2 of 4 devices" in out
-  assert ("is finished" in ended[0][1]) == scored
-  here, there = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path / "run", trained.workdir))
-  assert here["scores"] == there["scores"]
+  assert "is finished" in ended[0][1]
+
+
+def test_one_of_several_processes_scores_on_its_own_devices():
+  program = (
+    "import numpy as np\n"
+    "from gmsrm_jax import chunks, distributed\n"
+    "distributed.start('cpu', 'auto', None, None)\n"
+    "print(chunks.chunked(lambda factor, rows: factor * rows, np.float32(2))(np.arange(5.0, dtype=np.float32)))\n"
+  )
+  port = free_port()
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", program],
+      cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"} | slurm(index, port),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  for code, out, err in ends(processes):
+    assert code == 0 and out.splitlines()[-1] == "[0. 2. 4. 6. 8.]", out + err
 
 
 @pytest.mark.parametrize(
