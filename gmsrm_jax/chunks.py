@@ -39,7 +39,9 @@ def chunked(function: Callable[..., Any], params: Any = ()) -> ByImage:
     count = len(arrays[0])
     pieces, done = collections.deque(), []
     for start in range(0, count, step):
-      pieces.append(program(placed, tuple(_padded(array[start : start + step], step) for array in arrays)))
+      rows = tuple(_padded(array[start : start + step], step) for array in arrays)
+      # Placed by hand: as one of several processes JAX splits no NumPy array, even over this process's devices alone.
+      pieces.append(program(placed, jax.device_put(rows, split)))
       if len(pieces) > 1:  # one at work, one on its way: more would only take memory
         done.append(jax.device_get(pieces.popleft()))
     done += jax.device_get(list(pieces))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,9 +27,12 @@ def trained(tmp_path_factory):
   return trained_run(tmp_path_factory.getbasetemp())
 
 
-def start(cache: pathlib.Path, devices: int, commands: list[list[str]]) -> list[subprocess.Popen[str]]:
-  """Processes that find each other through the environment, where there are several."""
-  environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
+def start(
+  cache: pathlib.Path, devices: int, commands: list[list[str]], launcher: list[dict[str, str]] | None = None
+) -> list[subprocess.Popen[str]]:
+  """Processes that find each other through JAX's variables, or those of a launcher, where there are several."""
+  others = ("JAX_", "XLA_", "SLURM_", "OMPI_", "KUBERNETES_")
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(others)}
   environment |= {
     "JAX_PLATFORMS": "cpu",
     "JAX_NUM_CPU_DEVICES": str(devices),
@@ -46,6 +51,8 @@ def start(cache: pathlib.Path, devices: int, commands: list[list[str]]) -> list[
       "JAX_NUM_PROCESSES": str(len(commands)),
       "JAX_PROCESS_ID": str(index),
     }
+    if launcher is not None:
+      several = launcher[index]
     started.append(
       subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *flags],
@@ -128,6 +135,62 @@ def test_processes_that_do_not_agree_end_with_one_line_each_before_anything_is_w
     (line,) = (line for line in err.splitlines() if TRUNCATED not in line)
     assert line.startswith(f"error: {expected}")
   assert not (tmp_path / "run" / "config.json").exists()
+
+
+def free_port() -> int:
+  """One of those that JAX takes under Slurm and Open MPI."""
+  for port in range(61440, 65536):
+    with socket.socket() as free, contextlib.suppress(OSError):
+      free.bind(("127.0.0.1", port))
+      return port
+  raise OSError("no port is free")
+
+
+def slurm(index: int, port: int) -> dict[str, str]:
+  job = port - 61440  # JAX takes 61440 + job % 4096
+  where = {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_STEP_NUM_NODES": "1"}
+  return where | {"SLURM_NTASKS": "2", "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)}
+
+
+def open_mpi(index: int, port: int) -> dict[str, str]:
+  where = {"OMPI_MCA_orte_hnp_uri": f"{(port - 61440) * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"}
+  return where | {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
+
+
+@pytest.mark.parametrize("launcher", [slurm, open_mpi])
+def test_processes_of_a_launcher_find_each_other(launcher, trained, tmp_path):
+  # A finished run: they meet, agree that it is theirs, and have nothing to compile.
+  shutil.copytree(trained.workdir, tmp_path / "run")
+  port = free_port()
+  flags = ["--coordinator=auto", *trained.flags(tmp_path / "run")]
+  ended = ends(start(trained.cache, 2, [flags, flags], [launcher(index, port) for index in range(2)]))
+  for index, (code, out, err) in enumerate(ended):
+    assert code == 0, out + err
+    assert f"process {index} of 2 on {socket.gethostname()}: 2 of 4 devices" in out
+  assert "is finished" in ended[0][1]
+
+
+def test_one_of_several_processes_scores_on_its_own_devices():
+  program = (
+    "import numpy as np\n"
+    "from gmsrm_jax import chunks, distributed\n"
+    "distributed.start('cpu', 'auto', None, None)\n"
+    "print(chunks.chunked(lambda factor, rows: factor * rows, np.float32(2))(np.arange(5.0, dtype=np.float32)))\n"
+  )
+  port = free_port()
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", program],
+      cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"} | slurm(index, port),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  for code, out, err in ends(processes):
+    assert code == 0 and out.splitlines()[-1] == "[0. 2. 4. 6. 8.]", out + err
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -69,8 +70,8 @@ def write_photos(folder: pathlib.Path, count: int, size: int = 96) -> None:
     Image.fromarray(crop).save(folder / f"photo{i:02d}.{'png' if i % 2 == 0 else 'jpg'}")
 
 
-def start(cache: pathlib.Path, *flags: str, devices: int = 1) -> subprocess.Popen[str]:
-  """run.py in a process of its own that sees so many devices."""
+def start(cache: pathlib.Path, *flags: str, devices: int = 1, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+  """run.py in a process of its own that sees so many devices; the words before are those of a launcher."""
   environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
   environment |= {
     "JAX_PLATFORMS": "cpu",
@@ -81,7 +82,7 @@ def start(cache: pathlib.Path, *flags: str, devices: int = 1) -> subprocess.Pope
     "JAX_NUM_CPU_DEVICES": str(devices),
   }
   return subprocess.Popen(
-    [sys.executable, str(ROOT / "run.py"), *flags],
+    [*before, sys.executable, str(ROOT / "run.py"), *flags],
     cwd=cache,
     env=environment,
     stdin=subprocess.DEVNULL,

@@ -1,0 +1,346 @@
+"""scripts/: the restart loop with real commands and real signals, the others with stand-ins for gcloud and srun."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+
+import pytest
+from test_train import ROOT, records, saved_arrays, start, trained_run
+
+from gmsrm_jax import writer
+
+SCRIPTS = ROOT / "scripts"
+LOOP = SCRIPTS / "keep_running.sh"
+
+
+def script(path: pathlib.Path, text: str) -> pathlib.Path:
+  path.parent.mkdir(exist_ok=True)
+  path.write_text(text)
+  path.chmod(0o755)
+  return path
+
+
+def environment(**changes: str) -> dict[str, str]:
+  return {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_", "SLURM_"))} | changes
+
+
+def lines(path: pathlib.Path) -> list[str]:
+  return path.read_text().splitlines() if path.exists() else []
+
+
+def until(happened, process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
+  deadline = time.monotonic() + seconds
+  while not happened():
+    assert process is None or process.poll() is None, process.communicate()
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+
+
+def test_scripts_are_clean():
+  shellcheck = shutil.which("shellcheck", path=f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+  if shellcheck is None:
+    pytest.skip("shellcheck is not installed: pip install -r requirements-dev.txt")
+  files = sorted(map(str, [*SCRIPTS.iterdir(), ROOT / ".ci" / "run"]))
+  done = subprocess.run([shellcheck, *files], capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stdout
+
+
+# Start N writes a line and does what word N says: ends with a code, dies of a signal, or first saves a step.
+CHILD = """#!/bin/sh
+echo start >>starts
+shift $(wc -l <starts)
+case $1 in
+  *-*) mkdir -p run/checkpoints/memory/${1#*-}; exit ${1%%-*} ;;
+  SIG*) kill -s ${1#SIG} $$; sleep 5 ;;
+  *) exit $1 ;;
+esac
+"""
+
+
+def loop(folder: pathlib.Path, *words: str, **settings: str) -> tuple[int, int, str]:
+  """The loop's code, how often it started the command, and what it said."""
+  child = script(folder / "child", CHILD)
+  done = subprocess.run(
+    [str(LOOP), str(child), "--workdir=run", *words],
+    cwd=folder,
+    env=environment(**{"PAUSE": "0"} | settings),
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  return done.returncode, len(lines(folder / "starts")), done.stderr
+
+
+@pytest.mark.parametrize(
+  ("words", "code", "starts"),
+  [
+    (["0"], 0, 1),
+    (["2", "0"], 2, 1),
+    (["1", "0"], 1, 1),
+    (["130", "0"], 130, 1),
+    (["3", "143", "SIGKILL", "SIGABRT", "SIGTERM", "0"], 0, 6),
+    (["3", "2", "0"], 2, 2),
+    (["SIGINT", "0"], 130, 1),
+  ],
+)
+def test_the_loop_starts_again_after_what_passes_and_ends_with_the_code_of_what_does_not(words, code, starts, tmp_path):
+  assert loop(tmp_path, *words, TRIES="9")[:2] == (code, starts)
+
+
+def test_the_loop_gives_up_where_no_start_leaves_a_newer_checkpoint(tmp_path):
+  code, starts, said = loop(tmp_path, "3", "3", "3", "0", TRIES="3")
+  assert (code, starts) == (3, 3)
+  assert "3 starts in a row left no newer checkpoint in run: giving up" in said
+  # 5 is newer and counts; 4 is older, and a folder that is still being written is none.
+  (tmp_path / "starts").unlink()
+  words = ["137-5", "3-4", "143-6.orbax-checkpoint-tmp", "3-7", "3", "3", "3", "0"]
+  assert loop(tmp_path, *words, TRIES="3")[:2] == (3, 7)
+
+
+def test_the_pause_grows_only_without_progress(tmp_path):
+  _, _, said = loop(tmp_path, "3", "3", "3-5", "3", "0", PAUSE="1")
+  assert [line.rsplit(" ", 2)[1] for line in said.splitlines()] == ["1", "2", "1", "2"]
+
+
+def test_the_loop_needs_to_know_the_folder(tmp_path):
+  for arguments, settings in ((["true"], {}), (["true", "--workdir=x"], {"TRIES": "many"})):
+    done = subprocess.run([str(LOOP), *arguments], env=environment(**settings), capture_output=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith(b"keep_running: error: ")
+
+
+@pytest.mark.parametrize(("told", "code"), [("TERM", 143), ("INT", 130), ("HUP", 143)])
+def test_a_signal_to_the_loop_reaches_the_command_whose_code_it_ends_with(told, code, tmp_path):
+  program = (
+    "import pathlib, signal, sys, time\n"
+    "def leave(number, frame):\n"
+    "  with open('told', 'a') as file: print(signal.Signals(number).name, file=file)\n"
+    "  time.sleep(0.5)\n"  # as long as it takes to save
+    "  sys.exit(128 + number)\n"
+    "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, leave)\n"
+    "with open('starts', 'a') as file: print('start', file=file)\n"
+    "time.sleep(60)\n"
+  )
+  # Where the tests run in the background SIGINT is ignored, and a shell leaves such a signal so.
+  process = subprocess.Popen(
+    ["env", f"--default-signal={told}", str(LOOP), sys.executable, "-c", program, "--workdir=run"],
+    cwd=tmp_path,
+    env=environment(PAUSE="0"),
+    text=True,
+  )
+  until(lambda: lines(tmp_path / "starts"), process)
+  process.send_signal(getattr(signal, f"SIG{told}"))
+  assert process.wait(timeout=60) == code
+  assert lines(tmp_path / "starts") == ["start"]
+  assert lines(tmp_path / "told") == ["SIGTERM" if told == "HUP" else f"SIG{told}"]
+
+
+def test_a_signal_in_a_pause_ends_the_loop(tmp_path):
+  child = script(tmp_path / "child", CHILD)
+  process = subprocess.Popen(
+    [str(LOOP), str(child), "--workdir=run", "3", "0"],
+    cwd=tmp_path,
+    env=environment(PAUSE="60"),
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stderr is not None and "starting again in 60 s" in process.stderr.readline()
+  time.sleep(0.3)
+  process.terminate()
+  assert process.wait(timeout=30) == 3 and lines(tmp_path / "starts") == ["start"]
+  process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+  return trained_run(tmp_path_factory.getbasetemp())
+
+
+def test_the_loop_finishes_a_run_that_was_killed(trained, tmp_path):
+  workdir, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
+  process = start(trained.cache, *trained.flags(workdir), before=[str(LOOP)])
+  until(
+    lambda: (workdir / "checkpoints" / "memory" / "2").is_dir() and len(writer.read_metrics(log)) >= 2, process, 150
+  )
+  children = subprocess.run(
+    ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
+  ).stdout.split()
+  assert len(children) == 1
+  os.kill(int(children[0]), signal.SIGKILL)
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, out + err
+  assert "ended with code 137; starting again in 5 s" in err
+  assert "resuming memory at step" in out
+  assert records(workdir) == records(trained.workdir)
+  expected, actual = (saved_arrays(folder, "inpaint", 6) for folder in (trained.workdir, workdir))
+  assert not [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
+
+
+# The machine's answers are in `states`, one a call; every call is written down.
+GCLOUD = """#!/usr/bin/env bash
+printf '%s\\n' "$(printf '%q ' "$@")" >>calls
+case "$*" in
+  *describe*) head -n 1 states; sed -i 1d states ;;
+  *run.code*) head -n 1 codes; sed -i 1d codes ;;
+esac
+"""
+
+
+def tpu(folder: pathlib.Path, *words: str, **settings: str) -> tuple[subprocess.CompletedProcess[str], list[list[str]]]:
+  """The script in a checkout of its own, and the calls of gcloud."""
+  script(folder / "bin" / "gcloud", GCLOUD)
+  checkout = folder / "checkout"
+  if not checkout.exists():
+    shutil.copytree(SCRIPTS, checkout / "scripts")
+    git = ["git", "-C", str(checkout), "-c", "user.name=a", "-c", "user.email=a"]
+    for step in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "a"]):
+      subprocess.run([*git, *step], check=True)
+  for name in ("states", "codes"):
+    (checkout / name).write_text(settings.pop(name, ""))
+  (checkout / "calls").unlink(missing_ok=True)
+  values = {"NAME": "mine", "ZONE": "us-west4-a", "TYPE": "v5litepod-16", "BUCKET": "b", "POLL": "0"} | settings
+  done = subprocess.run(
+    [str(checkout / "scripts" / "tpu_vm.sh"), *words],
+    env=environment(PATH=f"{folder / 'bin'}:{os.environ['PATH']}", **values),
+    capture_output=True,
+    text=True,
+    timeout=60,
+    check=False,
+  )
+  return done, [shlex.split(line) for line in lines(checkout / "calls")]
+
+
+def test_the_tpu_machine_is_asked_for_with_the_software_of_its_type(tmp_path):
+  for kind, software in {"v6e-16": "v2-alpha-tpuv6e", "v5p-8": "v2-alpha-tpuv5", "v4-8": "tpu-ubuntu2204-base"}.items():
+    done, calls = tpu(tmp_path, "create", TYPE=kind, states="WAITING_FOR_RESOURCES\nACTIVE\n")
+    assert done.returncode == 0, done.stderr
+    assert calls[0][:5] == ["compute", "tpus", "queued-resources", "create", "mine"]
+    assert {f"--accelerator-type={kind}", f"--runtime-version={software}", "--node-id=mine", "--spot"} <= set(calls[0])
+    assert len(calls) == 3
+  _, calls = tpu(tmp_path, "create", SPOT="no", states="ACTIVE\n")
+  assert "--spot" not in calls[0]
+  done, _ = tpu(tmp_path, "create", states="FAILED\n")
+  assert done.returncode == 2 and "mine is FAILED" in done.stderr
+
+
+def test_a_dry_run_prints_what_would_be_run_and_runs_nothing(tmp_path):
+  flags = ["--experiment=paris", "--set", "data.train=/mnt/bucket/my photos", "loss.hole=3"]
+  for word, arguments in (("create", []), ("setup", []), ("run", flags), ("logs", []), ("stop", []), ("delete", [])):
+    done, calls = tpu(tmp_path, "--dry-run", word, *arguments)
+    assert done.returncode == 0 and not calls, done.stderr
+    printed = [shlex.split(line) for line in done.stdout.splitlines()]
+    _, calls = tpu(tmp_path, word, *arguments, states="ACTIVE\n")
+    kept = [call for call in calls if "describe" not in call]
+    # The temporary folder of the code differs.
+    assert [c[1:5] + c[6:] for c in printed] == [c[:4] + c[5:] for c in kept], word
+
+
+def test_flags_arrive_on_every_host_as_they_were_given(tmp_path):
+  flags = ["--set", "data.train=/mnt/bucket/it's here", "--workdir=/mnt/bucket/other"]
+  _, ((*_, everywhere, command),) = tpu(tmp_path, "run", *flags)
+  assert everywhere == "--worker=all"
+  words = shlex.split(command.removeprefix("--command="))
+  assert words == ["gmsrm/scripts/tpu_host.sh", "run", "--platform=tpu", "--workdir=/mnt/bucket/runs/mine", *flags]
+
+
+@pytest.mark.parametrize(
+  ("words", "settings", "message"),
+  [
+    (["create"], {"ZONE": ""}, "ZONE is not set"),
+    (["create"], {"TYPE": "v9-8"}, "TYPE=v9-8 is not known here: set VERSION"),
+    (["create"], {"SPOT": "maybe"}, "SPOT=maybe is unknown: choose yes or no"),
+    (["crate"], {}, "'crate' is unknown: choose from create, setup"),
+    (["--dry-run", "watch"], {}, "--dry-run prints no watch"),
+  ],
+)
+def test_mistakes_are_one_line_and_code_2(words, settings, message, tmp_path):
+  done, calls = tpu(tmp_path, *words, **settings)
+  assert done.returncode == 2 and not calls
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ") and message in line
+
+
+def test_watching_brings_a_machine_that_was_taken_away_back_and_ends_with_the_run(tmp_path):
+  done, calls = tpu(
+    tmp_path,
+    *("watch", "--experiment=paris"),
+    states="\nPROVISIONING\nACTIVE\nACTIVE\nSUSPENDED\n\nACTIVE\nACTIVE\nACTIVE\n",
+    codes="new\nrunning\nnew\n143\n0\n",
+  )
+  assert done.returncode == 0, done.stderr
+  done_there = []
+  for call in calls:
+    for word in ("create", "delete", "scp", "setup", "run --platform=tpu"):
+      if any(word in part for part in call):
+        done_there.append(word)
+  brought = ["scp", "setup", "run --platform=tpu"]
+  assert done_there == ["create", *brought, "delete", "create", *brought, *brought]
+
+
+def test_a_run_on_a_tpu_host_outlives_the_command_and_leaves_its_code(tmp_path):
+  host = tmp_path / "gmsrm" / "scripts" / "tpu_host.sh"
+  shutil.copytree(SCRIPTS, host.parent)
+  (tmp_path / "venv").mkdir()
+  python = "#!/bin/sh\necho \"$@\"\ntrap 'sleep 0.5; exit 143' TERM\nwhile sleep 0.1; do :; done\n"
+  script(tmp_path / "venv" / "bin" / "python", python)
+
+  def do(*words: str) -> subprocess.CompletedProcess[str]:
+    there = environment(HOME=str(tmp_path))
+    return subprocess.run([str(host), *words], env=there, capture_output=True, text=True, timeout=30, check=False)
+
+  assert do("run", "--workdir=x", "--set", "a=b c").returncode == 0
+  until(lambda: lines(tmp_path / "run.log"))
+  assert lines(tmp_path / "run.log") == ["run.py --workdir=x --set a=b c"]
+  assert do("run", "--workdir=x").returncode == 2
+  assert not (tmp_path / "run.code").exists()
+  assert do("stop").returncode == 0
+  until(lambda: lines(tmp_path / "run.code"))
+  assert lines(tmp_path / "run.code") == ["143"]
+
+
+SRUN = """#!/usr/bin/env bash
+echo "$@" >>"$CALLS"
+trap 'sleep 0.5; exit 143' TERM
+[ "$(wc -l <"$CALLS")" != 1 ] || exit 3
+while sleep 0.1; do :; done
+"""
+
+
+def test_a_slurm_job_starts_again_and_is_submitted_again_before_its_time_is_over(tmp_path):
+  script(tmp_path / "bin" / "srun", SRUN)
+  script(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >>"$CALLS"\n')
+  calls = tmp_path / "calls"
+  slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "12", "CALLS": str(calls)}
+  process = subprocess.Popen(
+    ["bash", str(SCRIPTS / "slurm.sbatch"), "--workdir=run", "--set", "a=b"],
+    env=environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0", **slurm),
+    text=True,
+  )
+  until(lambda: len(lines(calls)) == 2, process)
+  time.sleep(0.3)
+  process.terminate()
+  assert process.wait(timeout=30) == 143
+  task = (
+    "--kill-on-bad-exit=1 --cpus-per-task=12 python run.py --platform=gpu --coordinator=auto --workdir=run --set a=b"
+  )
+  assert lines(calls) == [task, task, "requeue 4711"]
+
+
+def test_the_image_holds_what_it_copies_and_installs_what_exists():
+  text = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+  copied = {name for line in text.splitlines() if line.startswith("COPY ") for name in line.split()[1:-1]}
+  assert {"run.py", "gmsrm_jax", "experiments", "pyproject.toml", "requirements.txt"} <= copied
+  kept = {line.removeprefix("!") for line in lines(ROOT / ".dockerignore") if line.startswith("!")}
+  for name in copied:
+    assert (ROOT / name).exists() and name.split("/")[0] in kept, name
+  extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+  assert {part.split("]")[0] for part in text.split('".[')[1:]} == set(extras) == {"cuda", "tpu"}
+  assert 'ENTRYPOINT ["python", "run.py"]' in text and "USER " in text
