@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
 
-from gmsrm_jax import settings, sharding, steps
+from gmsrm_jax import hlo, settings, sharding, steps
 from gmsrm_jax.config import REMAT, ConfigError
 
 
@@ -111,7 +111,12 @@ def test_the_sharded_step_equals_that_of_one_device(stage, mesh):
     in_shardings=(where, sharding.batch_sharding(mesh), whole),
     out_shardings=(where, whole),
   )
-  many, many_metrics = step(jax.device_put(begin, where), sharding.global_batch(photo_batch(), mesh), {})
+  arguments = (jax.device_put(begin, where), sharding.global_batch(photo_batch(), mesh), {})
+  program = step.lower(*arguments).compile()
+  many, many_metrics = program(*arguments)
+  # What a device was given of the batch stays there: parameters are gathered, gradients are summed, nothing else.
+  moved = {found.kind for found in hlo.collectives(program.as_text(), 4)}
+  assert "all-reduce" in moved and moved <= {"all-reduce", "all-gather", "reduce-scatter"}
   assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(many)} == {4}
 
   _assert_close(one_metrics, many_metrics)
