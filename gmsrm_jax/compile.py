@@ -144,6 +144,13 @@ def compile_one(job: _Job, stage: str, counted: float) -> dict[str, Any]:
       for key, value in settings.to_dict(config.run).items()
       if key in ("fsdp", "remat", "accumulate", "compute_dtype")
     },
+    # Every second image is filled twice (see `variation`): pairs that lie on two chips are exchanged.
+    "odd_pairs": bool(
+      stage == "inpaint"
+      and config.variation.enabled
+      and config.run.batch_size // job.mesh.size % 2
+      and job.mesh.size > 1
+    ),
     "memory": {"available": chip.memory},
     "flops_counted": counted,
   }

@@ -45,13 +45,18 @@ def program_text(row: Mapping[str, Any]) -> str:
   lines.append(f"    {parts} GiB (aliased: outputs that take the place of donated arguments)")
   difference = row["flops"] / row["flops_counted"] - 1.0
   lines.append(
-    f"  compute: {row['flops'] / 1e12:.3f} TFLOP by the compiler, {row['flops_counted'] / 1e12:.3f} counted before it "
+    f"  compute: {row['flops'] / 1e12:.4g} TFLOP by the compiler, {row['flops_counted'] / 1e12:.4g} counted before it "
     f"({100 * difference:+.0f} %; the larger counts); {row['bytes_moved'] / 1e9:.2f} GB moved"
   )
   lines += [
     f"  {each['kind']}: {each['count']} x over {each['group']} chips, {each['bytes'] / 1e6:.2f} MB"
     for each in row["collectives"]
   ] or ["  no collectives"]
+  if row["odd_pairs"]:
+    lines.append(
+      f"  note: with {row['batch_per_chip']} images a chip some pairs of stage 2 lie on two chips, which exchange "
+      "activations: make it an even number"
+    )
   seconds, speed = row["roofline_seconds"], row["images_per_second_per_chip"]
   lines.append(
     f"  roofline: compute {_ms(seconds['compute'])}, memory {_ms(seconds['memory'])}, links {_ms(seconds['links'])} "
@@ -90,9 +95,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     if row["fits"]:
       seconds, speed = row["roofline_seconds"], row["images_per_second_per_chip"]
       cells += [
-        f"{max(row['flops'], row['flops_counted']) / 1e12:.3f}",
+        f"{max(row['flops'], row['flops_counted']) / 1e12:.4g}",
         f"{row['bytes_moved'] / 1e9:.1f}",
-        f"{sum(each['bytes'] for each in row['collectives']) / 1e6:.1f}",
+        f"{sum(each['bytes'] for each in row['collectives']) / 1e6:.4g}",
         f"{1e3 * seconds['optimistic']:.1f}-{1e3 * seconds['pessimistic']:.1f}",
         f"{speed['pessimistic']:.1f}-{speed['optimistic']:.1f}",
         " / ".join(f"{100 * each:.1f} %" for each in efficiency(row, rows)),

@@ -18,7 +18,7 @@ MIN_SHARDED_SIZE = 2**16
 """Elements below which an array is replicated: gathering it would cost more than it saves."""
 
 
-def make_mesh(config: Config, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
   """All devices, or those given, as (data, fsdp). Raises ConfigError where they do not divide."""
   count = jax.device_count() if devices is None else len(devices)
   require(

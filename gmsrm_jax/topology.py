@@ -8,9 +8,8 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 from jax.experimental import topologies
 
 from gmsrm_jax.chips import Chip, find_chip
@@ -34,7 +33,7 @@ class Topology(NamedTuple):
   name: str
   shape: tuple[int, ...]
   chip: Chip
-  devices: Sequence[jax.Device]  # they cannot run anything
+  devices: Sequence[Any]  # JAX's, which cannot run anything
 
 
 def parse(name: str) -> tuple[str, tuple[int, ...]]:
