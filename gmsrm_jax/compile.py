@@ -166,7 +166,8 @@ def compile_one(job: _Job, stage: str, counted: float) -> dict[str, Any]:
     return row | {"fits": False, "compile_seconds": time.monotonic() - begin}
   row["compile_seconds"] = time.monotonic() - begin
 
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
+  assert memory is not None and text is not None, "the TPU compiler tells both"
   parts = {
     "arguments": memory.argument_size_in_bytes,
     "temporaries": memory.temp_size_in_bytes,
@@ -176,7 +177,7 @@ def compile_one(job: _Job, stage: str, counted: float) -> dict[str, Any]:
   }
   needed = sum(parts.values()) - 2 * parts["aliased"]
   row["memory"] |= {**parts, "needed": needed}
-  found = hlo.collectives(compiled.as_text(), job.mesh.size)
+  found = hlo.collectives(text, job.mesh.size)
   flops, moved = float(cost.get("flops", math.nan)), float(cost.get("bytes accessed", math.nan))
   # The larger of the two counts: the compiler's leaves out what it put into calls of its own.
   busiest = max(value for value in (flops, counted, 0.0) if not math.isnan(value))
