@@ -37,17 +37,24 @@ _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computati
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _BODY = re.compile(r"\bbody=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CHANNEL = re.compile(r"\bchannel_id=(\d+)")
 _ORIGIN = re.compile(r'op_name="([^"]*)"')
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
   """All collectives of a program that so many devices run.
 
-  An asynchronous pair counts once, by its start; a loop's body as often as the compiler says that it runs, or once
-  where it does not know; of a conditional every branch counts.
+  An asynchronous pair counts once, by its start, and so do fusions that the TPU compiler spreads a collective over,
+  by their common channel; a loop's body as often as the compiler says that it runs, or once where it does not know; of
+  a conditional every branch counts.
   """
   computations, entry = _computations(text)
-  return list(_reachable(computations, entry, 1, devices))
+  found, channels = [], set()
+  for channel, collective in _reachable(computations, entry, 1, devices):
+    if channel is None or channel not in channels:
+      found.append(collective)
+      channels.add(channel)
+  return found
 
 
 def array_bytes(shape: str) -> int:
@@ -88,10 +95,14 @@ def _computations(text: str) -> tuple[dict[str, list[str]], str]:
   return found, entry
 
 
-def _reachable(computations: dict[str, list[str]], name: str, times: int, devices: int) -> Iterator[Collective]:
+def _reachable(
+  computations: dict[str, list[str]], name: str, times: int, devices: int, *, fused: bool = False
+) -> Iterator[tuple[str | None, Collective]]:
+  """Every collective, with its channel where it is inside a fusion; elsewhere several may have the same."""
   for line in computations.get(name, []):
     if found := _collective(line, name, times, devices):
-      yield found
+      channel = _CHANNEL.search(line) if fused else None
+      yield channel[1] if channel else None, found
       continue
     called = set(_CALLED.findall(line))
     for branches in _BRANCHES.findall(line):
@@ -99,7 +110,7 @@ def _reachable(computations: dict[str, list[str]], name: str, times: int, device
     trips = _TRIPS.search(line)
     for other in sorted(called):
       repeats = int(trips[1]) if trips and _BODY.search(line) else 1
-      yield from _reachable(computations, other, times * repeats, devices)
+      yield from _reachable(computations, other, times * repeats, devices, fused=fused or " fusion(" in line)
 
 
 def _collective(line: str, computation: str, times: int, devices: int) -> Collective | None:

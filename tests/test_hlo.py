@@ -104,6 +104,16 @@ def test_a_wrapped_collective_counts_in_what_it_calls():
   assert (found.kind, found.bytes) == ("all-to-all", 64)
 
 
+def test_one_collective_spread_over_fusions_counts_once():
+  parts = "".join(
+    f"%async_collective_fusion.{i} (p: f32[2]) -> f32[16] {{\n"
+    f"  %g = f32[16]{{0}} all-gather(%p), channel_id={channel}, replica_groups={{}}\n}}\n"
+    for i, channel in enumerate((7, 7, 8))
+  )
+  lines = [f"%f{i} = f32[16]{{0}} fusion(%a), kind=kCustom, calls=%async_collective_fusion.{i}" for i in range(3)]
+  assert len(hlo.collectives(program(*lines, more=parts), 8)) == 2
+
+
 def test_a_fused_all_reduce_and_slice_is_a_reduce_scatter():
   fused = "%all-reduce-scatter.1 (p: f32[16]) -> f32[2] {\n  %r = f32[16]{0} all-reduce(%p), replica_groups={}\n}\n"
   found = one("%f = f32[2]{0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter.1", more=fused)
