@@ -39,6 +39,7 @@ MODES = {  # mode to the flags it reads
   "check": {"experiment", "platform", "mode", "set"},
   "prepare": {"experiment", "platform", "mode", "set", "output"},
   "serve": _COMMON | {"checkpoint", "host", "port"},
+  "compile": {"experiment", "platform", "mode", "set", "topology", "batch_per_chip", "output"},
 }
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
@@ -75,7 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument("--mask_invert", action="store_true", default=None, help="black is hole instead")
   inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
   inpaint.add_argument(
-    "--output", metavar="DIR", help="where the results go (inpaint, evaluate, prepare, masks, export)"
+    "--output", metavar="DIR", help="where the results go (inpaint, evaluate, prepare, masks, export, compile)"
   )
   inpaint.add_argument("--weights", metavar="|".join(WEIGHT_TYPES), help="export: type in the file (default: float32)")
   inpaint.add_argument(
@@ -93,6 +94,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "--host", metavar="NAME", help="address to listen on; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
   )
   serve.add_argument("--port", metavar="N", type=int, help="port to listen on; 0 takes a free one (default: 7860)")
+
+  ahead = parser.add_argument_group("flags of --mode=compile")
+  ahead.add_argument(
+    "--topology", metavar="NAME", nargs="+", action="extend", help="TPU slices, such as v5e:4x4 v6e:2x4"
+  )
+  ahead.add_argument(
+    "--batch_per_chip", metavar="N", type=int, help="instead of run.batch_size, which is for all chips"
+  )
 
   flags, unknown = parser.parse_known_args(argv)
   known = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
@@ -116,6 +125,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "prepare": ("output",),
   }.get(flags.mode, ()):
     require(getattr(flags, name) is not None, f"--mode={flags.mode} needs --{name}: give a file or folder")
+  if flags.mode == "compile":
+    _check_compile(flags)
   if flags.mode == "evaluate":
     _check_evaluate(flags)
   if flags.mode == "inpaint":
@@ -176,6 +187,23 @@ def _check_evaluate(flags: argparse.Namespace) -> None:
   flags.mask_invert = bool(flags.mask_invert)
 
 
+def _check_compile(flags: argparse.Namespace) -> None:
+  """The program is for a TPU, the process that compiles it runs on the CPU."""
+  require(flags.topology is not None, "--mode=compile needs --topology: name a TPU slice, such as --topology=v5e:4x4")
+  require(
+    flags.platform in ("auto", "cpu"),
+    f"--platform={flags.platform} is not read by --mode=compile, which compiles on the CPU: leave it out",
+  )
+  require(
+    flags.batch_per_chip is None or flags.batch_per_chip > 0,
+    f"--batch_per_chip={flags.batch_per_chip} must be greater than 0",
+  )
+  require(
+    flags.batch_per_chip is None or not any(item.startswith("run.batch_size=") for item in flags.set or []),
+    "--batch_per_chip and run.batch_size say the same twice: leave one of the two out",
+  )
+
+
 def load_trained(workdir: str, experiment: str | None) -> Config:
   """The configuration that a trained folder describes itself with."""
   from gmsrm_jax import writer
@@ -190,7 +218,7 @@ def load_trained(workdir: str, experiment: str | None) -> Config:
 
 def dispatch(flags: argparse.Namespace) -> None:
   """Calls the function of the mode. JAX is first imported here, after the back end was chosen."""
-  platform.select(flags.platform)
+  platform.select("cpu" if flags.mode == "compile" else flags.platform)
   name = flags.experiment or "demo"
   workdir = flags.workdir or f"runs/{name}"
   experiment = experiments.load(name)  # in every mode, so that a misspelt name is refused
@@ -264,6 +292,12 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import check
 
     check.check(config)
+  elif flags.mode == "compile":
+    config = settings.override(experiment, flags.set or [])
+    platform.check("cpu")
+    from gmsrm_jax import compile as compile_mode
+
+    compile_mode.compile_steps(config, flags.topology, batch_per_chip=flags.batch_per_chip, output=flags.output)
   elif flags.mode == "serve":
     platform.check(flags.platform)
     from gmsrm_jax import serve

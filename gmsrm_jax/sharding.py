@@ -5,7 +5,7 @@ Model code carries no sharding. Batches are split over both axes; parameters onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,16 +18,19 @@ MIN_SHARDED_SIZE = 2**16
 """Elements below which an array is replicated: gathering it would cost more than it saves."""
 
 
-def make_mesh(config: Config) -> Mesh:
-  """All devices as (data, fsdp). Raises ConfigError where they do not divide."""
-  devices = jax.device_count()
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
+  """All devices, or those given, as (data, fsdp). Raises ConfigError where they do not divide."""
+  count = jax.device_count() if devices is None else len(devices)
   require(
-    devices % config.run.fsdp == 0,
-    f"run.fsdp={config.run.fsdp} does not divide the {devices} devices: choose a divisor of {devices}",
+    count % config.run.fsdp == 0,
+    f"run.fsdp={config.run.fsdp} does not divide the {count} devices: choose a divisor of {count}",
   )
   # Linen predates explicit sharding in types; make_mesh would default to it.
   return jax.make_mesh(
-    (devices // config.run.fsdp, config.run.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto)
+    (count // config.run.fsdp, config.run.fsdp),
+    ("data", "fsdp"),
+    axis_types=(AxisType.Auto, AxisType.Auto),
+    devices=devices,
   )
 
 

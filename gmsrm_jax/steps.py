@@ -274,6 +274,11 @@ def _generator_term(
   return losses.hinge_generator(_judge(config, networks, state.disc_params, state.disc_stats, fake, mask))
 
 
+def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array, "_2b ..."]:
+  """The rows of both, one of each in turn: put one after the other, half of them would change devices."""
+  return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
+
+
 def _update_discriminator(
   config: Config, stage: str, networks: Networks, state: TrainState, *, real: Image, fake: Image, mask: Mask, hole: bool
 ) -> tuple[TrainState, Metrics]:
@@ -282,10 +287,10 @@ def _update_discriminator(
 
   def objective(params: Any, real: Image, fake: Image, mask: Mask):
     variables = {"params": params, "batch_stats": state.disc_stats}
-    both = jnp.concatenate([real, fake])
     apply = functools.partial(networks.discriminator.apply, update_stats=True, mutable=["batch_stats"])
-    logits, new = recomputed(config, "discriminator")(apply)(variables, both, jnp.concatenate([mask, mask]))
-    real_logits, fake_logits = jnp.split(logits, 2)
+    logits, new = recomputed(config, "discriminator")(apply)(variables, _in_turn(real, fake), _in_turn(mask, mask))
+    pairs = logits.reshape(len(real), 2, *logits.shape[1:])
+    real_logits, fake_logits = pairs[:, 0], pairs[:, 1]
     share = None
     if hole:
       window = real.shape[1] // logits.shape[1]

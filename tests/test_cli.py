@@ -93,7 +93,7 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
     (
       ["--output=x"],
       "--output is not read by --mode=train: remove it, or use --mode=evaluate or inpaint or masks or export or "
-      "prepare",
+      "prepare or compile",
     ),
     (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"], "--num_samples=0 must be"),
     (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--mask_dilate=-1"], "--mask_dilate=-1 must not be"),

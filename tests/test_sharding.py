@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
 
-from gmsrm_jax import settings, sharding, steps
+from gmsrm_jax import hlo, settings, sharding, steps, variation
 from gmsrm_jax.config import REMAT, ConfigError
 
 
@@ -111,7 +111,13 @@ def test_the_sharded_step_equals_that_of_one_device(stage, mesh):
     in_shardings=(where, sharding.batch_sharding(mesh), whole),
     out_shardings=(where, whole),
   )
-  many, many_metrics = step(jax.device_put(begin, where), sharding.global_batch(photo_batch(), mesh), {})
+  arguments = (jax.device_put(begin, where), sharding.global_batch(photo_batch(), mesh), {})
+  program = step.lower(*arguments).compile()
+  many, many_metrics = program(*arguments)
+  if stage == "memory":
+    # What a device was given of the batch stays there: parameters are gathered, gradients are summed, nothing else.
+    moved = {found.kind for found in hlo.collectives(program.as_text(), 4)}
+    assert "all-reduce" in moved and moved <= {"all-reduce", "all-gather", "reduce-scatter"}
   assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(many)} == {4}
 
   _assert_close(one_metrics, many_metrics)
@@ -124,6 +130,21 @@ def test_the_sharded_step_equals_that_of_one_device(stage, mesh):
   rate = config.stage1.learning_rate
   for name, value in leaves(one.params).items():
     np.testing.assert_allclose(leaves(many.params)[name], value, atol=2.1 * rate, err_msg=name)
+
+
+def test_an_image_that_is_filled_twice_stays_on_its_device(mesh):
+  split = sharding.batch_sharding(mesh)
+
+  def score(x):
+    rows = variation.rows(x)
+    return variation.per_image(jnp.sum(rows, axis=1)), *variation.fills(rows)
+
+  def moved(batch):
+    program = jax.jit(score, in_shardings=split, out_shardings=(split, None, None))
+    return hlo.collectives(program.lower(jax.ShapeDtypeStruct((batch, 5), jnp.float32)).compile().as_text(), 4)
+
+  assert moved(8) == moved(16) == []
+  assert moved(12) != []  # three images a device: every second pair lies on two of them
 
 
 def leaves_of_shardings(tree):

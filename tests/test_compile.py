@@ -1,0 +1,187 @@
+"""--mode=compile: refusals before anything compiles, memory messages, and real programs of the TPU compiler."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+import experiments
+import run
+from gmsrm_jax import compile_report, settings, topology
+from gmsrm_jax.compile import out_of_memory
+from gmsrm_jax.config import ConfigError
+from gmsrm_jax.hlo import Collective
+from gmsrm_jax.state import abstract_state
+
+ROOT = pathlib.Path(run.__file__).parent
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[tpu]")
+
+# Little enough for the TPU compiler to take seconds; the discriminator's widest array is large enough to be sharded.
+SETTINGS = [
+  *("model.image_size=16", "model.widths=8,16", "model.blocks=1", "model.heads=2", "model.context_blocks=0"),
+  *("model.discriminator_width=64", "model.discriminator_layers=1", "memory.pretrain=false", "memory.num_groups=4"),
+  *("memory.slots_per_group=4", "memory.slot_dim=16", "memory.heads=2", "loss.perceptual=0", "loss.style=0"),
+]
+
+
+def command(*flags: str) -> subprocess.CompletedProcess[str]:
+  environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_", "TPU_"))}
+  return subprocess.run(
+    [sys.executable, str(ROOT / "run.py"), "--mode=compile", "--experiment=paris", *flags],
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=550,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ("flags", "message"),
+  [
+    ([], "--mode=compile needs --topology: name a TPU slice"),
+    (["--topology=v5e:4x4", "--platform=tpu"], "--platform=tpu is not read by --mode=compile"),
+    (["--topology=v5e:4x4", "--batch_per_chip=0"], "--batch_per_chip=0 must be greater than 0"),
+    (["--topology=v5e:4x4", "--batch_per_chip=2", "--set", "run.batch_size=8"], "say the same twice"),
+  ],
+)
+def test_flags_are_refused_with_the_way_out(flags, message):
+  with pytest.raises(ConfigError) as caught:
+    run.parse(["--mode=compile", *flags])
+  assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("v5:4x4", "'v5' is no TPU that this mode knows: did you mean 'v5p'"),
+    ("v5e", "v5e has no shape: give 2 numbers of chips, such as v5e:4x4"),
+    ("v5e:0x2", "has no shape"),  # libtpu would divide by it and end the process
+    ("v5e:4x", "has no shape"),
+    ("v5e:2x2x2", "has 3 axes, but a slice of v5e 2"),
+    ("v4:2x2", "has 2 axes, but a slice of v4 3: give 3 numbers of chips, such as v4:2x2x4"),
+  ],
+)
+def test_a_slice_that_cannot_be_is_refused(name, message):
+  with pytest.raises(ConfigError) as caught:
+    topology.parse(name)
+  assert f"--topology={name}" in str(caught.value) and message in str(caught.value)
+
+
+def test_without_the_tpu_compiler_one_line_says_what_to_install(monkeypatch):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  with pytest.raises(ConfigError, match=r"the package libtpu, which is not installed: pip install \.\[tpu\]"):
+    topology.open_topology("v5e:2x2")
+
+
+def test_the_compiler_says_how_much_memory_is_missing():
+  message = (
+    "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm. Used 25.50G of 15.75G "
+    "hbm. Exceeded hbm capacity by 9.75G."
+  )
+  assert out_of_memory(message) == (25.5 * 2**30, 15.75 * 2**30)
+  assert out_of_memory("INTERNAL: Used 25.50G of 15.75G hbm") is None
+  assert out_of_memory("RESOURCE_EXHAUSTED: vmem") is None
+
+
+def row(chips, pessimistic, optimistic, *, fits=True, stage="inpaint", chip="TPU v5e"):
+  return {
+    "topology": f"v5e:{chips}",
+    "chip": chip,
+    "chips": chips,
+    "stage": stage,
+    "settings": {},
+    "batch_size": 4 * chips,
+    "batch_per_chip": 4,
+    "compile_seconds": 1.0,
+    "fits": fits,
+    "memory": {"needed": 20 * 2.0**30, "available": 16 * 2.0**30},
+    "images_per_second_per_chip": {"pessimistic": pessimistic, "optimistic": optimistic},
+  }
+
+
+def test_efficiency_compares_with_the_smallest_slice_that_is_alike_and_fits():
+  rows = [
+    row(256, 80.0, 99.0),
+    row(4, 100.0, 110.0),
+    row(1, 500.0, 500.0, fits=False),
+    row(2, 1.0, 1.0, stage="memory"),
+  ]
+  rows.append(row(2, 7.0, 7.0, chip="TPU v6e"))
+  assert compile_report.efficiency(rows[0], rows) == (0.8, 0.9)
+  assert compile_report.efficiency(rows[1], rows) == (1.0, 1.0)
+
+
+def test_what_does_not_fit_says_by_how_much_and_keeps_its_row():
+  text = compile_report.program_text(row(4, 1.0, 1.0, fits=False))
+  assert "needs 20.00 of 16.00 GiB, does not fit: 4.00 GiB too much" in text
+  for way_out in ("smaller batch", "run.remat=", "run.fsdp="):
+    assert way_out in text
+  assert "does not fit" in compile_report.table([row(4, 1.0, 1.0, fits=False)])
+
+
+def test_collectives_are_summed_by_kind_and_group():
+  found = [
+    Collective("all-reduce", 10, 4, 1, "a"),
+    Collective("all-reduce", 20, 4, 3, "b"),
+    Collective("all-reduce", 10, 2, 1, ""),
+  ]
+  assert compile_report.grouped(found) == [
+    {"kind": "all-reduce", "group": 4, "count": 4, "bytes": 70},
+    {"kind": "all-reduce", "group": 2, "count": 1, "bytes": 10},
+  ]
+
+
+@needs_libtpu
+@pytest.mark.parametrize(
+  ("flags", "parts"),
+  [
+    (["--topology=v5e:3x3"], ["--topology=v5e:3x3 is no slice that the TPU compiler knows"]),
+    (["--topology", "v5e:2x2", "v5e:4x4", "--set", "run.batch_size=8"], ["run.batch_size=8", "the 16 devices: use 16"]),
+    (["--topology=v5e:2x2", "--set", "run.fsdp=3"], ["run.fsdp=3 does not divide the 4 devices"]),
+  ],
+)
+def test_what_cannot_be_divided_is_one_line_before_anything_compiles(flags, parts):
+  done = command(*flags)
+  assert (done.returncode, done.stdout) == (2, "")
+  lines = done.stderr.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: ")
+  for part in parts:
+    assert part in lines[0]
+
+
+@needs_libtpu
+def test_the_tpu_compiler_tells_replicas_from_shards(tmp_path):
+  def compiled(name, *changes):
+    flags = ["--batch_per_chip=2", f"--output={tmp_path / name}.json", "--set", *SETTINGS, *changes]
+    done = command("--topology=v5e:2x2", *flags)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert "images/s/chip" in done.stdout and "all-reduce" in done.stdout
+    (program,) = json.loads((tmp_path / f"{name}.json").read_text())["programs"]
+    return program
+
+  def sent(program, kind):
+    return sum(each["bytes"] for each in program["collectives"] if each["kind"] == kind)
+
+  whole, shards = compiled("whole"), compiled("shards", "run.fsdp=4")
+  assert whole["fits"] and shards["fits"]
+  # Adam's two moments beside the parameters, and outputs that take the arguments' place.
+  assert whole["memory"]["aliased"] > 0.9 * whole["memory"]["outputs"]
+  assert {each["kind"] for each in whole["collectives"]} == {"all-reduce"}
+  assert all(each["group"] == 4 for each in whole["collectives"])
+  # The gradients of both players are summed, in bfloat16 at least.
+  state = abstract_state(settings.override(experiments.load("paris"), SETTINGS), "inpaint")
+  parameters = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.disc_params)))
+  assert sent(whole, "all-reduce") >= 2 * parameters
+  assert shards["memory"]["arguments"] < whole["memory"]["arguments"]
+  assert sent(shards, "all-gather") > 0 == sent(whole, "all-gather")
+  # The compiler's own count of operations is near the one made before it.
+  assert 0.5 < whole["flops"] / whole["flops_counted"] < 2.0
