@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from gmsrm_jax.arrays import Image, Mask, PerImage
 from gmsrm_jax.config import ModelConfig
@@ -22,7 +22,7 @@ from gmsrm_jax.losses import hole_l1
 from gmsrm_jax.models.inpainter import draw_noise
 
 
-def rows(x: Float[Array, "b ..."]) -> Float[Array, "r ..."]:
+def rows(x: Shaped[Array, "b ..."]) -> Shaped[Array, "r ..."]:
   """The rows that are filled: every first image once, every second twice; r = 3 b / 2."""
   twos = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
   return jnp.concatenate([twos, twos[:, 1:]], axis=1).reshape(-1, *x.shape[1:])

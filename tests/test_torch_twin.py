@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import functools
 
-import experiments
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import experiments
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import features, losses, settings, state, steps, variation
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import draw_noise
+from gmsrm_jax.optim import make_schedule
 
 torch = pytest.importorskip("torch")
 
@@ -29,6 +30,8 @@ SETTINGS = [
   *("model.widths=8,16", "model.discriminator_layers=1", "loss.feature_crop=16", "loss.vgg_stages=2"),
   *("stage1.steps=50", "stage2.steps=50", "stage1.warmup=3", "stage2.warmup=3"),
   *("stage1.clip_norm=0.5", "stage2.clip_norm=0.5", "run.batch_size=4"),
+  # So large that a step shows beside the parameters' own rounding.
+  *(f"stage{i}.{name}=0.02" for i in (1, 2) for name in ("learning_rate", "discriminator_rate")),
 ]
 
 
@@ -49,7 +52,7 @@ def perturbed(tree, seed=0):
       noise = 0.2 * noise + (kind == "scale")
     elif kind.endswith("_scale"):
       noise = 1.5 + 0.2 * noise
-    return noise.astype(np.float32)
+    return jnp.asarray(noise, jnp.float32)
 
   return jax.tree_util.tree_map_with_path(draw, tree)
 
@@ -70,16 +73,19 @@ def moments(tree):
 
 def random_state(config, stage):
   abstract = state.abstract_state(config, stage)
+  disc_params = perturbed(abstract.disc_params, 4)
+  # Some patches beyond the hinge's margin, some not: else real and fake pull this bias apart with equal force.
+  disc_params["to_logits"]["bias"] = jnp.full((1,), 0.9)
   stats = jax.tree_util.tree_map_with_path(
     lambda path, leaf: np.ones(()) if path[-1].key.endswith("sigma") else np.ones(leaf.shape), abstract.disc_stats
   )
   return abstract.replace(
-    step=np.int32(STEP),
+    step=jnp.asarray(STEP, jnp.int32),
     params=perturbed(abstract.params),
     ema=perturbed(abstract.ema, 1),
     frozen=perturbed(abstract.frozen, 2),
     opt_state=moments(abstract.opt_state),
-    disc_params=perturbed(abstract.disc_params, 4),
+    disc_params=disc_params,
     disc_stats=jax.tree.map(np.float32, stats),
     disc_opt_state=moments(abstract.disc_opt_state),
     usage=np.full(abstract.usage.shape, 1 / abstract.usage.size, np.float32),
@@ -92,6 +98,10 @@ def photo_batch():
   for i in range(4):
     mask[i, 4 : 20 + i, 6 : 22 + 2 * i] = 1
   return {"image": rng.integers(0, 256, (4, 32, 32, 3), np.uint8), "mask": mask}
+
+
+def decoded():
+  return steps.decode_batch(jax.tree.map(jnp.asarray, photo_batch()))
 
 
 def nchw(array):
@@ -107,6 +117,8 @@ def agree(ours, twin, what, rtol=1e-4, of_largest=2e-5):
 
 def flat(value):
   """Arrays of nested tuples, NHWC; those of PyTorch come as NCHW."""
+  if hasattr(value, "log_weights"):  # a retrieval: no images in it
+    return [np.asarray(value.read), np.asarray(value.log_weights)]
   if isinstance(value, tuple):
     return [leaf for item in value for leaf in flat(item)]
   if value is None:
@@ -160,7 +172,7 @@ def test_every_module_of_the_inpainter_gives_the_same():
   params = perturbed({**abstract.params, "memory": abstract.frozen["memory"]})
   network = models.Inpainter(config)
   convert.load(network, params)
-  batch = steps.decode_batch(photo_batch())
+  batch = decoded()
   noise = draw_noise(jax.random.key(1), config.model, 4)
 
   @jax.jit
@@ -184,7 +196,7 @@ def test_every_module_of_the_learner_gives_the_same():
   params = perturbed(state.abstract_state(config, "memory").params)
   network = models.Learner(config)
   convert.load(network, params)
-  image, _ = steps.decode_batch(photo_batch())
+  image, _ = decoded()
 
   @jax.jit
   def apply(params, image):
@@ -193,8 +205,8 @@ def test_every_module_of_the_learner_gives_the_same():
 
   out, more = apply(params, image)
   ours = captured(more["intermediates"])
-  # Not the whole: ours gives the priors, too, which nobody needs in stage 1.
-  del ours[""]
+  # Not the whole and the memory: ours give the priors, too, which nobody needs in stage 1.
+  del ours[""], ours["memory"]
   twin = recorded(network, lambda: network(nchw(image)))
   whole = twin.pop("")
   compare_modules(ours, twin)
@@ -209,7 +221,7 @@ def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike(update):
   begin = random_state(config, "memory")
   network = decoder.Discriminator(config.model)
   convert.load(network, begin.disc_params, begin.disc_stats)
-  image, mask = steps.decode_batch(photo_batch())
+  image, mask = decoded()
   variables = {"params": begin.disc_params, "batch_stats": begin.disc_stats}
   discriminator = state.make_networks(config).discriminator
   logits, new = discriminator.apply(variables, image, mask, update_stats=update, mutable=["batch_stats"])
@@ -222,7 +234,7 @@ def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike(update):
 
 def test_vgg16_gives_the_same_with_the_real_weights():
   weights = features.load_vgg16()
-  image, _ = steps.decode_batch(photo_batch())
+  image, _ = decoded()
   network = vgg.load_vgg16(weights["convolutions"], 5)
   for a, b in zip(features.vgg16_features(weights, image), network(nchw(image)), strict=True):
     agree(a, b.permute(0, 2, 3, 1), f"{a.shape}")
@@ -234,7 +246,7 @@ def test_the_memory_twin_without_a_codebook_reads_the_same():
   params = perturbed(state.abstract_state(config, "inpaint").params)
   network = models.Inpainter(config)
   convert.load(network, params)
-  query = np.random.default_rng(0).standard_normal((2, 4, 4, config.memory.slot_dim)).astype(np.float32)
+  query = jax.random.normal(jax.random.key(0), (2, 4, 4, config.memory.slot_dim))
   read, _ = ours.apply({"params": params}, query, method=lambda module, q: module.memory.recall(q))
   with torch.no_grad():
     agree(read, network.memory.recall(nchw(query))[0].permute(0, 2, 3, 1), "read")
@@ -323,17 +335,24 @@ def test_the_gradient_of_every_parameter_agrees(compared):
       )
 
 
-def test_parameters_and_averages_agree_after_the_step(compared):
-  for player, _, _, params in players(compared):
-    params = convert.convert(params)
+def moved_alike(before, after, twin, name):
+  """Compares what a step changed; rounding is that of the value itself."""
+  ours, theirs = (after - before).numpy(), (twin.detach() - before).numpy()
+  rounding = 3e-7 * np.abs(before.numpy()).max(initial=1e-3)
+  assert np.abs(ours).max() > 100 * rounding, f"{name} hardly moved"
+  np.testing.assert_allclose(theirs, ours, rtol=1e-3, atol=rounding, err_msg=name)
+
+
+def test_parameters_and_averages_move_alike(compared):
+  befores = compared.before.params, compared.before.disc_params
+  for (player, _, _, after), before in zip(players(compared), befores, strict=True):
+    before, after = convert.convert(before), convert.convert(after)
     for name, parameter in zip(player.names, player.params, strict=True):
-      agree(params[name].numpy(), parameter, name, of_largest=1e-6)
+      moved_alike(before[name], after[name], parameter, name)
   player = compared.twin.generator_player
-  averages, begin = convert.convert(compared.after.ema), convert.convert(compared.before.params)
-  for name, average, parameter in zip(player.names, player.ema, player.params, strict=True):
-    agree(averages[name].numpy(), average, name, of_largest=1e-6)
-    # The step is far larger than what the comparison lets pass.
-    assert (parameter.detach() - begin[name]).abs().max() > 1e-4 * parameter.detach().abs().max(), name
+  before, after = convert.convert(compared.before.ema), convert.convert(compared.after.ema)
+  for name, average in zip(player.names, player.ema, strict=True):
+    moved_alike(before[name], after[name], average, name)
 
 
 def test_power_iterations_and_usage_agree_after_the_step(compared):
@@ -348,12 +367,12 @@ def test_power_iterations_and_usage_agree_after_the_step(compared):
 def test_dead_slots_are_revived_alike():
   config = small_config()
   params = perturbed(state.abstract_state(config, "memory").params)["memory"]
-  rng, key = np.random.default_rng(0), jax.random.key(3)
+  rng, key = np.random.default_rng(9), jax.random.key(3)
   usage = np.full(16, 0.08, np.float32)
   usage[[1, 4, 5, 6, 7]] = 0.0  # a slot, and a whole group
   queries, reads = (rng.standard_normal((2, 8, 16)).astype(np.float32) for _ in range(2))
   slots, after, dead = codebook.revive(
-    key, codebook.Slots(**params["codebook"]), usage, queries, reads, revive_below=0.05
+    key, codebook.Slots(**params["codebook"]), *map(jnp.asarray, (usage, queries, reads)), revive_below=0.05
   )
   assert dead == 5
 
@@ -381,14 +400,12 @@ def test_dead_slots_are_revived_alike():
 
 def test_schedules_agree_at_every_step():
   stage = config_lib.StageConfig(steps=40, warmup=5, learning_rate=0.01)
-  from gmsrm_jax.optim import make_schedule
-
   ours = make_schedule(stage, stage.learning_rate)
   for step in (0, 1, 4, 5, 6, 20, 39, 40, 50):
     np.testing.assert_allclose(0.01 * optim.relative_rate(stage, step), ours(step), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("size", config_lib.SIZES)
+@pytest.mark.parametrize("size", ["small", "base"])
 def test_every_parameter_of_every_size_has_its_place(size):
   config = settings.override(experiments.load("demo"), [f"model.size={size}"])
   abstract = state.abstract_state(config, "inpaint")
