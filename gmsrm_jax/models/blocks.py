@@ -52,6 +52,27 @@ def conv1x1(channels: int, dtype: Any, kernel_init: Initializer = KERNEL_INIT, n
   return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
+class MaskedDense(nn.Module):
+  """A 1x1 convolution of features with the mask as one more channel, the last.
+
+  Without putting the two together: a matrix product over an odd number of channels suits no matrix unit, and the
+  mask's share of it is an outer product that costs nothing beside the bias.
+  """
+
+  channels: int
+  use_bias: bool = True
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w d"]:
+    kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1] + 1, self.channels)).astype(self.dtype)
+    out = x.astype(self.dtype) @ kernel[:-1] + mask.astype(self.dtype) * kernel[-1:].reshape(1, 1, 1, -1)
+    if not self.use_bias:
+      return out
+    bias = self.param("bias", nn.initializers.zeros, (self.channels,)).astype(self.dtype)
+    return out + bias.reshape(1, 1, 1, -1)
+
+
 class ChannelNorm(nn.Module):
   """Layer norm over channels at each position, statistics in float32.
 
@@ -82,8 +103,7 @@ class ResidualBlock(nn.Module):
   ) -> Float[Array, "b h w c"]:
     hidden = nn.silu(conv3x3(self.channels, self.dtype, name="expand")(ChannelNorm(self.dtype)(x)))
     if mask is not None:
-      context = jnp.concatenate([hidden, mask.astype(hidden.dtype)], axis=-1)
-      hidden = hidden * nn.sigmoid(conv1x1(self.channels, self.dtype, name="gate")(context))
+      hidden = hidden * nn.sigmoid(MaskedDense(self.channels, dtype=self.dtype, name="gate")(hidden, mask))
     return x + conv3x3(self.channels, self.dtype, BRANCH_INIT, name="project")(hidden)
 
 

@@ -12,6 +12,7 @@ from gmsrm_jax.arrays import Image, Mask
 from gmsrm_jax.config import ModelConfig
 from gmsrm_jax.models.blocks import (
   ChannelNorm,
+  MaskedDense,
   ResidualBlock,
   Upsample,
   conv1x1,
@@ -44,8 +45,8 @@ class Fusion(nn.Module):
     skip = ChannelNorm(self.dtype, name="norm_skip")(skip)
     prior = ChannelNorm(self.dtype, name="norm_prior")(prior)
     blend = skip * (1 - mask) + prior * mask
-    evidence = jnp.concatenate([h, skip, prior, blend, mask], axis=-1)
-    hidden = nn.silu(conv1x1(self.channels, self.dtype, name="mix")(evidence))
+    evidence = jnp.concatenate([h, skip, prior, blend], axis=-1)
+    hidden = nn.silu(MaskedDense(self.channels, dtype=self.dtype, name="mix")(evidence, mask))
     scale, shift = jnp.split(conv1x1(2 * self.channels, self.dtype, name="modulate")(hidden), 2, axis=-1)
     return h + (h * scale + shift)
 

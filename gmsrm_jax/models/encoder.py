@@ -17,6 +17,7 @@ from gmsrm_jax.models.blocks import (
   BRANCH_INIT,
   ChannelNorm,
   Downsample,
+  MaskedDense,
   ResidualBlock,
   conv1x1,
   conv3x3,
@@ -62,13 +63,13 @@ class ContextBlock(nn.Module):
     split = (batch, height, width, self.heads, channels // self.heads)
     flat = (batch, height * width, self.heads, channels // self.heads)
 
-    normed = jnp.concatenate([ChannelNorm(self.dtype)(x), mask.astype(self.dtype)], axis=-1)
+    normed = ChannelNorm(self.dtype)(x)
+    query = MaskedDense(channels, dtype=self.dtype, name="query")(normed, mask).reshape(split)
     # Keys without bias: it would shift all scores of a query alike, which softmax ignores.
-    query = rotate_by_position(conv1x1(channels, self.dtype, name="query")(normed).reshape(split))
-    key = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="key")(normed).reshape(split)
-    value = conv1x1(channels, self.dtype, name="value")(normed)
+    key = MaskedDense(channels, use_bias=False, dtype=self.dtype, name="key")(normed, mask).reshape(split)
+    value = MaskedDense(channels, dtype=self.dtype, name="value")(normed, mask)
     attended = jax.nn.dot_product_attention(
-      query.reshape(flat), rotate_by_position(key).reshape(flat), value.reshape(flat)
+      rotate_by_position(query).reshape(flat), rotate_by_position(key).reshape(flat), value.reshape(flat)
     )
     x = x + conv1x1(channels, self.dtype, BRANCH_INIT, name="project")(attended.reshape(x.shape))
 
