@@ -44,19 +44,24 @@ class RetrievalAttention(nn.Module):
 
   @nn.compact
   def __call__(self, query: Float[Array, "b q d"], slots: Slots) -> Retrieval:
-    heads = self.config.heads
+    heads, (batch, positions) = self.config.heads, query.shape[:2]
+
+    def for_each(x: Array) -> Array:
+      # Slots of each image, so that the products are laid out as the weights are: else these, the largest arrays here,
+      # are transposed on the CPU.
+      return jnp.broadcast_to(x[None], (batch, *x.shape))
+
     group_scale = self._inverse_temperature("group_scale", self.config.group_temperature)
     slot_scale = self._inverse_temperature("slot_scale", self.config.slot_temperature)
 
     queries = _unit(_split_heads(query, heads))
     group_scores = jnp.einsum("bqnd,gnd->bnqg", queries, _unit(_split_heads(slots.anchors, heads)))
-    slot_scores = jnp.einsum("bqnd,gknd->bnqgk", queries, _unit(_split_heads(slots.keys, heads)))
+    slot_scores = jnp.einsum("bqnd,bgknd->bnqgk", queries, for_each(_unit(_split_heads(slots.keys, heads))))
     log_group = jax.nn.log_softmax(group_scores * group_scale[None, :, None, None], axis=-1)
     log_slot = jax.nn.log_softmax(slot_scores * slot_scale[None, :, None, None, None], axis=-1)
     log_weights = log_group[..., None] + log_slot
 
-    read = jnp.einsum("bnqgk,gknd->bqnd", jnp.exp(log_weights), _split_heads(slots.values, heads))
-    batch, positions = query.shape[:2]
+    read = jnp.einsum("bnqgk,bgknd->bqnd", jnp.exp(log_weights), for_each(_split_heads(slots.values, heads)))
     return Retrieval(
       read=read.reshape(batch, positions, -1),
       log_weights=log_weights.reshape(batch, heads, positions, -1),
