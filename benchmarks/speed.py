@@ -21,6 +21,7 @@ import pathlib
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -45,8 +46,10 @@ class Side:
     # Another's memory must find room on the GPU. (OpenMP's threads spin for a millisecond after a turn, then sleep.)
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     self.name = name
+    # A file, not a pipe: compilers write more than a pipe holds, and nobody reads it meanwhile.
+    self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
     self.process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
     )
 
   def ask(self, **request: Any) -> dict[str, Any]:
@@ -60,8 +63,9 @@ class Side:
           return json.loads(line)
     except BrokenPipeError:
       pass
-    assert self.process.stderr is not None
-    return {"error": " ".join(self.process.stderr.read().strip().splitlines()[-1:]) or "ended without a word"}
+    self.process.wait()
+    self.log.seek(0)
+    return {"error": " ".join(self.log.read().strip().splitlines()[-1:]) or "ended without a word"}
 
   def close(self) -> None:
     """Ends the worker."""

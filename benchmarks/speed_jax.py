@@ -69,7 +69,7 @@ def main() -> None:
   def describe() -> dict[str, str]:
     return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
 
-  serve(lambda *case: build(*case, sys.argv[3:]), jax.block_until_ready, describe)
+  serve(functools.partial(build, changes=sys.argv[3:]), jax.block_until_ready, describe)
 
 
 if __name__ == "__main__":

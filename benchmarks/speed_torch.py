@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from typing import Any
@@ -70,7 +71,7 @@ def main() -> None:
     return {"torch": torch.__version__, "device": name}
 
   compiled = sys.argv[2] == "compile"
-  serve(lambda *case: build(*case, sys.argv[3:], device=device, compiled=compiled), wait, describe)
+  serve(functools.partial(build, changes=sys.argv[3:], device=device, compiled=compiled), wait, describe)
 
 
 if __name__ == "__main__":

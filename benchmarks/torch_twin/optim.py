@@ -59,6 +59,6 @@ def relative_rate(stage: StageConfig, step: int) -> float:
 
 
 @torch.no_grad()
-def move_average(ema: Sequence[Tensor], params: Sequence[Tensor], step: int, decay: float) -> None:
+def move_average(ema: list[Tensor], params: Sequence[Tensor], step: int, decay: float) -> None:
   """Moves the average towards the parameters, faster while there are few steps."""
-  torch._foreach_lerp_(ema, params, 1 - min(decay, (1 + step) / (10 + step)))
+  torch._foreach_lerp_(ema, list(params), 1 - min(decay, (1 + step) / (10 + step)))  # pyright: ignore[reportPrivateImportUsage]

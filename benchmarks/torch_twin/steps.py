@@ -121,7 +121,8 @@ class Trainer:
     terms = {"l1": losses.l1(recognised.image, image), "balance": losses.balance(usage)}
     terms |= self._feature_terms(recognised.image, image, corners, varied=False, style=False)
     terms["adversarial"] = self._adversarial(recognised.image, image, torch.ones_like(image[:, :1]))
-    return *self._total(terms), (recognised, usage.detach())
+    total, means = self._total(terms)
+    return total, means, (recognised, usage.detach())
 
   def _inpaint_objective(
     self, image: Tensor, mask: Tensor, noise: Any, corners: Tensor | None, teacher: Retrieval | None
@@ -144,12 +145,14 @@ class Trainer:
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
       terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
     terms["adversarial"] = self._adversarial(out.prediction, images, masks)
-    return *self._total(terms), inpainted
+    total, means = self._total(terms)
+    return total, means, inpainted
 
   def _discriminator_objective(self, real: Tensor, fake: Tensor, mask: Tensor, hole: bool) -> Tensor:
     logits = self.discriminator(torch.cat([real, fake]), torch.cat([mask, mask]), update=True)
     share = F.avg_pool2d(mask, real.shape[-1] // logits.shape[-1]) if hole else None
-    return losses.hinge_discriminator(*logits.chunk(2), share).mean()
+    real_logits, fake_logits = logits.chunk(2)
+    return losses.hinge_discriminator(real_logits, fake_logits, share).mean()
 
   def _update(self, total: Tensor) -> Tensor:
     total.backward()

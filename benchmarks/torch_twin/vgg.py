@@ -50,5 +50,6 @@ def load_vgg16(convolutions: Sequence[Mapping], stages: int) -> Vgg16:
   with torch.no_grad():
     for layer, weights in zip(layers, convolutions, strict=False):
       layer.weight.copy_(torch.tensor(weights["kernel"]).permute(3, 2, 0, 1))
+      assert layer.bias is not None
       layer.bias.copy_(torch.tensor(weights["bias"]))
   return network.requires_grad_(False)
