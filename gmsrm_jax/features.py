@@ -128,6 +128,14 @@ def _relu_conv(
   return jax.nn.relu(x + jnp.asarray(params["bias"], x.dtype).reshape(1, 1, 1, -1))
 
 
+def _halved(x: Float[Array, "b h w c"]) -> Float[Array, "b _h _w c"]:
+  """Max pool over 2x2 cells, an odd rest cut off; its gradient is a comparison, where `nn.max_pool` has a scatter."""
+  height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+  upper, lower = x[:, 0:height:2], x[:, 1:height:2]
+  rows = jnp.maximum(upper[:, :, :width], lower[:, :, :width])
+  return jnp.maximum(rows[:, :, 0::2], rows[:, :, 1::2])
+
+
 def vgg16_features(
   params: Params,
   image: Image,
@@ -150,7 +158,7 @@ def vgg16_features(
   found = {}
   for name, convolution in zip(names[:depth], params["convolutions"], strict=False):
     if name.endswith("_1") and name != "relu1_1":
-      x = nn.max_pool(x, (2, 2), strides=(2, 2))
+      x = _halved(x)
     found[name] = x = _relu_conv(convolution, x, 1, 1, precision)
   return tuple(found[layer] for layer in layers)
 

@@ -1,0 +1,76 @@
+"""The worker of `benchmarks.speed` that runs this project."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import Any
+
+import numpy as np
+
+from benchmarks.speed_worker import Call, configure, random_batch, serve
+from gmsrm_jax import platform
+
+
+def filled(shapes: Any) -> Any:
+  """Arrays for shapes: random weights, zeros for what an optimiser has gathered."""
+  import jax
+
+  rng = np.random.default_rng(0)
+
+  def draw(path: tuple, leaf: Any) -> Any:
+    if leaf.dtype == np.int32 or "opt_state" in jax.tree_util.keystr(path):
+      return jax.numpy.zeros(leaf.shape, leaf.dtype)
+    fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+    return jax.numpy.asarray(rng.standard_normal(leaf.shape) / np.sqrt(fan_in), leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
+  """A call of the fill, or of a train step that goes on from its last state."""
+  import jax
+  import jax.numpy as jnp
+
+  from gmsrm_jax import features, state, steps
+  from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
+  from gmsrm_jax.models.inpainter import apply_inpainter
+
+  config = configure(size, batch, changes)
+  data = jax.device_put(random_batch(config.model.image_size, batch))
+  if kind == "inference":
+    params = filled(jax.eval_shape(state.release_params, state.abstract_state(config, "inpaint")))
+    inpainter = state.make_networks(config).inpainter
+
+    @jax.jit
+    def fill(params: Any, images: jax.Array, masks: jax.Array) -> jax.Array:
+      out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks))
+      return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
+
+    return lambda: fill(params, data["image"], data["mask"])
+
+  step = jax.jit(functools.partial(steps.STEPS[kind], config=config, adversarial=True), donate_argnums=0)
+  weights = jax.device_put(features.load_vgg16()) if config.loss.features == "vgg16" else {}
+  current = filled(state.abstract_state(config, kind))
+
+  def train() -> Any:
+    nonlocal current
+    current, metrics = step(current, data, weights)
+    return metrics
+
+  return train
+
+
+def main() -> None:
+  """Serves requests: python -m benchmarks.speed_jax PLATFORM jax [KEY=VALUE …]."""
+  platform.select(sys.argv[1])
+  import jax
+
+  def describe() -> dict[str, str]:
+    return {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+
+  serve(functools.partial(build, changes=sys.argv[3:]), jax.block_until_ready, describe)
+
+
+if __name__ == "__main__":
+  main()
