@@ -195,11 +195,11 @@ def describe(document: dict[str, Any]) -> str:
           "",
           f"{1e3 * part['seconds']:.1f}",
           f"{100 * part['share']:.1f}",
-          "-" if flops is None else f"{flops / 1e9:.1f}",
+          "-" if flops is None else f"{flops / 1e9:.3g}",
           "-" if used is None else f"{100 * used['of_measured']:.1f}",
         ]
       )
-    cells.append(["  whole", "", f"{1e3 * whole:.1f}", "100.0", f"{row['flops'] / 1e9:.1f}", ""])
+    cells.append(["  whole", "", f"{1e3 * whole:.1f}", "100.0", f"{row['flops'] / 1e9:.3g}", ""])
     lines += aligned(cells)
     if "input_seconds" in row:
       waits = f"the step would wait for {row['input_wait_share']:.0%} of the time"

@@ -1,7 +1,8 @@
 """Floating-point operations of matrix products and convolutions, counted in the traced program.
 
 Before any compiler has seen it the program is the same on every back end, so the count is, too; what a compiler says of
-its own result leaves out the libraries it calls (cuDNN, cuBLAS) and takes a loop for one turn. A multiply-add is two.
+its own result leaves out the libraries it calls (cuDNN, cuBLAS) and takes a loop for one turn. A multiply-add is two;
+what no result depends on is left out, as any compiler would.
 Everything else (norms, activations, copies) counts nothing: published peaks are those of the matrix units.
 """
 
@@ -24,7 +25,13 @@ def count(program: core.ClosedJaxpr) -> int:
 
 
 def _count(program: core.Jaxpr) -> int:
-  return sum(_of_equation(equation) for equation in program.eqns)
+  total, needed = 0, {variable for variable in program.outvars if isinstance(variable, core.Var)}
+  for equation in reversed(program.eqns):
+    if needed.isdisjoint(equation.outvars):
+      continue
+    total += _of_equation(equation)
+    needed.update(variable for variable in equation.invars if isinstance(variable, core.Var))
+  return total
 
 
 def _of_equation(equation: Any) -> int:
