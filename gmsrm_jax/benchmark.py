@@ -18,7 +18,8 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from gmsrm_jax import compare, features, machine, parts, platform, settings, sharding, train, writer
-from gmsrm_jax.config import SIZES, Config, ConfigError, one_of, require
+from gmsrm_jax.benchmark_plan import Plan, make_plan
+from gmsrm_jax.config import Config, require
 from gmsrm_jax.measure_fill import measure_fill, random_params
 from gmsrm_jax.measure_input import measure_input
 from gmsrm_jax.measure_step import (
@@ -30,14 +31,6 @@ from gmsrm_jax.measure_step import (
   to_host,
 )
 from gmsrm_jax.state import STAGES, compute_dtype, has_memory_stage
-
-
-class Plan(NamedTuple):
-  """(size, batch) of every row, in the order in which they are measured, and what is not measured, in words."""
-
-  steps: list[tuple[str, int]]
-  fills: list[tuple[str, int]]
-  left_out: list[str]
 
 
 class Pace(NamedTuple):
@@ -119,7 +112,9 @@ def benchmark(
     peak = document["peak"] = machine.measure_peak(compute_dtype(base), pace.part)
     say(f"matrix products: {peak['measured_flops'] / 1e12:.3f} TFLOP/s")
     bar.set_description("input")
-    document["input"] = measure_input(configured(plan.fills[0][0]), seconds=pace.input)
+    # A folder that the user names is meant; that of the experiment may be elsewhere.
+    insist = any(assignment.startswith("data.train=") for assignment in assignments)
+    document["input"] = measure_input(base, seconds=pace.input, insist=insist)
     say(f"input: {document['input']['images_per_second']:.0f} images/s from {document['input']['source']}")
     for row in _rows(configured, plan, stages, document, pace, bar):
       document["rows"].append(row)
@@ -131,45 +126,6 @@ def benchmark(
   print("\n" + compare.describe(document))
   print(f"\n{path}: lay it beside others with --mode=benchmark --compare {path} OTHER.json")
   return document
-
-
-def make_plan(configured: Callable[..., Config], sizes: Sequence[str] | None, batches: Sequence[int] | None) -> Plan:
-  """What to measure; small batches first, because a device's mark of its highest memory only rises."""
-  for size in sizes or ():
-    one_of("--sizes", size, tuple(SIZES))
-  for batch in batches or ():
-    require(batch > 0, f"--batches: {batch} must be greater than 0")
-  on_cpu, left_out = jax.default_backend() == "cpu", []
-  chosen = tuple(dict.fromkeys(sizes or ("small",) if on_cpu else sizes or ("small", "base")))
-  devices = jax.device_count()
-  default = (1, 4 * -(-devices // 4)) if on_cpu else (1, 8 * devices, 32 * devices)
-  counts = sorted(set(batches or default))
-  steps = [(size, batch) for size in chosen for batch in counts if _trains(configured, size, batch, left_out)]
-  fills = [(size, batch) for size in chosen for batch in counts]
-  if sizes is None and on_cpu:
-    fills.append(("base", 1))
-    left_out.append("training of base and whatever is larger, too slow for a CPU: ask with --sizes base large")
-  elif sizes is None:
-    left_out.append("size large: ask with --sizes large")
-  if batches is None:
-    left_out.append(f"batches above {counts[-1]}: ask with --batches {2 * counts[-1]}")
-  if len(counts) > 1:
-    left_out.append("parts of all but the largest batch of each size")
-  return Plan(steps, fills, left_out)
-
-
-def _trains(configured: Callable[..., Config], size: str, batch: int, left_out: list[str]) -> bool:
-  """Whether a step can take the batch; one image alone is filled, but seldom trained on."""
-  try:
-    config = configured(size, batch)
-    sharding.check_batch(config, sharding.make_mesh(config))
-  except ConfigError as error:
-    if batch > 1:
-      raise ConfigError(f"--batches: {error}") from None
-    configured(size)  # what is wrong with any batch is an error with this one, too
-    left_out.append(f"training of {size} at batch 1: {error}")
-    return False
-  return True
 
 
 def _rows(

@@ -20,13 +20,19 @@ _STAND_INS = 32  # photographs
 _SIZE = (936, 537)  # width and height of those of Paris StreetView
 
 
-def measure_input(config: Config, *, seconds: float) -> dict[str, Any]:
-  """Images per second of the pipeline, on `data.train` where it can be read, else on photographs that come along."""
+def measure_input(config: Config, *, seconds: float, insist: bool = False) -> dict[str, Any]:
+  """Images per second of the pipeline, on `data.train` where it can be read, else on photographs that come along.
+
+  Raises:
+    ConfigError: `data.train` cannot be read, and `insist` says that it must be.
+  """
   with contextlib.ExitStack() as stack:
     try:
       source = sources.open_source(config.data, "train")
       described = {"source": "data.train", "images": len(source), "sha256": sources.split_hash(source)}
     except ConfigError:
+      if insist:
+        raise
       folder = stack.enter_context(tempfile.TemporaryDirectory())
       write_stand_ins(pathlib.Path(folder))
       data = dataclasses.replace(config.data, train=folder, layout="folder", max_bad_share=0.0)

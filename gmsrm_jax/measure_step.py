@@ -57,7 +57,8 @@ def measure_step(
   batch = synthetic_batch(config, mesh)
   step = train.compile_step(config, stage, mesh, target, adversarial=True)
   begin = time.perf_counter()
-  lowered = step.lower(state, batch, feature_params)
+  program = step.trace(state, batch, feature_params)
+  lowered = program.lower()
   traced = time.perf_counter()
   compiled = lowered.compile()
   done = time.perf_counter()
@@ -70,7 +71,9 @@ def measure_step(
 
   timed = timing.measure(advance, seconds=seconds)
   own = machine.own_peak(before)
-  operations = useful_flops(config, stage, state, batch, feature_params)
+  operations = flops.count(program.jaxpr)
+  if config.run.remat:
+    operations = useful_flops(config, stage, state, batch, feature_params)
   images = config.run.batch_size / timed.median
   return {
     "trace_seconds": traced - begin,

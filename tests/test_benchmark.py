@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import experiments
-from gmsrm_jax import benchmark, compare, flops, machine, parts, settings
+from gmsrm_jax import benchmark, benchmark_plan, compare, flops, machine, parts, settings
 from gmsrm_jax.config import SIZES, ConfigError
 from gmsrm_jax.measure_step import input_share, useful_flops
 from gmsrm_jax.models.inpainter import apply_inpainter
@@ -21,7 +21,7 @@ SETTINGS = [
   *("model.image_size=32", "model.widths=8,16", "model.heads=2", "model.context_blocks=0"),
   *("model.discriminator_width=8", "model.discriminator_layers=1"),
   *("memory.num_groups=4", "memory.slots_per_group=4", "memory.slot_dim=16", "memory.heads=2"),
-  *("data.threads=1", "data.prefetch=2", "data.train=not_there"),
+  *("data.threads=1", "data.prefetch=2"),
   *("loss.features=recognition", "loss.feature_crop=0"),
 ]
 FAST = benchmark.Pace(0.0, 0.0, 0.0, 0.1)
@@ -39,7 +39,8 @@ def document(tmp_path_factory):
     # Not a machine's real speed, which takes seconds to find out.
     peak = {"chip": None, "published_flops": 4e12, "measured_flops": 1e12, "measured_with": "nothing"}
     patch.setattr(machine, "measure_peak", lambda dtype, seconds: peak)
-    benchmark.benchmark(DEMO, SETTINGS, ["tiny"], [1, 4], str(path), FAST)
+    # Nobody has the photographs of this experiment here.
+    benchmark.benchmark(experiments.load("paris"), SETTINGS, ["tiny"], [1, 4], str(path), FAST)
   return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -170,7 +171,7 @@ def plan(sizes, batches, *assignments):
     more = [] if batch is None else [f"run.batch_size={batch}"]
     return settings.override(DEMO, [*assignments, f"model.size={size}", *more])
 
-  return benchmark.make_plan(configured, sizes, batches)
+  return benchmark_plan.make_plan(configured, sizes, batches)
 
 
 def test_a_cpu_measures_little_unless_it_is_asked():
@@ -203,9 +204,12 @@ def test_what_cannot_be_measured_is_refused_before_anything_is(sizes, batches, a
     (["model.size=base"], None, "use --sizes"),
     (["run.batch_size=4"], None, "use --batches"),
     ([], ".", "is a folder"),
+    (["data.train=not_there"], None, "data.train='not_there' does not exist"),
   ],
 )
-def test_settings_that_are_flags_are_refused(assignments, output, message):
+def test_settings_that_cannot_be_meant_are_refused(tmp_path, monkeypatch, assignments, output, message):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(machine, "measure_peak", lambda dtype, seconds: {"measured_flops": 1e12})
   with pytest.raises(ConfigError, match=message):
     benchmark.benchmark(DEMO, assignments, None, None, output, FAST)
 
