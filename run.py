@@ -40,6 +40,7 @@ MODES = {  # mode to the flags it reads
   "prepare": {"experiment", "platform", "mode", "set", "output"},
   "serve": _COMMON | {"checkpoint", "host", "port"},
   "compile": {"experiment", "platform", "mode", "set", "topology", "batch_per_chip", "output"},
+  "benchmark": {"experiment", "platform", "mode", "set", "output", "sizes", "batches", "compare"},
 }
 
 # What the user can change; anything else is a bug of ours and keeps its traceback.
@@ -75,9 +76,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   )
   inpaint.add_argument("--mask_invert", action="store_true", default=None, help="black is hole instead")
   inpaint.add_argument("--mask_dilate", metavar="N", type=int, help="widen the hole by N pixels (default: 0)")
-  inpaint.add_argument(
-    "--output", metavar="DIR", help="where the results go (inpaint, evaluate, prepare, masks, export, compile)"
-  )
+  inpaint.add_argument("--output", metavar="PATH", help="where the results go (default of evaluate: the workdir)")
   inpaint.add_argument("--weights", metavar="|".join(WEIGHT_TYPES), help="export: type in the file (default: float32)")
   inpaint.add_argument(
     "--checkpoint", metavar="DIR", help="folder of other weights: of a run, or exported (also: evaluate, export, serve)"
@@ -94,6 +93,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     "--host", metavar="NAME", help="address to listen on; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
   )
   serve.add_argument("--port", metavar="N", type=int, help="port to listen on; 0 takes a free one (default: 7860)")
+  bench = parser.add_argument_group("flags of --mode=benchmark")
+  bench.add_argument("--sizes", metavar="NAME", nargs="+", help="of the model (default: what the back end is fit for)")
+  bench.add_argument("--batches", metavar="N", type=int, nargs="+", help="images at once (default: likewise)")
+  bench.add_argument("--compare", metavar="FILE", nargs="+", help="only print what these files say, side by side")
 
   ahead = parser.add_argument_group("flags of --mode=compile")
   ahead.add_argument(
@@ -129,6 +132,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     _check_compile(flags)
   if flags.mode == "evaluate":
     _check_evaluate(flags)
+  if flags.mode == "benchmark" and flags.compare:
+    for name in ("set", "output", "sizes", "batches", "experiment"):
+      require(getattr(flags, name) is None, f"--{name} is not read with --compare: leave one of the two out")
   if flags.mode == "inpaint":
     flags.num_samples = 1 if flags.num_samples is None else flags.num_samples
     flags.seed = flags.seed or 0
@@ -298,6 +304,15 @@ def dispatch(flags: argparse.Namespace) -> None:
     from gmsrm_jax import compile as compile_mode
 
     compile_mode.compile_steps(config, flags.topology, batch_per_chip=flags.batch_per_chip, output=flags.output)
+  elif flags.mode == "benchmark" and flags.compare:
+    from gmsrm_jax import compare
+
+    print(compare.compare(flags.compare))
+  elif flags.mode == "benchmark":
+    platform.check(flags.platform)
+    from gmsrm_jax import benchmark
+
+    benchmark.benchmark(experiment, flags.set or [], flags.sizes, flags.batches, flags.output)
   elif flags.mode == "serve":
     platform.check(flags.platform)
     from gmsrm_jax import serve

@@ -164,7 +164,7 @@ class Inpainter:
       before_batch()
       views = [self._padded(windows.view(image, mask, places[i])) for i in group]
       images, holes = (np.stack(parts) for parts in zip(*views, strict=True))
-      predicted = np.asarray(_predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
+      predicted = np.asarray(predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
       for i, pixels in zip(group, predicted, strict=True):
         yield places[i], pixels[: places[i].rows, : places[i].columns]
 
@@ -179,7 +179,7 @@ class Inpainter:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _predict(
+def predict(
   config: Config, params: Any, images: jax.Array, holes: jax.Array, key: jax.Array, noisy: jax.Array
 ) -> jax.Array:
   """The raw prediction where there is hole and the image elsewhere, so that enlarging blends with true colours."""

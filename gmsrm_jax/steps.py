@@ -47,7 +47,7 @@ def decode_batch(batch: Mapping[str, jax.Array]) -> tuple[Image, Mask]:
   return image_from_uint8(batch["image"]), mask_from_uint8(batch["mask"])
 
 
-def _feature_terms(
+def feature_terms(
   config: Config,
   networks: Networks,
   key: Key[Array, ""],
@@ -98,7 +98,7 @@ def memory_step(
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
     terms = {
       "l1": losses.l1(drawn, image),
-      **_feature_terms(config, networks, window_key, extractor, drawn, image, style=False, varied=False),
+      **feature_terms(config, networks, window_key, extractor, drawn, image, style=False, varied=False),
       "balance": losses.balance(codebook.mean_weights(recognised.retrieval.log_weights)),
     }
     if adversarial:
@@ -185,7 +185,7 @@ def inpaint_step(
       else losses.hole_l1(out.prediction, image, mask),
       "valid": fold(losses.valid_l1(out.prediction, images, masks)),
       "memory_image": fold(losses.hole_l1(out.memory_image, images, masks)),
-      **_feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied),
+      **feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied),
     }
     if teacher is not None and out.retrieval is not None:
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)

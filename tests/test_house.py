@@ -26,7 +26,7 @@ LAYERS = (
   (
     *("models", "data", "losses", "variation", "metrics", "features", "protocols", "distribution", "bootstrap"),
     *("optim", "sharding", "writer", "platform", "windows", "photos", "pairs", "provenance", "published"),
-    *("stopping", "profiling", "chips", "hlo", "roofline", "topology"),
+    *("stopping", "profiling", "chips", "hlo", "roofline", "topology", "flops", "timing"),
   ),
   ("state", "checkpoint", "accumulation", "distributed"),
   ("steps",),

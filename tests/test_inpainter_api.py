@@ -105,12 +105,12 @@ def test_a_window_is_filled_alike_alone_and_in_a_batch(model, monkeypatch):
 
 
 def test_many_sizes_compile_few_programs(model):
-  inpainter._predict.clear_cache()
+  inpainter.predict.clear_cache()
   rng = np.random.default_rng(0)
   for _ in range(20):
     height, width = (int(n) for n in rng.integers(33, 200, 2))
     model(PHOTO[:height, :width], _hole(height, width, float(rng.uniform(0.05, 0.6))))
-  assert inpainter._predict._cache_size() <= 2
+  assert inpainter.predict._cache_size() <= 2
 
 
 @pytest.mark.parametrize(
