@@ -43,12 +43,16 @@ def main() -> None:
   (base / "cache").mkdir()
   rates = [f"{stage}.{name}={flags.rate}" for stage in ("stage1", "stage2") for name in ("learning_rate",)]
   rates += [f"{stage}.discriminator_rate={flags.rate}" for stage in ("stage1", "stage2")]
-  changed = {"run.batch_size", "run.save_every"}
+  changed = {"run.batch_size", "run.save_every", "memory.num_groups", "memory.slots_per_group", "memory.slot_dim"}
   kept = [setting for setting in torture.SETTINGS if setting.partition("=")[0] not in changed]
   settings = [f"data.train={base / 'photos'}", f"data.val={base / 'held_out'}", *kept, *rates]
   # Not loss.valid: known pixels are exact at first, and the sign of a difference of zero is anybody's rounding.
   settings += [
     "loss.valid=0",
+    # Keys and values just large enough for FSDP to shard them.
+    "memory.num_groups=16",
+    "memory.slots_per_group=32",
+    "memory.slot_dim=128",
     "run.batch_size=8",
     f"stage1.steps={STEPS}",
     f"stage2.steps={STEPS}",
