@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from gmsrm_jax import platform
 from gmsrm_jax.config import Config, ConfigError
 from gmsrm_jax.sharding import tree_sharding
 from gmsrm_jax.state import TrainState, abstract_state
@@ -139,7 +140,7 @@ class Checkpointer:
       self.wait()
 
   def _failed(self, error: Exception) -> None:
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError) or _is_of_another(error):
       raise error  # No file's fault: a device, or another process.
     for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
       shutil.rmtree(remains, ignore_errors=True)  # They may be what fills the disk.
@@ -205,6 +206,8 @@ class Checkpointer:
     except (MemoryError, jax.errors.JaxRuntimeError, _Damaged):
       raise
     except Exception as error:  # TensorStore raises a plain Exception on a damaged file.
+      if _is_of_another(error):
+        raise
       raise _kind(error)(_reason(error)) from error
 
   def _verify(self, folder: pathlib.Path, abstract: TrainState) -> None:
@@ -263,6 +266,11 @@ class SaveError(ConfigError):
 
 _FAILURES = (OSError, ValueError, RuntimeError)
 """What Orbax and TensorStore raise when a file cannot be written: a full disk is a ValueError."""
+
+
+def _is_of_another(error: Exception) -> bool:
+  """Whether it is no file's fault, but that of a process which is gone."""
+  return platform.is_shared() and platform.lost_another(error)
 
 
 def _quality(metrics: Any) -> float:

@@ -74,12 +74,21 @@ def is_shared() -> bool:
   return jax is not None and jax.distributed.is_initialized()
 
 
-def lost_another(error: Exception) -> bool:
-  """Whether an error of JAX says that another process does not answer any more."""
-  text = str(error)
-  return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and any(
-    sign in text for sign in ("Gloo", "UNAVAILABLE", "Connection", "NCCL", "heartbeat", "DEADLINE_EXCEEDED", "ABORTED")
-  )
+_SIGNS = ("Gloo", "NCCL", "CoordinationService")
+_SIGNS_OF_JAX = (*_SIGNS, "UNAVAILABLE", "Connection", "heartbeat", "DEADLINE_EXCEEDED", "ABORTED")
+
+
+def lost_another(error: BaseException | None) -> bool:
+  """Whether an error, or one behind it, says that another process does not answer any more.
+
+  Orbax and TensorStore pass JAX's errors on as errors of their own, such as a TimeoutError or a ValueError.
+  """
+  while error is not None:
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if any(sign in str(error) for sign in (_SIGNS_OF_JAX if of_jax else _SIGNS)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
 
 
 def leave(code: int, *, together: bool = False) -> int:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 
+from gmsrm_jax import platform
 from gmsrm_jax.checkpoint import Checkpointer, SaveError
 from gmsrm_jax.config import ConfigError
 from gmsrm_jax.state import TrainState
@@ -121,6 +122,33 @@ def test_of_arrays_that_nobody_waits_for_any_more_no_error_is_printed(open_check
   asyncio.run(read_and_forget())
   gc.collect()  # asyncio prints it when the task is gone
   assert len([record for record in caplog.records if record.name == "asyncio"]) == shown
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_process_that_is_gone_is_neither_a_full_disk_nor_a_damaged_file(
+  tmp_path, open_checkpointer, monkeypatch, shared
+):
+  saved = open_checkpointer()
+  for step in (2, 4):
+    save(saved, step)
+  saved.wait()
+  gone = ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer")
+
+  def fail(*args, **options):
+    raise gone
+
+  monkeypatch.setattr(platform, "is_shared", lambda: shared)
+  with monkeypatch.context() as patch:
+    patch.setattr(type(saved._manager), "wait_until_finished", fail)
+    with pytest.raises(ValueError if shared else SaveError) as caught:
+      saved.wait()
+  assert (caught.value is gone) == shared
+  with monkeypatch.context() as patch:
+    patch.setattr(type(saved._manager), "restore", fail)
+    with pytest.raises(ValueError if shared else ConfigError) as caught:
+      saved.restore(ABSTRACT, None, fall_back=False)
+  assert (caught.value is gone) == shared
+  assert steps(tmp_path) == [2, 4]
 
 
 def test_without_an_older_one_a_damaged_checkpoint_is_refused_and_stays(tmp_path, open_checkpointer):

@@ -48,3 +48,13 @@ def test_only_what_says_that_another_process_is_gone_counts_as_that():
   assert platform.lost_another(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
   assert not platform.lost_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
   assert not platform.lost_another(ValueError("Connection"))
+  # As Orbax passes them on.
+  assert platform.lost_another(ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer"))
+  gone = jax.errors.JaxRuntimeError("INTERNAL: Barrier failed: UNAVAILABLE: Task 1 heartbeat timeout")
+  late = TimeoutError("Timed out while waiting for a barrier")
+  assert not platform.lost_another(late)
+  late.__cause__ = gone
+  assert platform.lost_another(late)
+  closing = ValueError("while closing")
+  closing.__context__ = late
+  assert platform.lost_another(closing)
