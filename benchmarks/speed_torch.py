@@ -1,5 +1,8 @@
 """The worker of `benchmarks.speed` that runs the twin in PyTorch, eager or compiled."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import functools

@@ -1,5 +1,8 @@
 """Layers that every network shares, the mask pyramid and the initial fill."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import torch

@@ -1,5 +1,8 @@
 """Our parameter trees as state_dicts of the twin: names by rule, layouts by what stands before or after a layer."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import re

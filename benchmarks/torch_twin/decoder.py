@@ -1,5 +1,8 @@
 """The decoder, and the spectrally normalised discriminator."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import torch

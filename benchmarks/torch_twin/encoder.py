@@ -1,5 +1,8 @@
 """Both encoders, the context blocks and the transfer of known features into the hole."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import math

@@ -1,5 +1,8 @@
 """The loss terms, each one value per image, and how the two fills of an image are scored."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any

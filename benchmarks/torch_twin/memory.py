@@ -1,5 +1,8 @@
 """The memory: codebook with retrieval attention, and the generator that draws what was read."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import math

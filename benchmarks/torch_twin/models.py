@@ -1,5 +1,8 @@
 """The two models that are trained, put together from their parts."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Callable

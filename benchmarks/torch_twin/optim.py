@@ -1,5 +1,8 @@
 """Adam with warm-up and cosine decay, clipping, and the moving average of parameters."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import math

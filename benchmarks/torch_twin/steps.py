@@ -4,6 +4,9 @@
 optimisers' foreach and fused kernels, which gain nothing from it.
 """
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import contextlib

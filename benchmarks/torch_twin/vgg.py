@@ -1,5 +1,8 @@
 """VGG16's convolutions, for the perceptual and style terms."""
 
+# PyTorch is a peer to compare with, not a requirement.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
