@@ -55,8 +55,8 @@ class Inpainter:
     """
     config = settings.from_dict(read_run(path)["config"])
     weights = load_weights(config, pathlib.Path(path))
-    size = config.model.image_size
-    return cls(config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}, {weights.stored}")
+    size, stored = config.model.image_size, "" if weights.stored == "float32" else f", {weights.stored}"
+    return cls(config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}{stored}")
 
   def __call__(
     self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"

@@ -89,7 +89,7 @@ def test_the_example_runs_in_a_process_that_cannot_import_the_project(model, fol
 def test_what_was_exported_is_a_model_again(model, folder, half):
   images, masks = _pictures(1, model.config.model.image_size)
   again = Inpainter.from_checkpoint(folder)
-  assert again.config == model.config and "step 7" in again.source and "float32" in again.source
+  assert again.config == model.config and again.source.endswith("step 7")
   np.testing.assert_array_equal(again(images, masks), model(images, masks))
   smaller = Inpainter.from_checkpoint(half)
   assert "float16" in smaller.source

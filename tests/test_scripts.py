@@ -69,7 +69,8 @@ def loop(folder: pathlib.Path, *words: str, **settings: str) -> tuple[int, int, 
   """The loop's code, how often it started the command, and what it said."""
   child = script(folder / "child", CHILD)
   done = subprocess.run(
-    [str(LOOP), str(child), "--workdir=run", *words],
+    # Where the tests run in the background SIGINT is ignored, and a shell leaves such a signal so.
+    ["env", "--default-signal=INT", str(LOOP), str(child), "--workdir=run", *words],
     cwd=folder,
     env=environment(**{"PAUSE": "0"} | settings),
     capture_output=True,
@@ -129,7 +130,6 @@ def test_a_signal_to_the_loop_reaches_the_command_whose_code_it_ends_with(told, 
     "with open('starts', 'a') as file: print('start', file=file)\n"
     "time.sleep(60)\n"
   )
-  # Where the tests run in the background SIGINT is ignored, and a shell leaves such a signal so.
   process = subprocess.Popen(
     ["env", f"--default-signal={told}", str(LOOP), sys.executable, "-c", program, "--workdir=run"],
     cwd=tmp_path,

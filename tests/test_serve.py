@@ -233,6 +233,8 @@ def test_the_command_says_where_it_serves_and_ends_cleanly(untrained, number):
     found = re.fullmatch(
       r"ready: http://127\.0\.0\.1:(\d+) serves .*: demo, \d+x\d+, step 0 on cpu, .*; Ctrl-C ends it\n", ready
     )
+    if not found:
+      process.kill()  # it would go on, and its output never end
     assert found, ready + process.stderr.read()
     with socket.create_connection(("127.0.0.1", int(found[1])), timeout=60) as client:
       client.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
