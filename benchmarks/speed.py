@@ -47,7 +47,7 @@ class Side:
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     self.name = name
     # A file, not a pipe: compilers write more than a pipe holds, and nobody reads it meanwhile.
-    self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (closed with the process)
+    self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (`close` does)
     self.process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True, env=environment
     )
@@ -70,6 +70,7 @@ class Side:
   def close(self) -> None:
     """Ends the worker."""
     self.process.communicate()
+    self.log.close()
 
 
 def quartiles(values: Sequence[float]) -> list[float]:

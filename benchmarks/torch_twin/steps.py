@@ -9,7 +9,7 @@ optimisers' foreach and fused kernels, which gain nothing from it.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -80,9 +80,7 @@ class Trainer:
     compile: Callable = torch.compile if compiled else lambda function: function
     self._objective = compile(self._memory_objective if stage == "memory" else self._inpaint_objective)
     self._judge = compile(self._discriminator_objective)
-    self._autocast = (
-      (lambda: torch.autocast(device, torch.bfloat16)) if bfloat16 else contextlib.nullcontext  # type: ignore[assignment]
-    )
+    self._autocast = functools.partial(torch.autocast, device, torch.bfloat16, enabled=bfloat16)
 
   def _features(self, x: Tensor) -> tuple[Tensor, ...]:
     if self.vgg is not None:
