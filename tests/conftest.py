@@ -11,8 +11,8 @@ install_import_hook("gmsrm_jax", "beartype.beartype(conf=beartype.BeartypeConf(i
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# XLA ends the process (40 s) and gloo the connection (30 s) when one device reaches a collective much before another.
-# On a busy machine, where all of them share one core, that is no sign of anything; processes the tests start inherit it.
+# XLA ends the process (40 s) and gloo the connection (30 s) when one device reaches a collective much before another:
+# no sign of anything on a busy machine, where they share a core. The processes that tests start inherit it.
 _PATIENCE = "--xla_cpu_collective_call_terminate_timeout_seconds=300 --xla_cpu_collective_timeout_seconds=300"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_PATIENCE}".strip()
 
