@@ -32,9 +32,10 @@ def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def _split_heads(x: Float[Array, "*b d"], heads: int) -> Float[Array, "*b n e"]:
-  """Cuts channels into heads, in float32."""
-  return x.astype(jnp.float32).reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
+def _by_head(x: Float[Array, "*b d"], heads: int) -> Float[Array, "n p e"]:
+  """Cuts channels into heads, which come first, and numbers everything else through; in float32."""
+  flat = x.astype(jnp.float32).reshape(-1, heads, x.shape[-1] // heads)
+  return jnp.moveaxis(flat, 1, 0)
 
 
 def likeliest(weights: Float[Array, "*b s"], count: int) -> Float[Array, "*b s"]:
@@ -55,24 +56,25 @@ class RetrievalAttention(nn.Module):
     group_scale = self._inverse_temperature("group_scale", self.config.group_temperature)
     slot_scale = self._inverse_temperature("slot_scale", self.config.slot_temperature)
 
-    queries = _unit(_split_heads(query, heads))
-    group_scores = jnp.einsum("bqnd,gnd->bnqg", queries, _unit(_split_heads(slots.anchors, heads)))
-    slot_scores = jnp.einsum("bqnd,gknd->bnqgk", queries, _unit(_split_heads(slots.keys, heads)))
-    log_group = jax.nn.log_softmax(group_scores * group_scale[None, :, None, None], axis=-1)
-    log_slot = jax.nn.log_softmax(slot_scores * slot_scale[None, :, None, None, None], axis=-1)
-    log_weights = log_group[..., None] + log_slot
+    # Heads first: both products then write and read the weights, the largest array by far, as they lie in memory.
+    queries = _unit(_by_head(query, heads))
+    groups, per_group = slots.keys.shape[:2]
+    group_scores = jnp.einsum("npe,nge->npg", queries * group_scale, _unit(_by_head(slots.anchors, heads)))
+    slot_scores = jnp.einsum("npe,nse->nps", queries * slot_scale, _unit(_by_head(slots.keys, heads)))
+    slot_scores = slot_scores.reshape(*slot_scores.shape[:2], groups, per_group)
+    log_group = jax.nn.log_softmax(group_scores, axis=-1)
+    log_weights = slot_scores + (log_group - jax.nn.logsumexp(slot_scores, axis=-1))[..., None]
 
-    batch, positions = query.shape[:2]
-    log_weights = log_weights.reshape(batch, heads, positions, -1)
-    values = _split_heads(slots.values, heads).reshape(-1, heads, query.shape[-1] // heads)
+    log_weights = log_weights.reshape(*slot_scores.shape[:2], -1)
     weights = jnp.exp(log_weights)
     if self.config.top:
       weights = likeliest(weights, self.config.top)
-    read = jnp.einsum("bnqs,snd->bqnd", weights, values)
-    return Retrieval(read.reshape(batch, positions, -1), log_weights)
+    read = jnp.einsum("nps,nse->npe", weights, _by_head(slots.values, heads))
+    log_weights = log_weights.reshape(heads, *query.shape[:2], -1)
+    return Retrieval(jnp.moveaxis(read, 0, 1).reshape(query.shape), jnp.moveaxis(log_weights, 0, 1))
 
-  def _inverse_temperature(self, name: str, initial: float) -> Float[Array, " n"]:
+  def _inverse_temperature(self, name: str, initial: float) -> Float[Array, "n 1 1"]:
     """One positive scale per head, learned as its logarithm."""
     log_scale = self.param(name, nn.initializers.constant(-math.log(initial)), (self.config.heads,))
     # Beyond e^5 a softmax of cosines is a hard choice with no gradient left.
-    return jnp.exp(jnp.minimum(log_scale, 5.0))
+    return jnp.exp(jnp.minimum(log_scale, 5.0))[:, None, None]
