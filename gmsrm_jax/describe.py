@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import math
 import pathlib
 from typing import Any
 
@@ -13,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gmsrm_jax import settings
+from gmsrm_jax import flops, settings
 from gmsrm_jax.config import Config, require
 from gmsrm_jax.data import pipeline, sources
-from gmsrm_jax.models.inpainter import apply_inpainter
 from gmsrm_jax.provenance import git_commit, versions
 from gmsrm_jax.report import REPORT
 from gmsrm_jax.state import compute_dtype, make_networks
@@ -109,14 +107,14 @@ def print_overview(config: Config, mesh: Mesh) -> None:
   networks = make_networks(config)
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
-  key = jax.random.key(0)
-  params = jax.eval_shape(networks.inpainter.init, key, image, mask)
+  # Traced once for both, parameters and operations, and not lowered: this stands before every first step.
+  traced, (_, params) = jax.make_jaxpr(networks.inpainter.init_with_output, return_shape=True)(
+    jax.random.key(0), image, mask
+  )
   print(
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
     f"computing in {jnp.dtype(compute_dtype(config)).name}"
   )
-  forward = jax.jit(lambda p, i, m: apply_inpainter(networks.inpainter, p["params"], i, m).prediction)
-  cost = forward.lower(params, image, mask).cost_analysis() or {"flops": math.nan}
   count = clu.parameter_overview.count_parameters
   parts = {name.split("_")[0]: 0 for name in params["params"]}
   for name, subtree in params["params"].items():
@@ -124,7 +122,7 @@ def print_overview(config: Config, mesh: Mesh) -> None:
   print(
     f"inpainter: {count(params) / 1e6:.2f} M parameters ("
     + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in parts.items())
-    + f"), {cost['flops'] / 1e9:.2f} GFLOP forward per {size}x{size} image"
+    + f"), {flops.count(traced) / 1e9:.2f} GFLOP forward per {size}x{size} image"
   )
 
 
