@@ -49,7 +49,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
 
     return lambda: fill(params, data["image"], data["mask"])
 
-  step = jax.jit(functools.partial(steps.STEPS[kind], config=config, adversarial=True), donate_argnums=0)
+  step = jax.jit(functools.partial(steps.STEPS[kind], config=config), donate_argnums=0)
   weights = jax.device_put(features.load_vgg16()) if config.loss.features == "vgg16" else {}
   current = filled(state.abstract_state(config, kind))
 

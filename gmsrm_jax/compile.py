@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from gmsrm_jax import compile_report, features, hlo, settings, sharding, topology, train
+from gmsrm_jax import compile_report, features, hlo, settings, sharding, steps, topology, train
 from gmsrm_jax.checkpoint import with_shardings
 from gmsrm_jax.config import Config, require
 from gmsrm_jax.provenance import git_commit, versions
@@ -113,7 +113,7 @@ def lower_step(config: Config, stage: str, mesh: Mesh) -> jax.stages.Lowered:
     params = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), features.load_vgg16()
     )
-  step = train.compile_step(config, stage, mesh, target, adversarial=config.loss.adversarial > 0)
+  step = train.compile_step(config, stage, mesh, target, steps.Phase(adversarial=config.loss.adversarial > 0))
   return step.lower(target, batch, params)
 
 

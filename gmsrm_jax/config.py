@@ -199,6 +199,10 @@ class VariationConfig:
   """Conditional stochastic variation: noise in the memory's priors."""
 
   enabled: bool = True  # false: no noise and no strength heads; else every second image trains with two samples
+  start: float = 0.0  # share of stage 2 before images are filled twice: until then all train the deterministic fill
+
+  def __post_init__(self):
+    _share("variation.start", self.start)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -316,6 +320,8 @@ class StageConfig:
   discriminator_rate: float = 2e-4  # peak of Adam's learning rate for the discriminator
   warmup: int = 100  # steps of linear warm-up, at most a fifth of the stage
   adversarial_start: float = 0.3  # share of the stage after which the adversarial term is switched on
+  features_start: float = 0.0  # share of the stage after which the perceptual and style terms are switched on
+  half_until: float = 0.0  # share of the stage that trains at half the image size, for a quarter of the work
   final_rate: float = 0.05  # learning rate at the end, as a share of the peak (cosine decay)
   beta1: float = 0.9  # Adam
   beta2: float = 0.99  # Adam
@@ -327,7 +333,7 @@ class StageConfig:
     _not_negative("warmup", self.warmup)
     for name in ("learning_rate", "discriminator_rate", "clip_norm"):
       _positive(name, getattr(self, name))
-    for name in ("adversarial_start", "final_rate", "ema_decay"):
+    for name in ("adversarial_start", "features_start", "half_until", "final_rate", "ema_decay"):
       _share(name, getattr(self, name))
     for name in ("beta1", "beta2"):
       value = getattr(self, name)
@@ -430,6 +436,12 @@ class Config:
       self.run.batch_size % 2 == 0 or not self.variation.enabled,
       f"run.batch_size={self.run.batch_size} is odd, but every second image trains the variation with two samples: "
       f"use {self.run.batch_size + 1}, or variation.enabled=false",
+    )
+    size, twice = self.model.image_size, 2 * self.model.stride
+    require(
+      size % twice == 0 or self.stage1.half_until == self.stage2.half_until == 0,
+      f"model.image_size={size} is no multiple of {twice}, so it cannot train at half the size: use "
+      f"{-(-size // twice) * twice}, or half_until=0",
     )
     require(
       self.loss.feature_crop <= self.model.image_size,

@@ -37,7 +37,7 @@ def initial_state(config: Config, stage: str, mesh: Mesh, memory_params: Any) ->
 def useful_flops(config: Config, stage: str, *arguments: Any) -> int:
   """Operations of a step; what `run.remat` has computed twice counts once."""
   run = dataclasses.replace(config.run, remat=RunConfig.remat)
-  step = functools.partial(steps.STEPS[stage], config=dataclasses.replace(config, run=run), adversarial=True)
+  step = functools.partial(steps.STEPS[stage], config=dataclasses.replace(config, run=run))
   return flops.count(jax.jit(step).trace(*arguments).jaxpr)
 
 
@@ -55,7 +55,7 @@ def measure_step(
   before = machine.peak_bytes()
   target, state = initial_state(config, stage, mesh, memory_params)
   batch = synthetic_batch(config, mesh)
-  step = train.compile_step(config, stage, mesh, target, adversarial=True)
+  step = train.compile_step(config, stage, mesh, target)
   begin = time.perf_counter()
   program = step.trace(state, batch, feature_params)
   lowered = program.lower()

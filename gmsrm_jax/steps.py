@@ -1,7 +1,7 @@
 """The two pure train steps: memory pre-learning and inpainting, each updating generator side and discriminator.
 
 A step maps (state, batch, feature_params) to (state, metrics). Randomness is a function of (seed, stream, step);
-the loop decides how a step is compiled and sharded.
+the loop decides how a step is compiled and sharded. What a stage switches on or off on its way is its `Phase`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -42,9 +43,43 @@ def step_key(config: Config, stage: str, step: jax.Array) -> Key[Array, ""]:
   return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _STREAMS[stage]), step)
 
 
-def decode_batch(batch: Mapping[str, jax.Array]) -> tuple[Image, Mask]:
-  """The pipeline's uint8 image and mask as floats."""
-  return image_from_uint8(batch["image"]), mask_from_uint8(batch["mask"])
+class Phase(NamedTuple):
+  """What the steps of a part of a stage do; a step is compiled for each. By default all that the settings ask for."""
+
+  adversarial: bool = True  # the adversarial term, and the discriminator's own step
+  features: bool = True  # the perceptual and style terms
+  varied: bool = True  # stage 2: every second image is filled twice
+  half: bool = False  # images of half the size
+
+
+FULL = Phase()
+
+
+def phase_at(config: Config, stage: str, step: int) -> Phase:
+  """The phase that a step of a stage, counted from 0, belongs to."""
+  settings = config.stage1 if stage == "memory" else config.stage2
+
+  def begun(share: float) -> bool:
+    return step >= round(share * settings.steps)
+
+  return Phase(
+    adversarial=config.loss.adversarial > 0 and begun(settings.adversarial_start),
+    features=begun(settings.features_start),
+    varied=stage == "inpaint" and config.variation.enabled and begun(config.variation.start),
+    half=not begun(settings.half_until),
+  )
+
+
+def decode_batch(batch: Mapping[str, jax.Array], *, half: bool) -> tuple[Image, Mask]:
+  """The pipeline's uint8 image and mask as floats; half the size where asked, by means of 2x2 pixels.
+
+  A pixel of the halved mask is hole if any of its four was.
+  """
+  image, mask = image_from_uint8(batch["image"]), mask_from_uint8(batch["mask"])
+  if half:
+    image = einops.reduce(image, "b (h i) (w j) c -> b h w c", "mean", i=2, j=2)
+    mask = einops.reduce(mask, "b (h i) (w j) c -> b h w c", "max", i=2, j=2)
+  return image, mask
 
 
 def feature_terms(
@@ -62,7 +97,7 @@ def feature_terms(
   wanted = {"perceptual": config.loss.perceptual > 0, "style": style and config.loss.style > 0}
   if not any(wanted.values()):
     return {}
-  if side := config.loss.feature_crop:
+  if side := min(config.loss.feature_crop, image.shape[1]):
     corners = losses.window_corners(key, image.shape[0], image.shape[1], image.shape[2], side)
     image = losses.cut_windows(image, corners, side)
     drawn = losses.cut_windows(drawn, variation.rows(corners) if varied else corners, side)
@@ -83,11 +118,11 @@ def feature_terms(
 
 
 def memory_step(
-  state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, adversarial: bool
+  state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, phase: Phase = FULL
 ) -> tuple[TrainState, Metrics]:
   """Stage 1: recognise, retrieve and redraw whole images, so that the codebook holds what the generator can draw."""
   networks = make_networks(config)
-  image, _ = decode_batch(batch)
+  image, _ = decode_batch(batch, half=phase.half)
   whole = jnp.ones_like(image[..., :1])
   window_key, revive_key = jax.random.split(step_key(config, "memory", state.step))
 
@@ -98,10 +133,14 @@ def memory_step(
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
     terms = {
       "l1": losses.l1(drawn, image),
-      **feature_terms(config, networks, window_key, extractor, drawn, image, style=False, varied=False),
+      **(
+        feature_terms(config, networks, window_key, extractor, drawn, image, style=False, varied=False)
+        if phase.features
+        else {}
+      ),
       "balance": losses.balance(codebook.mean_weights(recognised.retrieval.log_weights)),
     }
-    if adversarial:
+    if phase.adversarial:
       terms["adversarial"] = _generator_term(config, networks, state, drawn, image, whole)
     total, means = _weigh(config, terms)
     return total, (means, recognised)
@@ -111,9 +150,9 @@ def memory_step(
   )
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
-  if adversarial:
+  if phase.adversarial:
     state, more = _update_discriminator(
-      config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, hole=False
+      config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, hole=False, group=1
     )
     metrics.update(more)
 
@@ -153,14 +192,14 @@ def _revive(
 
 
 def inpaint_step(
-  state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, adversarial: bool
+  state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, phase: Phase = FULL
 ) -> tuple[TrainState, Metrics]:
   """Stage 2: fill holes, with the frozen memory as prior and the recognition of the whole image as teacher.
 
   With variation, every second image is filled twice (see `variation`).
   """
   networks = make_networks(config)
-  image, mask = decode_batch(batch)
+  image, mask = decode_batch(batch, half=phase.half)
   window_key, noise_key = jax.random.split(step_key(config, "inpaint", state.step))
   frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
   extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
@@ -169,7 +208,7 @@ def inpaint_step(
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
     teacher = apply_teacher(networks.learner, state.frozen["teacher"], image)
-  varied = config.variation.enabled
+  varied = config.variation.enabled and phase.varied
   noise, rows, fold, groups = None, _same, _same, len(image)
   if varied:
     noise = variation.row_noise(noise_key, config.model, image.shape[0])
@@ -185,12 +224,16 @@ def inpaint_step(
       else losses.hole_l1(out.prediction, image, mask),
       "valid": fold(losses.valid_l1(out.prediction, images, masks)),
       "memory_image": fold(losses.hole_l1(out.memory_image, images, masks)),
-      **feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied),
+      **(
+        feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied)
+        if phase.features
+        else {}
+      ),
     }
     if teacher is not None and out.retrieval is not None:
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
       terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
-    if adversarial:
+    if phase.adversarial:
       terms["adversarial"] = _generator_term(config, networks, state, out.prediction, images, masks)
     total, means = _weigh(config, terms)
     return total, (means, (out, inpainted))
@@ -207,9 +250,9 @@ def inpaint_step(
     metrics["strength"] = jnp.mean(jnp.stack([jnp.mean(s.astype(jnp.float32)) for s in out.strengths]))
     first, second = variation.fills(inpainted)
     metrics["spread"] = jnp.mean(losses.hole_l1(first, second, variation.fills(masks)[0]))
-  if adversarial:
+  if phase.adversarial:
     state, more = _update_discriminator(
-      config, "inpaint", networks, state, real=images, fake=inpainted, mask=masks, hole=True
+      config, "inpaint", networks, state, real=images, fake=inpainted, mask=masks, hole=True, group=3 if varied else 1
     )
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
@@ -280,9 +323,21 @@ def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array,
 
 
 def _update_discriminator(
-  config: Config, stage: str, networks: Networks, state: TrainState, *, real: Image, fake: Image, mask: Mask, hole: bool
+  config: Config,
+  stage: str,
+  networks: Networks,
+  state: TrainState,
+  *,
+  real: Image,
+  fake: Image,
+  mask: Mask,
+  hole: bool,
+  group: int,
 ) -> tuple[TrainState, Metrics]:
-  """One step of the other player, on the fakes that the generator's step has just drawn."""
+  """One step of the other player, on the fakes that the generator's step has just drawn.
+
+  `group` rows belong together (see `variation.rows`): a batch that goes through in parts is cut between groups.
+  """
   fake = jax.lax.stop_gradient(fake)
 
   def objective(params: Any, real: Image, fake: Image, mask: Mask):
@@ -299,9 +354,7 @@ def _update_discriminator(
     # The power iterations look at the parameters alone: those of all parts are equal.
     return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
 
-  # Three rows of every two images where images are filled twice; see `inpaint_step`.
-  groups = len(real) // 3 if hole and config.variation.enabled else len(real)
-  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, groups)(
+  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, len(real) // group)(
     state.disc_params, real, fake, mask
   )
   updates, opt_state = make_optimisers(config, stage).discriminator.update(

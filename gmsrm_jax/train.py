@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -185,11 +184,13 @@ def check_settings(config: Config) -> None:
   )
 
 
-def compile_step(config: Config, stage: str, mesh: Mesh, target: TrainState, *, adversarial: bool) -> Callable:
+def compile_step(
+  config: Config, stage: str, mesh: Mesh, target: TrainState, phase: steps.Phase = steps.FULL
+) -> Callable:
   """The stage's step, jitted with shardings; its state argument is donated."""
   where = jax.tree.map(lambda leaf: leaf.sharding, target)
   whole = sharding.replicated(mesh)
-  step = functools.partial(steps.STEPS[stage], config=config, adversarial=adversarial)
+  step = functools.partial(steps.STEPS[stage], config=config, phase=phase)
   return jax.jit(
     step,
     in_shardings=(where, sharding.batch_sharding(mesh), whole),
@@ -218,9 +219,6 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
   feature_params = {}
   if config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0):
     feature_params = jax.device_put(features.load_vgg16(), sharding.replicated(run.mesh))
-  first_adversarial = math.inf
-  if config.loss.adversarial > 0:
-    first_adversarial = round((config.stage1 if stage == "memory" else config.stage2).adversarial_start * total)
   writer.start(stage, step, total, config.run.batch_size, _SHOWN[stage])
   # A count over both stages, for the processes to agree on where to stop.
   earlier = config.stage1.steps if stage == "inpaint" else 0
@@ -232,10 +230,9 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
     while step < total:
       stopping = run.stop.reached(earlier + step)
       if not stopping:
-        adversarial = step >= first_adversarial
-        if step_fn is None or compiled_for != adversarial:
-          step_fn, compiled_for = compile_step(config, stage, run.mesh, target, adversarial=adversarial), adversarial
-          fresh = True
+        phase = steps.phase_at(config, stage, step)
+        if step_fn is None or compiled_for != phase:
+          step_fn, compiled_for, fresh = compile_step(config, stage, run.mesh, target, phase), phase, True
         profile.before(step, state)
         before = time.monotonic()
         batch = sharding.global_batch(next(iterator), run.mesh)

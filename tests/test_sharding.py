@@ -95,7 +95,7 @@ def _one_device(stage):
   there, and the sign of a difference of zero is anybody's rounding.
   """
   config = small_config(*BARE, "loss.balance=0", "loss.valid=0", "memory.revive_every=0", "stage1.clip_norm=1e9")
-  begin, step = initial(config, stage), make_step(config, stage, adversarial=True)
+  begin, step = initial(config, stage), make_step(config, stage)
   return config, begin, step, step(begin, photo_batch(), {})
 
 
@@ -107,7 +107,7 @@ def test_the_sharded_step_equals_that_of_one_device(stage, mesh):
   assert any("params" in name for name in split) and any("opt_state" in name for name in split)
   whole = sharding.replicated(mesh)
   step = jax.jit(
-    functools.partial(steps.STEPS[stage], config=config, adversarial=True),
+    functools.partial(steps.STEPS[stage], config=config),
     in_shardings=(where, sharding.batch_sharding(mesh), whole),
     out_shardings=(where, whole),
   )
@@ -167,7 +167,7 @@ def test_two_half_batches_have_the_gradient_of_the_whole():
 def test_a_batch_in_parts_with_everything_recomputed_is_the_same_step(stage):
   config, begin, _, (one, one_metrics) = _one_device(stage)
   parts = dataclasses.replace(config, run=dataclasses.replace(config.run, accumulate=2, remat=",".join(REMAT)))
-  step = make_step(parts, stage, adversarial=True)
+  step = make_step(parts, stage)
   two, two_metrics = step(begin, photo_batch(), {})
   _assert_close(one_metrics, two_metrics)
   for moment in ("mu", "nu"):
@@ -176,9 +176,7 @@ def test_a_batch_in_parts_with_everything_recomputed_is_the_same_step(stage):
   _assert_close(one.disc_stats, two.disc_stats)
   _assert_close(one.usage, two.usage)
   # Compared too much only if it really went in parts.
-  text = str(
-    jax.make_jaxpr(functools.partial(steps.STEPS[stage], config=parts, adversarial=True))(begin, photo_batch(), {})
-  )
+  text = str(jax.make_jaxpr(functools.partial(steps.STEPS[stage], config=parts))(begin, photo_batch(), {}))
   assert f"{len(photo_batch()['image']) // 2},{parts.model.image_size},{parts.model.image_size},3]" in text
 
 
@@ -189,7 +187,7 @@ def test_each_group_can_be_recomputed_in_the_backward_pass(group):
 
   def recomputations(remat):
     changed = dataclasses.replace(config, run=dataclasses.replace(config.run, remat=remat))
-    step = functools.partial(steps.STEPS["inpaint"], config=changed, adversarial=True)
+    step = functools.partial(steps.STEPS["inpaint"], config=changed)
     return str(jax.make_jaxpr(step)(begin, photo_batch(), {})).count("remat")
 
   assert recomputations(group) > recomputations("") == 0

@@ -39,8 +39,8 @@ def photo_batch(count: int = 4) -> dict[str, np.ndarray]:
   return {"image": np.stack([photo[40 * i :][:96:3, 100 + 60 * i :][:, :96:3] for i in range(count)]), "mask": masks}
 
 
-def make_step(config, stage, *, adversarial):
-  return jax.jit(functools.partial(steps.STEPS[stage], config=config, adversarial=adversarial))
+def make_step(config, stage, **phase):
+  return jax.jit(functools.partial(steps.STEPS[stage], config=config, phase=steps.Phase(**phase)))
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def batch():
 def trained(request, batch):
   """A stage's compiled step, its first state and the states and metrics after one and two steps."""
   config = small_config()
-  step = make_step(config, request.param, adversarial=True)
+  step = make_step(config, request.param)
   states, metrics = [initial(config, request.param)], []
   for _ in range(2):
     after, logged = step(states[-1], batch, {})
@@ -160,14 +160,69 @@ def test_terms_without_weight_are_left_out():
   zero = ["perceptual", "style", "retrieval", "read", "valid", "memory_image"]
   config = small_config(*(f"loss.{name}=0" for name in zero))
   abstract = state.abstract_state(config, "inpaint")
-  step = functools.partial(steps.inpaint_step, config=config, adversarial=False)
+  step = functools.partial(steps.inpaint_step, config=config, phase=steps.Phase(adversarial=False))
   _, metrics = jax.eval_shape(step, abstract, photo_batch(), {})
   assert not {*zero, "adversarial"} & set(metrics)
   assert "hole" in metrics
 
 
+def test_phases_follow_the_shares_of_a_stage():
+  config = small_config(
+    *("stage1.half_until=0.5", "stage1.features_start=0.1", "stage1.adversarial_start=1"),
+    *("stage2.half_until=0.2", "stage2.features_start=0.4", "variation.start=0.6", "stage2.adversarial_start=0.8"),
+  )
+
+  def begins(stage):
+    """The steps where something changes, and what is on from there."""
+    phases = [steps.phase_at(config, stage, step) for step in range(200)]
+    return {step: phases[step] for step in range(200) if step == 0 or phases[step] != phases[step - 1]}
+
+  off = steps.Phase(adversarial=False, features=False, varied=False, half=True)
+  assert begins("memory") == {0: off, 20: off._replace(features=True), 100: off._replace(features=True, half=False)}
+  assert begins("inpaint") == {
+    0: off,
+    40: off._replace(half=False),
+    80: off._replace(half=False, features=True),
+    120: steps.Phase(adversarial=False),
+    160: steps.Phase(),
+  }
+  # By default everything but the adversarial term is on from the first step.
+  assert steps.phase_at(small_config("stage2.adversarial_start=0.3"), "inpaint", 59) == steps.Phase(adversarial=False)
+  never = small_config("loss.adversarial=0", "variation.enabled=false")
+  assert steps.phase_at(never, "inpaint", 199) == steps.Phase(adversarial=False, varied=False)
+
+
+def test_a_phase_without_features_or_second_fills_leaves_them_out(batch):
+  config = small_config()
+  abstract = state.abstract_state(config, "inpaint")
+
+  def logged(**phase):
+    step = functools.partial(steps.inpaint_step, config=config, phase=steps.Phase(**phase))
+    return set(jax.eval_shape(step, abstract, batch, {})[1])
+
+  assert logged() - logged(features=False) == {"perceptual", "style"}
+  assert logged() - logged(varied=False) == {"strength", "spread"}
+  assert "adversarial" in logged(varied=False, features=False)
+
+
 # Without feature terms the network of vgg16 is never asked for.
 BARE = ("loss.features=vgg16", "loss.perceptual=0", "loss.style=0", "model.context_blocks=0")
+
+
+def test_half_the_size_is_the_step_of_a_model_of_that_size():
+  """Every 2x2 pixels are alike here, so that halving is exact; 64 pixels, halved, are the 32 of the smaller one."""
+  small = photo_batch()
+  large = {name: value.repeat(2, axis=1).repeat(2, axis=2) for name, value in small.items()}
+  # A lone pixel of hole makes its whole 2x2 hole; what the image holds there is not known then.
+  large["mask"][:, 60, 60], small["mask"][:, 30, 30] = 1, 1
+  config = small_config(*BARE)
+  begin = initial(config, "inpaint")
+  wide = dataclasses.replace(config, model=dataclasses.replace(config.model, image_size=64))
+  _, expected = make_step(config, "inpaint", adversarial=False)(begin, small, {})
+  _, found = make_step(wide, "inpaint", adversarial=False, half=True)(begin, large, {})
+  assert set(found) == set(expected)
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(

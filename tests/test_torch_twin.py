@@ -263,7 +263,7 @@ class Compared:
     self.before = before = random_state(config, stage)
     batch = photo_batch()
     weights = features.load_vgg16() if stage == "inpaint" else {}
-    step = functools.partial(steps.STEPS[stage], config=config, adversarial=True)
+    step = functools.partial(steps.STEPS[stage], config=config)
     self.after, self.metrics = jax.jit(step)(before, batch, weights)
 
     window_key, noise_key = jax.random.split(steps.step_key(config, stage, before.step))
