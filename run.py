@@ -26,6 +26,7 @@ from gmsrm_jax.config import (
   require,
   suggest,
 )
+from gmsrm_jax.provenance import SHIPPED
 
 _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
@@ -227,6 +228,8 @@ def dispatch(flags: argparse.Namespace) -> None:
   platform.select("cpu" if flags.mode == "compile" else flags.platform)
   name = flags.experiment or "demo"
   workdir = flags.workdir or f"runs/{name}"
+  # Where trained weights are wanted and nothing is named: those that come with the code.
+  trained = flags.workdir or (f"runs/{name}" if flags.experiment else None)
   experiment = experiments.load(name)  # in every mode, so that a misspelt name is refused
   if flags.mode == "train":
     config = settings.override(experiment, flags.set or [])
@@ -254,11 +257,15 @@ def dispatch(flags: argparse.Namespace) -> None:
       mask_invert=flags.mask_invert,
     )
   elif flags.mode == "evaluate":
-    config = settings.override(load_trained(workdir, flags.experiment), flags.set or [])
+    output = flags.output or trained
+    if output is None:
+      raise ConfigError("--mode=evaluate without --workdir scores weights that are no run: give --output, too")
+    described = trained or flags.checkpoint or str(SHIPPED)
+    config = settings.override(load_trained(described, flags.experiment), flags.set or [])
     platform.check(flags.platform)
     from gmsrm_jax import evaluate
 
-    evaluate.evaluate(config, workdir, checkpoint=flags.checkpoint, output=flags.output)
+    evaluate.evaluate(config, flags.checkpoint or described, output)
   elif flags.mode == "prepare":
     from gmsrm_jax import prepare
 
@@ -271,8 +278,7 @@ def dispatch(flags: argparse.Namespace) -> None:
       images=flags.images,
       masks=flags.masks,
       output=flags.output,
-      checkpoint=flags.checkpoint,
-      workdir=workdir,
+      checkpoint=flags.checkpoint or trained or str(SHIPPED),
       num_samples=flags.num_samples,
       seed=flags.seed,
       strategy=flags.strategy,
@@ -291,7 +297,7 @@ def dispatch(flags: argparse.Namespace) -> None:
     platform.check(flags.platform)
     from gmsrm_jax import export
 
-    export.export(checkpoint=flags.checkpoint, workdir=workdir, output=flags.output, dtype=flags.weights)
+    export.export(checkpoint=flags.checkpoint or trained or str(SHIPPED), output=flags.output, dtype=flags.weights)
   elif flags.mode == "check":
     config = settings.override(experiment, flags.set or [])
     platform.check(flags.platform)
@@ -317,7 +323,7 @@ def dispatch(flags: argparse.Namespace) -> None:
     platform.check(flags.platform)
     from gmsrm_jax import serve
 
-    serve.serve(checkpoint=flags.checkpoint, workdir=workdir, host=flags.host, port=flags.port)
+    serve.serve(checkpoint=flags.checkpoint or trained or str(SHIPPED), host=flags.host, port=flags.port)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

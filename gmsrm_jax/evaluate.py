@@ -166,14 +166,14 @@ def save_examples(
     save_panel(folder / f"eval_{bucket_name(bucket).rstrip('%')}.png", columns)
 
 
-def evaluate(config: Config, workdir: str, checkpoint: str | None = None, output: str | None = None) -> None:
-  """Scores the newest weights of a trained folder again, or those of another folder; the report goes to `output`.
+def evaluate(config: Config, checkpoint: str, output: str) -> None:
+  """Scores the weights of a folder on held-out images; the report goes to `output`.
 
   Raises:
     ConfigError: there are none, or they do not fit.
   """
-  weights = load_weights(config, pathlib.Path(checkpoint or workdir))
-  evaluate_weights(config, weights, pipeline.evaluation_set(config), pathlib.Path(output or workdir))
+  weights = load_weights(config, pathlib.Path(checkpoint))
+  evaluate_weights(config, weights, pipeline.evaluation_set(config), pathlib.Path(output))
 
 
 def evaluate_folders(

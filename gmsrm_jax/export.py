@@ -78,18 +78,17 @@ def make_program(config: Config) -> Any:
   return program
 
 
-def export(*, checkpoint: str | None, workdir: str, output: str, dtype: str) -> None:
+def export(*, checkpoint: str, output: str, dtype: str) -> None:
   """Writes the four files to `output`; `dtype`, float32 or float16, is that of the weights in their file.
 
   Raises:
     ConfigError: there is no trained model in the folder.
   """
-  source = checkpoint or workdir
-  described = read_run(source)
+  described = read_run(checkpoint)
   config = settings.from_dict(described["config"])
-  weights = load_weights(config, pathlib.Path(source))
+  weights = load_weights(config, pathlib.Path(checkpoint))
   write(config, weights, described, pathlib.Path(output), dtype)
-  print(f"weights: {source}: {config.name}, step {weights.step}, as {dtype}")
+  print(f"weights: {checkpoint}: {config.name}, step {weights.step}, as {dtype}")
   print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {output}: try python {output}/{EXAMPLE} IMAGE MASK OUTPUT")
 
 

@@ -58,8 +58,7 @@ def inpaint(
   images: str,
   masks: str | None,
   output: str,
-  checkpoint: str | None,
-  workdir: str,
+  checkpoint: str,
   num_samples: int,
   seed: int,
   strategy: str,
@@ -76,7 +75,7 @@ def inpaint(
     ConfigError: files, masks, checkpoint or output cannot be used.
   """
   pairs = pair_files(images, masks)
-  inpainter = Inpainter.from_checkpoint(checkpoint or workdir)
+  inpainter = Inpainter.from_checkpoint(checkpoint)
   print(f"weights: {inpainter.source}")
   inpainter.check(1, 1, num_samples, seed, strategy)
   folder = pathlib.Path(output)

@@ -18,14 +18,12 @@ from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import STRATEGIES, Config, require, suggest
 from gmsrm_jax.data import sources
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.provenance import SHIPPED
 from gmsrm_jax.state import make_networks
 from gmsrm_jax.weights import load_weights
 from gmsrm_jax.writer import read_run
 
 Picture = PilImage.Image | np.ndarray | jax.Array
-
-DEFAULT_RUN = "runs/demo"
-"""Where `python run.py` trains its model, which serves until a better one is named."""
 
 BATCH = 4
 """Windows that are filled at once; fewer than that are filled one by one, so that only two batch sizes compile."""
@@ -35,28 +33,26 @@ class Inpainter:
   """A trained model, ready to fill holes; compiled once per padded shape.
 
   Example:
-    inpainter = Inpainter.from_checkpoint("runs/demo")
+    inpainter = Inpainter()  # the weights that come with this code, or Inpainter.from_checkpoint("runs/mine")
     filled = inpainter(PIL.Image.open("photo.jpg"), PIL.Image.open("mask.png"))
   """
 
-  def __init__(self, config: Config, params: Any, source: str = "weights of the caller"):
+  def __init__(self, config: Config | None = None, params: Any = None, source: str = "weights of the caller"):
+    """A model with these parameters; without a configuration the one that comes with this code."""
+    if config is None:
+      config, params, source = _load(SHIPPED)
     self.config = config
     self.params = params
     self.source = source  # where the weights come from, in words
 
   @classmethod
-  def from_checkpoint(cls, path: str | pathlib.Path = DEFAULT_RUN) -> Inpainter:
+  def from_checkpoint(cls, path: str | pathlib.Path) -> Inpainter:
     """The weights of a run's folder (its newest averages), or of one that `--mode=export` wrote.
-
-    Without a path: those of the demo that `python run.py` trains here.
 
     Raises:
       ConfigError: the folder holds no trained model, or a damaged one.
     """
-    config = settings.from_dict(read_run(path)["config"])
-    weights = load_weights(config, pathlib.Path(path))
-    size, stored = config.model.image_size, "" if weights.stored == "float32" else f", {weights.stored}"
-    return cls(config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}{stored}")
+    return cls(*_load(path))
 
   def __call__(
     self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"
@@ -193,6 +189,14 @@ def predict(
 
 def _shape(array: np.ndarray) -> str:
   return "x".join(map(str, array.shape))
+
+
+def _load(path: str | pathlib.Path) -> tuple[Config, Any, str]:
+  """Configuration, parameters and, in words, where they come from."""
+  config = settings.from_dict(read_run(path)["config"])
+  weights = load_weights(config, pathlib.Path(path))
+  size, stored = config.model.image_size, "" if weights.stored == "float32" else f", {weights.stored}"
+  return config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}{stored}"
 
 
 def _image_array(image: Picture) -> np.ndarray:

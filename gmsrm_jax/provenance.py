@@ -1,4 +1,4 @@
-"""Which code and packages made a result."""
+"""Which code, packages and weights made a result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import importlib.metadata
 import pathlib
 import platform
 import subprocess
+
+SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "checkpoints" / "street"
+"""The weights that come with this code, which serve until others are named; the README there describes them."""
 
 _PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),

@@ -49,8 +49,8 @@ def listen(host: str, port: int) -> socket.socket:
     raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
 
 
-def serve(*, checkpoint: str | None, workdir: str, host: str, port: int) -> None:
-  """Serves the newest weights of a run until it is interrupted.
+def serve(*, checkpoint: str, host: str, port: int) -> None:
+  """Serves the weights of a folder until it is interrupted.
 
   Raises:
     ConfigError: the address cannot be had, or the folder holds no trained model.
@@ -58,7 +58,7 @@ def serve(*, checkpoint: str | None, workdir: str, host: str, port: int) -> None
   with contextlib.suppress(KeyboardInterrupt), contextlib.closing(listen(host, port)) as address:
     # SIGTERM ends it as Ctrl-C does. uvicorn takes both over while it runs, and then raises them once more.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    service = Service(Inpainter.from_checkpoint(checkpoint or workdir), Limits())
+    service = Service(Inpainter.from_checkpoint(checkpoint), Limits())
     start = time.monotonic()
     service.warm_up()
     name = f"[{host}]" if ":" in host else host

@@ -70,7 +70,7 @@ def phase_at(config: Config, stage: str, step: int) -> Phase:
   )
 
 
-def decode_batch(batch: Mapping[str, jax.Array], *, half: bool) -> tuple[Image, Mask]:
+def decode_batch(batch: Mapping[str, jax.Array], *, half: bool = False) -> tuple[Image, Mask]:
   """The pipeline's uint8 image and mask as floats; half the size where asked, by means of 2x2 pixels.
 
   A pixel of the halved mask is hole if any of its four was.

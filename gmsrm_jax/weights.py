@@ -101,6 +101,15 @@ def save_weights(folder: pathlib.Path, weights: Weights, described: dict[str, An
   large = [name for name, leaf in flat.items() if not (np.abs(leaf) <= limit).all()]
   require(not large, f"{large[0] if large else ''} does not fit into {dtype}: export float32")
   stored = {name: leaf.astype(dtype) for name, leaf in flat.items()}
-  write_json(folder / "config.json", {**described, "step": weights.step, "weights": dtype})
+  write_json(folder / "config.json", {**_without_paths(described), "step": weights.step, "weights": dtype})
   # Not save_file, whose file nobody else may read.
   (folder / WEIGHTS).write_bytes(safetensors.numpy.save(stored))
+
+
+def _without_paths(value: Any) -> Any:
+  """Of folders of this machine the last part: where they lie is nobody's business, and no use elsewhere."""
+  if isinstance(value, dict):
+    return {key: _without_paths(item) for key, item in value.items()}
+  if isinstance(value, str) and pathlib.PurePath(value).is_absolute():
+    return pathlib.PurePath(value).name
+  return value

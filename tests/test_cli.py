@@ -37,11 +37,15 @@ def command(*flags: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
   ("flags", "parts"),
   [
-    (["--experiment=pars"], ["--experiment=pars", "did you mean 'paris'?", "celebahq, demo, paris, places2"]),
+    (
+      ["--experiment=pars"],
+      ["--experiment=pars", "did you mean 'paris'?", "demo, faces, paris, places2, street"],
+    ),
     (["--set", "memory.num_group=1"], ["memory.num_group", "did you mean 'memory.num_groups'?"]),
     (["--exprment=paris"], ["--exprment", "did you mean '--experiment'?"]),
     (["--mode=prepare", "--output=x", "--set", "data.train=no"], ["data.train='no' does not exist", "give data.train"]),
-    (["--mode=evaluate"], ["runs/demo", "config.json", "train there first"]),
+    (["--mode=evaluate", "--workdir=runs/demo"], ["runs/demo", "config.json", "train there first"]),
+    (["--mode=evaluate"], ["without --workdir", "give --output"]),
   ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, flags, parts):

@@ -125,4 +125,4 @@ def test_an_undecodable_image_is_left_out_of_every_number(config, trained, tmp_p
 
 def test_without_a_checkpoint_nothing_is_evaluated(config, tmp_path):
   with pytest.raises(ConfigError, match="holds no checkpoint of stage 2: train there first"):
-    evaluate.evaluate(config, str(tmp_path))
+    evaluate.evaluate(config, str(tmp_path), str(tmp_path))

@@ -1,0 +1,128 @@
+"""The weights that come with the code: complete, small, nobody's paths in them, and better than no learning."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import skimage.data
+from photographs import SHARED
+from PIL import Image
+
+import experiments
+import run
+from benchmarks import gallery
+from gmsrm_jax import Inpainter, features, metrics, settings
+from gmsrm_jax.arrays import image_from_uint8
+from gmsrm_jax.baselines import opencv_fill
+from gmsrm_jax.data import pipeline
+from gmsrm_jax.provenance import SHIPPED
+from gmsrm_jax.weights import WEIGHTS
+from gmsrm_jax.writer import read_run
+
+ROOT = pathlib.Path(run.__file__).parent
+
+
+@pytest.fixture(scope="module")
+def model():
+  return Inpainter()
+
+
+def test_they_fit_into_a_repository_and_are_half_precision():
+  assert sorted(path.name for path in SHIPPED.iterdir()) == ["README.md", "config.json", WEIGHTS]
+  assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 40e6
+  assert {array.dtype for array in safetensors.numpy.load_file(SHIPPED / WEIGHTS).values()} == {np.dtype("float16")}
+
+
+def test_they_are_what_the_experiment_trains():
+  described = read_run(SHIPPED)
+  differ = settings.differences(settings.from_dict(described["config"]), experiments.load("street"))
+  # Where the images lay, and how the run was watched and scored.
+  assert [line for line in differ if not line.startswith(("data.train", "data.val", "run.", "eval."))] == []
+  assert described["step"] == experiments.load("street").stage2.steps
+  assert f"step {described['step']}" in (SHIPPED / "README.md").read_text(encoding="utf-8")
+
+
+def test_their_description_names_no_place_on_the_machine_that_trained_them():
+  def texts(value):
+    if isinstance(value, dict):
+      return [text for item in value.values() for text in texts(item)]
+    return [value] if isinstance(value, str) else []
+
+  found = texts(json.loads((SHIPPED / "config.json").read_text(encoding="utf-8")))
+  assert "street" in found and [text for text in found if "/" in text] == []
+
+
+def test_only_the_hole_changes(model):
+  photo = skimage.data.rocket()[:200, :300]
+  mask = np.zeros(photo.shape[:2], np.uint8)
+  mask[60:130, 90:180] = 1
+  filled = model(photo, mask)
+  np.testing.assert_array_equal(filled[mask == 0], photo[mask == 0])
+  # Within what surrounds it, not the noise of weights that were never trained.
+  assert np.abs(filled[mask > 0].mean(axis=0) - photo[mask == 0].mean(axis=0)).max() < 60
+
+
+def test_the_command_line_takes_them_when_nothing_is_named(model, tmp_path):
+  photo = skimage.data.rocket()[:128, :128]
+  mask = np.zeros((128, 128), np.uint8)
+  mask[40:90, 30:100] = 1
+  Image.fromarray(photo).save(tmp_path / "photo.png")
+  Image.fromarray(mask * 255).save(tmp_path / "mask.png")
+  flags = ["--mode=inpaint", "--images=photo.png", "--masks=mask.png", "--output=filled", "--platform=cpu"]
+  done = subprocess.run([sys.executable, ROOT / "run.py", *flags], cwd=tmp_path, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert f"weights: {SHIPPED}: street, 128x128, step " in done.stdout
+  (written,) = (tmp_path / "filled").glob("*.png")
+  np.testing.assert_array_equal(np.asarray(Image.open(written)), model(photo, mask))
+
+
+@pytest.mark.skipif(not (SHARED / "street" / "val").is_dir(), reason="needs the shared street photographs")
+def test_in_large_holes_they_beat_telea_on_photographs_they_have_not_seen(model):
+  config = settings.override(model.config, [f"data.val={SHARED / 'street' / 'val'}", "data.train="])
+  evaluation = pipeline.evaluation_set(config)
+  rows = gallery.spread(evaluation, (0.4, 0.5), 16)
+  truth = np.stack([evaluation[row.index][1] for row in rows])
+  masks = np.stack([evaluation.mask(*row) for row in rows])[..., None]
+
+  @jax.jit
+  def measure(alexnet, fill, truth):
+    fill, truth = image_from_uint8(fill), image_from_uint8(truth)
+    return jnp.mean(metrics.psnr(fill, truth)), jnp.mean(features.lpips(alexnet, fill, truth))
+
+  alexnet = features.load_alexnet()
+  psnr, lpips = measure(alexnet, model(truth, masks), truth)
+  telea_psnr, telea_lpips = measure(alexnet, opencv_fill(truth, masks, radius=3.0, method=cv2.INPAINT_TELEA), truth)
+  assert psnr > telea_psnr + 1.0
+  assert lpips < 0.8 * telea_lpips
+
+
+def test_a_sheet_shows_the_worst_of_a_report(tmp_path, capsys):
+  """The CSV's rows rank; an image stands once, with the bucket where it is worst."""
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for name in ("a.png", "b.png", "c.png"):
+    Image.fromarray(skimage.data.astronaut()[:140, : 150 + ord(name[0])]).save(folder / name)
+  rows = [("GM-SRM", "40-50%", "a.png", 0.3), ("GM-SRM", "50-60%", "a.png", 0.4), ("GM-SRM", "10-20%", "b.png", 0.35)]
+  rows += [("GM-SRM", "50-60%", "c.png", 0.2), ("Telea", "50-60%", "c.png", 0.9)]
+  lines = ["method,bucket,image,psnr,lpips", *(f"{m},{b},{i},20,{lpips}" for m, b, i, lpips in rows)]
+  (tmp_path / "report.csv").write_text("\n".join(lines) + "\n")
+  flags = [
+    f"--images={folder}",
+    f"--report={tmp_path / 'report.csv'}",
+    "--count=2",
+    f"--output={tmp_path / 'worst.png'}",
+  ]
+  gallery.main([*flags, "--num_samples=2"])
+  shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if ".png" in line]
+  assert shown == [["a.png", "50-60%"], ["b.png", "10-20%"]]
+  with Image.open(tmp_path / "worst.png") as sheet:
+    assert sheet.width > 5 * 128 and sheet.height > 2 * 128  # five columns, two rows, gaps between
