@@ -1,0 +1,121 @@
+"""Whether a trained model's fills depend on what it reads from its memory: the same model, with other reads put in.
+
+  python -m benchmarks.memory_use --workdir=runs/mine --images=my/held_out [--masks=...]
+
+  own      what the model retrieves for the damaged picture
+  teacher  what the recognition encoder retrieves for the whole picture: the best that supervision could reach
+  other    the read of another picture of the set
+  mean     the picture's mean read at every position: all semantics the same
+
+If `other` and `mean` cost nothing the decoder ignores the memory; what `teacher` gains is what better retrieval could.
+PSNR in dB and LPIPS over held-out images, composited, with the 95 % interval of the difference to `own`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from tqdm import tqdm
+
+from gmsrm_jax import features, metrics, settings
+from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8
+from gmsrm_jax.bootstrap import interval
+from gmsrm_jax.config import BUCKETS, bucket_name
+from gmsrm_jax.data import pipeline
+from gmsrm_jax.models.blocks import push_pull_fill
+from gmsrm_jax.models.inpainter import apply_teacher
+from gmsrm_jax.state import make_networks
+from gmsrm_jax.weights import load_weights
+from gmsrm_jax.writer import read_run
+
+READS = ("own", "teacher", "other", "mean")
+
+
+def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) -> dict[str, Image]:
+  """The deterministic fill with each kind of read; `taught` is the teacher's."""
+  filled = push_pull_fill(image, mask)
+  encoded = module.encoder(filled, mask)
+  own, _ = module.memory.recall(module.query(encoded[-1]))
+  reads = {
+    "own": own,
+    "teacher": taught.reshape(own.shape),
+    "other": jnp.roll(own, 1, axis=0),
+    "mean": jnp.broadcast_to(jnp.mean(own, axis=(1, 2), keepdims=True), own.shape),
+  }
+  return {
+    name: composite(filled + module.decoder(encoded, module.memory.generator(read, None).priors, mask), image, mask)
+    for name, read in reads.items()
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """Prints a table per bucket, then one line of JSON."""
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks.memory_use", description=(__doc__ or "").partition("\n")[0]
+  )
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run (an export has no teacher)")
+  parser.add_argument("--images", required=True, metavar="DIR", help="held-out images")
+  parser.add_argument("--masks", default="", help="as eval.masks; packed masks are taken by their index")
+  parser.add_argument("--batch_size", type=int, default=10, help="pictures at once, two at least (default: 10)")
+  flags = parser.parse_args(argv)
+
+  config = settings.from_dict(read_run(flags.workdir)["config"])
+  weights = load_weights(config, pathlib.Path(flags.workdir))
+  if weights.teacher is None or flags.batch_size < 2:
+    parser.error("this needs a run with a pre-learned memory, and batches of two pictures at least")
+  by_index = "index" if flags.masks.endswith(".npz") else "area"
+  data = dataclasses.replace(config.data, val=flags.images)
+  evaluation = pipeline.evaluation_set(
+    dataclasses.replace(
+      config, data=data, eval=dataclasses.replace(config.eval, max_images=0, masks=flags.masks, mask_bucket=by_index)
+    )
+  )
+  networks, alexnet = make_networks(config), features.load_alexnet()
+
+  @jax.jit
+  def measure(params: Any, teacher: Any, alexnet: Any, images: jax.Array, masks: jax.Array) -> dict[str, Any]:
+    image, mask = image_from_uint8(images), mask_from_uint8(masks)
+    taught = apply_teacher(networks.learner, teacher, image).read
+    found = nn.apply(fills, networks.inpainter)({"params": params}, image, mask, taught)
+    shown = {name: image_from_uint8(image_to_uint8(fill)) for name, fill in found.items()}
+    return {
+      name: {"psnr": metrics.psnr(fill, image), "lpips": features.lpips(alexnet, fill, image)}
+      for name, fill in shown.items()
+    }
+
+  measured = functools.partial(measure, weights.params, {**weights.teacher}, alexnet)
+  rows: dict[str, dict[str, dict[str, Any]]] = {}
+  for bucket in tqdm(BUCKETS, unit="bucket", disable=None):
+    batches = evaluation.batches(bucket, flags.batch_size)
+    parts = [(jax.device_get(measured(batch.images, batch.masks)), batch.valid) for batch in batches]
+    row = rows.setdefault(bucket_name(bucket), {})
+    for name in READS:
+      row[name] = {}
+      for metric in ("psnr", "lpips"):
+        values, own = (np.concatenate([part[n][metric][valid] for part, valid in parts]) for n in (name, "own"))
+        row[name][metric] = float(values.mean())
+        row[name][f"{metric}_minus_own"] = [float((values - own).mean()), *interval(values - own)]
+  for bucket, row in rows.items():
+    for name in READS:
+      differs = "  ".join(
+        f"{metric} {row[name][metric]:7.3f} ({mean:+.3f}, {low:+.3f} to {high:+.3f})"
+        for metric in ("psnr", "lpips")
+        for mean, low, high in [row[name][f"{metric}_minus_own"]]
+      )
+      print(f"{bucket:8s} {name:8s} {differs}")
+  print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+  main()
