@@ -99,13 +99,16 @@ def measure_parts(
     peak: of `machine.measure_peak`.
     seconds: how long each is measured.
   """
+  # Calls of a part do not wait for each other, as steps do: on a CPU's simulated devices, which share a few threads,
+  # collectives of several at a time can wait for each other for ever.
+  together = jax.default_backend() != "cpu" or jax.device_count() == 1
   rows = []
   for name, part in found.items():
     run = jax.jit(part.run)
     traced = run.trace(part.trained, part.fixed)
     operations = flops.count(traced.jaxpr)
     compiled = traced.lower().compile()
-    timed = timing.measure(lambda c=compiled, p=part: c(p.trained, p.fixed), seconds=seconds)
+    timed = timing.measure(lambda c=compiled, p=part: c(p.trained, p.fixed), seconds=seconds, together=together)
     rows.append(
       {
         "part": name,
