@@ -16,7 +16,7 @@ from gmsrm_jax.config import SIZES, Config, DataConfig, EvalConfig, LossConfig, 
 
 
 def get_config() -> Config:
-  """A quarter of an hour for stage 1 and one and a half hours for stage 2, on two cores that do nothing else."""
+  """The steps of `street`; not yet trained to the end."""
   return Config(
     name="faces",
     model=dataclasses.replace(SIZES["small"], context_blocks=4),
