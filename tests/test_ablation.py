@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import subprocess
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -42,6 +47,38 @@ def test_stage_1_is_shared_where_it_would_be_the_same_and_only_there():
   assert ablation.first_stage(configured("full", seed=1)) != stages["full"]
   changed = settings.override(BASE, ["loss.balance=0.2"])
   assert ablation.first_stage(changed) != ablation.first_stage(BASE)
+
+
+def test_runs_that_share_a_stage_1_wait_for_the_run_that_trains_it(tmp_path):
+  runs = {(name, seed): tmp_path / f"{name}_{seed}" for seed in (0, 1) for name in ("full", "flat", "no_supervision")}
+  flags = argparse.Namespace(experiment="paris", set=["model.size=small"])
+  own, shared = ablation.plan(flags, runs)
+  assert [run.folder.name for run in own] == ["full_0", "flat_0", "full_1", "flat_1"]
+  assert [(run.folder.name, run.stage_1 and run.stage_1.name) for run in shared] == [
+    ("no_supervision_0", "full_0"),
+    ("no_supervision_1", "full_1"),
+  ]
+  assert {run.stage_1 for run in own} == {None}
+
+
+def test_runs_at_once_have_cores_of_their_own(tmp_path, monkeypatch):
+  """Stand-in processes, which write down the cores that they may use."""
+  cores = sorted(os.sched_getaffinity(0))
+  if len(cores) < 2:
+    pytest.skip("needs two cores")
+  script = "import os, sys, time; time.sleep(0.5); print(sorted(os.sched_getaffinity(0)))"
+  started = []
+
+  def start(command, **options):
+    started.append(command)
+    return subprocess.run([sys.executable, "-c", script], **options)
+
+  monkeypatch.setattr(ablation, "subprocess", types.SimpleNamespace(run=start))
+  runs = {("full", seed): tmp_path / f"full_{seed}" for seed in range(4)}
+  ablation.train_all(argparse.Namespace(experiment="paris", platform="cpu", set=[], jobs=2), runs)
+  used = {folder.name: json.loads((tmp_path / f"{folder.name}.log").read_text()) for folder in runs.values()}
+  assert len(started) == 4 and set(map(tuple, used.values())) == {tuple(cores[::2]), tuple(cores[1::2])}
+  assert sorted(os.sched_getaffinity(0)) == cores
 
 
 def write_run(folder, lead):

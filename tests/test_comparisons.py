@@ -1,0 +1,87 @@
+"""Benchmarks that compare trained models: the lead over another method, and what the read of the memory is worth."""
+
+from __future__ import annotations
+
+import csv
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_inpainter import MODEL, _random_params, _scene
+
+from benchmarks import lead, memory_use
+from gmsrm_jax.arrays import composite
+from gmsrm_jax.models import inpainter as models
+
+ROWS = [
+  # The images lie 20 dB apart, the methods 1 and 2 dB.
+  {"method": method, "bucket": "40-50%", "image": name, "psnr": str(level + ahead), "ssim": "0.5", "lpips": str(blur)}
+  for method, blur, aheads in (("GM-SRM", 0.1, (1.0, 2.0)), ("Telea", 0.3, (0.0, 0.0)), ("mean fill", 0.4, (5.0, 5.0)))
+  for name, level, ahead in zip(("a_1.png", "b_1.png"), (10.0, 30.0), aheads, strict=True)
+]
+
+
+@pytest.mark.parametrize(
+  ("over", "prefix", "expected"), [("Telea", "", [1.0, 2.0]), ("Telea", "b_", [2.0]), ("mean fill", "", [-4.0, -3.0])]
+)
+def test_the_lead_is_taken_image_by_image_over_the_wanted_row(over, prefix, expected):
+  assert lead.leads(ROWS, over, prefix, "psnr") == {"40-50%": expected}
+
+
+def test_the_lead_is_printed_with_its_interval_and_an_unknown_row_is_refused(tmp_path, capsys):
+  report = tmp_path / "report.csv"
+  with report.open("w", newline="") as file:
+    writer = csv.DictWriter(file, ROWS[0])
+    writer.writeheader()
+    writer.writerows(ROWS)
+  lead.main([f"--report={report}"])
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[0] == "psnr   40-50%  +1.500 (+1.000 to +2.000), 2 images"
+  assert lines[2].startswith("lpips  40-50%  -0.200 (")
+  with pytest.raises(SystemExit) as refused:
+    lead.main([f"--report={report}", "--over=Telia"])
+  assert refused.value.code == 2
+  assert "--over=Telia is not in the report: choose from GM-SRM, Telea, mean fill" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def pictures():
+  scenes = [_scene(seed=seed) for seed in (0, 1)]
+  return tuple(jnp.concatenate(parts) for parts in zip(*scenes, strict=True))
+
+
+@pytest.fixture(scope="module")
+def reads(pictures):
+  """Parameters, the model's own output, and a function from the teacher's read to the fills."""
+  image, mask = pictures
+  params = _random_params(MODEL, image, mask)
+  fill = jax.jit(nn.apply(memory_use.fills, MODEL))
+  out = jax.jit(functools.partial(models.apply_inpainter, MODEL))(params, image, mask)
+  return out, lambda taught: fill({"params": params}, image, mask, taught)
+
+
+def test_its_own_read_gives_the_models_own_fill(reads, pictures):
+  out, fills = reads
+  found = fills(out.retrieval.read)
+  np.testing.assert_allclose(found["own"], composite(out.prediction, *pictures), atol=1e-5)
+  np.testing.assert_allclose(found["teacher"], found["own"], atol=1e-5)
+
+
+def test_another_read_changes_the_hole_and_nothing_else(reads, pictures):
+  out, fills = reads
+  image, mask = pictures
+  found = fills(out.retrieval.read + 1.0)
+  for name in ("teacher", "other", "mean"):
+    differs = np.abs(np.asarray(found[name] - found["own"]))
+    assert differs[np.broadcast_to(np.asarray(mask) > 0, differs.shape)].max() > 1e-3, name
+    np.testing.assert_array_equal(np.where(mask > 0, 0, found[name]), np.where(mask > 0, 0, image))
+
+
+def test_the_other_read_is_that_of_another_picture(reads, pictures):
+  out, fills = reads
+  swapped = jnp.roll(out.retrieval.read, 1, axis=0)
+  found = fills(swapped)
+  np.testing.assert_allclose(found["other"], found["teacher"], atol=1e-5)
