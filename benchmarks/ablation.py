@@ -81,7 +81,7 @@ def first_stage(config: Config) -> str:
   if not (config.memory.enabled and config.memory.pretrain):
     return ""
   whole = settings.to_dict(config)
-  of_stage_2 = {"retrieval", "read", "hole", "valid", "style", "memory_image"}
+  of_stage_2 = {"retrieval", "read", "retrieval_known", "hole", "valid", "style", "memory_image"}
   whole["loss"] = {name: value for name, value in whole["loss"].items() if name not in of_stage_2}
   for name in ("stage2", "variation", "eval"):
     del whole[name]

@@ -26,7 +26,8 @@ def get_config() -> Config:
     model=dataclasses.replace(SIZES["small"], context_blocks=4),
     data=DataConfig(train="data/street", crop_min=0.6, jitter=0.1, threads=1, prefetch=16),
     # Four stages of VGG16 on windows: the fifth would cost more than all others on a CPU.
-    loss=LossConfig(vgg_stages=4, feature_crop=64, adversarial=1.0),
+    # The shipped weights were taught at hole positions alone; docs/quality.md says what known ones add.
+    loss=LossConfig(vgg_stages=4, feature_crop=64, adversarial=1.0, retrieval_known=0.0),
     stage1=StageConfig(
       steps=1500, warmup=50, learning_rate=3e-4, discriminator_rate=3e-4, adversarial_start=0.7, ema_decay=0.99
     ),

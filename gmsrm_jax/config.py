@@ -297,8 +297,9 @@ class LossConfig:
   perceptual: float = 0.1  # both stages: L1 between features (AOT-GAN)
   style: float = 10.0  # stage 2: L1 between Gram matrices (AOT-GAN has 250; 60 drew a grid into holes here)
   adversarial: float = 2.0  # both stages: hinge loss of the generator, as hard a pull as L1 of this weight (ours)
-  retrieval: float = 0.5  # stage 2: KL from the teacher's retrieval weights, over hole positions (CodeFormer)
-  read: float = 1.0  # stage 2: squared error to the teacher's read, over hole positions (CodeFormer)
+  retrieval: float = 0.5  # stage 2: KL from the teacher's retrieval weights, over positions (CodeFormer)
+  read: float = 1.0  # stage 2: squared error to the teacher's read, over positions (CodeFormer)
+  retrieval_known: float = 1.0  # weight of a known position in these two, beside 1 of one that is all hole (ours)
   balance: float = 0.1  # stage 1: log(slots) minus the entropy of the mean retrieval weights (ours)
   memory_image: float = 1.0  # stage 2: L1 over the hole of the memory generator's own image (ours)
 

@@ -125,33 +125,35 @@ def hole_l1_gradient_norm(mask: Mask) -> PerImage:
   return 1.0 / (mask.shape[0] * jnp.sqrt(3.0 * pixels))
 
 
-def _hole_mean(values: Float[Array, "b q"], hole: Float[Array, "b q"]) -> PerImage:
-  hole = hole.astype(jnp.float32)
-  return jnp.sum(values * hole, axis=1) / jnp.maximum(jnp.sum(hole, axis=1), 1.0)
+def _position_mean(values: Float[Array, "b q"], weight: Float[Array, "b q"]) -> PerImage:
+  weight = weight.astype(jnp.float32)
+  return jnp.sum(values * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
 
 
 def retrieval_kl(
-  teacher_log_weights: Float[Array, "b n q s"], student_log_weights: Float[Array, "b n q s"], hole: Float[Array, "b q"]
+  teacher_log_weights: Float[Array, "b n q s"],
+  student_log_weights: Float[Array, "b n q s"],
+  weight: Float[Array, "b q"],
 ) -> PerImage:
-  """KL(teacher || student) of the retrieval weights in nats, mean over heads and over hole positions.
+  """KL(teacher || student) of the retrieval weights in nats, mean over heads and, by their weight, over positions.
 
-  Takes log-probabilities over all slots; `hole` is the share of hole at each position. At least 0, and 0 only when both
-  agree wherever there is hole. The idea is CodeFormer's (Zhou et al. 2022), whose codes are hard.
+  Takes log-probabilities over all slots; weights are 0 or more. At least 0, and 0 only when both agree
+  wherever there is weight. The idea is CodeFormer's (Zhou et al. 2022), whose codes are hard.
   """
   teacher = jax.lax.stop_gradient(teacher_log_weights.astype(jnp.float32))
   student = student_log_weights.astype(jnp.float32)
   weights = jnp.exp(teacher)
   # A weight of 0 adds 0, also where its logarithm is -inf.
   divergence = jnp.sum(jnp.where(weights > 0, weights * (teacher - student), 0.0), axis=-1)
-  return _hole_mean(jnp.mean(divergence, axis=1), hole)
+  return _position_mean(jnp.mean(divergence, axis=1), weight)
 
 
 def read_loss(
-  teacher_read: Float[Array, "b q d"], student_read: Float[Array, "b q d"], hole: Float[Array, "b q"]
+  teacher_read: Float[Array, "b q d"], student_read: Float[Array, "b q d"], weight: Float[Array, "b q"]
 ) -> PerImage:
-  """Squared error of the student's read, mean over channels and over hole positions (CodeFormer's feature loss)."""
+  """Squared error of the student's read, mean over channels and, by their weight, over positions (after CodeFormer)."""
   teacher = jax.lax.stop_gradient(teacher_read.astype(jnp.float32))
-  return _hole_mean(jnp.mean(jnp.square(student_read.astype(jnp.float32) - teacher), axis=-1), hole)
+  return _position_mean(jnp.mean(jnp.square(student_read.astype(jnp.float32) - teacher), axis=-1), weight)
 
 
 def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:

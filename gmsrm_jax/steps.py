@@ -204,6 +204,8 @@ def inpaint_step(
   frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
   extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
   hole = nn.avg_pool(mask, (config.model.stride,) * 2, (config.model.stride,) * 2).reshape(image.shape[0], -1)
+  # What is known is supervised, too: the generator draws the hole from the reads around it as well.
+  supervised = hole + config.loss.retrieval_known * (1.0 - hole)
 
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
@@ -214,7 +216,7 @@ def inpaint_step(
     noise = variation.row_noise(noise_key, config.model, image.shape[0])
     rows, fold, groups = variation.rows, variation.per_image, len(image) // 2
 
-  def objective(params: Any, image: Image, mask: Mask, hole: Any, teacher: Any, noise: Any):
+  def objective(params: Any, image: Image, mask: Mask, supervised: Any, teacher: Any, noise: Any):
     images, masks = rows(image), rows(mask)  # one for every fill
     out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise, rows)
     inpainted = composite(out.prediction, images, masks)
@@ -231,15 +233,15 @@ def inpaint_step(
       ),
     }
     if teacher is not None and out.retrieval is not None:
-      terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
-      terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
+      terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
+      terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
     if phase.adversarial:
       terms["adversarial"] = _generator_term(config, networks, state, out.prediction, images, masks)
     total, means = _weigh(config, terms)
     return total, (means, (out, inpainted))
 
   (total, (means, (out, inpainted))), grads = in_parts(objective, config.run.accumulate, groups)(
-    state.params, image, mask, hole, teacher, noise
+    state.params, image, mask, supervised, teacher, noise
   )
   images, masks = rows(image), rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)

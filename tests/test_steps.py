@@ -156,6 +156,10 @@ def test_a_dead_slot_is_revived_in_the_due_step_also_in_the_average(trained, bat
   assert others.max() < 0.01
 
 
+# Without feature terms the network of vgg16 is never asked for.
+BARE = ("loss.features=vgg16", "loss.perceptual=0", "loss.style=0", "model.context_blocks=0")
+
+
 def test_terms_without_weight_are_left_out():
   zero = ["perceptual", "style", "retrieval", "read", "valid", "memory_image"]
   config = small_config(*(f"loss.{name}=0" for name in zero))
@@ -164,6 +168,21 @@ def test_terms_without_weight_are_left_out():
   _, metrics = jax.eval_shape(step, abstract, photo_batch(), {})
   assert not {*zero, "adversarial"} & set(metrics)
   assert "hole" in metrics
+
+
+def test_what_is_known_is_taught_as_far_as_the_setting_says(batch):
+  """Nothing of the first batch is hole, all of the second is."""
+  taught = {}
+  for weight in (0.0, 0.5, 1.0):
+    config = small_config(*BARE, f"loss.retrieval_known={weight}")
+    begin, step = initial(config, "inpaint"), make_step(config, "inpaint", adversarial=False, varied=False)
+    for hole in (0, 1):
+      _, metrics = step(begin, {**batch, "mask": np.full_like(batch["mask"], hole)}, {})
+      taught[weight, hole] = np.array([metrics["retrieval"], metrics["read"]])
+  np.testing.assert_array_equal(taught[0.0, 0], 0)
+  assert np.all(taught[1.0, 0] > 0)
+  np.testing.assert_allclose(taught[0.5, 0], taught[1.0, 0], rtol=1e-6)  # a mean: only proportions count
+  np.testing.assert_array_equal(taught[0.0, 1], taught[1.0, 1])
 
 
 def test_phases_follow_the_shares_of_a_stage():
@@ -203,10 +222,6 @@ def test_a_phase_without_features_or_second_fills_leaves_them_out(batch):
   assert logged() - logged(features=False) == {"perceptual", "style"}
   assert logged() - logged(varied=False) == {"strength", "spread"}
   assert "adversarial" in logged(varied=False, features=False)
-
-
-# Without feature terms the network of vgg16 is never asked for.
-BARE = ("loss.features=vgg16", "loss.perceptual=0", "loss.style=0", "model.context_blocks=0")
 
 
 def test_half_the_size_is_the_step_of_a_model_of_that_size():
@@ -271,5 +286,5 @@ def test_noise_differs_from_step_to_step_and_from_seed_to_seed():
 def test_weigh_is_told_every_weight():
   config = small_config()
   terms = {name: 1.0 for name in steps._weights(config)}
-  named = {field.name for field in dataclasses.fields(config.loss)} - {"features", "vgg_stages", "feature_crop"}
-  assert set(terms) == named
+  no_terms = {"features", "vgg_stages", "feature_crop", "retrieval_known"}
+  assert set(terms) == {field.name for field in dataclasses.fields(config.loss)} - no_terms

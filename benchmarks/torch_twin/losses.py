@@ -77,19 +77,19 @@ def hinge_discriminator(real: Tensor, fake: Tensor, hole: Tensor | None) -> Tens
   return F.relu(1 - real).mean(dim=(1, 2, 3)) + wrong.mean(dim=(1, 2, 3))
 
 
-def hole_mean(values: Tensor, hole: Tensor) -> Tensor:
-  """Mean over positions by their share of hole."""
-  return (values * hole).sum(dim=1) / hole.sum(dim=1).clamp(min=1)
+def position_mean(values: Tensor, weight: Tensor) -> Tensor:
+  """Mean over positions by their weight."""
+  return (values * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
 
 
-def retrieval_kl(teacher: Tensor, student: Tensor, hole: Tensor) -> Tensor:
-  """KL(teacher || student) of log-weights, mean over heads and hole positions."""
-  return hole_mean(F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1), hole)
+def retrieval_kl(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+  """KL(teacher || student) of log-weights, mean over heads and positions."""
+  return position_mean(F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=-1).mean(dim=1), weight)
 
 
-def read_loss(teacher: Tensor, student: Tensor, hole: Tensor) -> Tensor:
-  """Squared error of the read, mean over channels and hole positions."""
-  return hole_mean((student - teacher).square().mean(dim=-1), hole)
+def read_loss(teacher: Tensor, student: Tensor, weight: Tensor) -> Tensor:
+  """Squared error of the read, mean over channels and positions."""
+  return position_mean((student - teacher).square().mean(dim=-1), weight)
 
 
 def balance(mean_weights: Tensor) -> Tensor:

@@ -143,8 +143,9 @@ class Trainer:
     }
     if teacher is not None and out.retrieval is not None:
       hole = F.avg_pool2d(mask, stride).flatten(1)
-      terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, hole)
-      terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, hole)
+      supervised = hole + self.config.loss.retrieval_known * (1 - hole)
+      terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
+      terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
     terms["adversarial"] = self._adversarial(out.prediction, images, masks)
     total, means = self._total(terms)
     return total, means, inpainted
