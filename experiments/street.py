@@ -1,15 +1,15 @@
-"""Street photographs at 128x128 on two CPU cores: what is shipped in `checkpoints/` was trained with this.
+"""Street photographs at 128x128 on two CPU cores: the recipe of what is shipped in `checkpoints/`.
 
 A stand-in for Paris StreetView, for everybody who has a folder of photographs and no accelerator. Any folder will do,
 read recursively:
 
   python run.py --experiment=street --set data.train=my/photos data.val=my/held_out
 
-README.md and checkpoints/ tell which photographs the shipped weights have seen, and how they score. The schedule is
-ours. Stage 2 learns the layout of large holes at half the size first, where a step costs a third; L1 alone leads until
-the last fifth, which adds VGG16 features and second fills. The discriminator takes part in stage 1 alone: in stage 2 on
-few photographs it costs more PSNR than it gains LPIPS. Four context blocks instead of two: on the bottleneck grid they
-cost next to nothing, and what belongs into a large hole is decided there.
+checkpoints/ tells which photographs the shipped weights have seen, which settings were others then, and how they score.
+The schedule is ours. Stage 2 learns the layout of large holes at half the size first, where a step costs a third; L1
+alone leads until the last fifth, which adds VGG16 features and second fills. The discriminator takes part in stage 1
+alone: in stage 2 on few photographs it costs more PSNR than it gains LPIPS. Four context blocks instead of two: on the
+bottleneck grid they cost next to nothing, and what belongs into a large hole is decided there.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ def get_config() -> Config:
     model=dataclasses.replace(SIZES["small"], context_blocks=4),
     data=DataConfig(train="data/street", crop_min=0.6, jitter=0.1, threads=1, prefetch=16),
     # Four stages of VGG16 on windows: the fifth would cost more than all others on a CPU.
-    # The shipped weights were taught at hole positions alone; docs/quality.md says what known ones add.
-    loss=LossConfig(vgg_stages=4, feature_crop=64, adversarial=1.0, retrieval_known=0.0),
+    loss=LossConfig(vgg_stages=4, feature_crop=64, adversarial=1.0),
     stage1=StageConfig(
       steps=1500, warmup=50, learning_rate=3e-4, discriminator_rate=3e-4, adversarial_start=0.7, ema_decay=0.99
     ),

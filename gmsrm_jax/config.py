@@ -165,8 +165,8 @@ class MemoryConfig:
   slots_per_group: int = 32  # slots in each group
   slot_dim: int = 128  # channels of a slot's key and of its value
   heads: int = 4  # heads of the retrieval attention, over slot_dim
-  group_temperature: float = 0.1  # initial softmax temperature on cosine scores of the anchors
-  slot_temperature: float = 0.1  # initial softmax temperature on cosine scores of the keys
+  group_temperature: float = 0.2  # initial softmax temperature on cosine scores of the anchors
+  slot_temperature: float = 0.2  # initial softmax temperature on cosine scores of the keys
   top: int = 0  # slots that a head reads, the likeliest ones; 0 reads all
   usage_decay: float = 0.99  # decay per step of the running mean of slot usage
   revive_every: int = 50  # steps of stage 1 between revivals of dead slots; 0 never
