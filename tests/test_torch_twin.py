@@ -27,7 +27,13 @@ from benchmarks.torch_twin.steps import Trainer  # noqa: E402
 
 STEP = 10
 SETTINGS = [
-  *("model.widths=8,16", "model.discriminator_layers=1", "loss.feature_crop=16", "loss.vgg_stages=2"),
+  *(
+    "model.widths=8,16",
+    "model.discriminator_layers=1",
+    "loss.feature_crop=16",
+    "loss.vgg_stages=2",
+    "loss.retrieval_known=0.5",
+  ),
   *("stage1.steps=50", "stage2.steps=50", "stage1.warmup=3", "stage2.warmup=3"),
   *("stage1.clip_norm=0.5", "stage2.clip_norm=0.5", "run.batch_size=4"),
   # So large that a step shows beside the parameters' own rounding.
