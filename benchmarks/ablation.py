@@ -59,6 +59,8 @@ VARIANTS = {
   "no_memory_longer": Variant("no memory, and the steps of stage 1 besides", ("memory.enabled=false",), 1, longer=True),
   "flat": Variant("flat codebook", ("memory.num_groups=1",), 1),
   "not_pretrained": Variant("codebook not pre-learned", ("memory.pretrain=false",), 1),
+  # One step, because none is refused: what of the gain comes from a frozen network, whatever it has learned.
+  "untrained": Variant("memory frozen after one step of stage 1", ("stage1.steps=1",), 1),
   "no_supervision": Variant("no retrieval supervision", ("loss.retrieval=0", "loss.read=0"), 1),
   "no_variation": Variant("no stochastic variation", ("variation.enabled=false",), 1),
   "top_1": Variant("top-1 read", ("memory.top=1",), 1),
