@@ -125,16 +125,21 @@ def train(flags: argparse.Namespace, run: Run) -> None:
       subprocess.run(command, check=True, stdout=log, stderr=log)
 
 
+def usable_cores() -> list[int]:
+  """The cores that this process may use; only Linux can hand them out, elsewhere there is nothing to share."""
+  return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
+
+
 def train_all(flags: argparse.Namespace, runs: dict[tuple[str, int], pathlib.Path]) -> None:
   """Trains and evaluates what is not yet, so many runs at once, each on cores of its own."""
-  cores = sorted(os.sched_getaffinity(0))
   free = queue.SimpleQueue()
   for job in range(flags.jobs):
-    free.put(cores[job :: flags.jobs])
+    free.put(usable_cores()[job :: flags.jobs])
 
   def settle() -> None:
-    # Of this thread alone: the processes that it starts inherit it.
-    os.sched_setaffinity(0, free.get())
+    if flags.jobs > 1:
+      # Of this thread alone: the processes that it starts inherit it.
+      os.sched_setaffinity(0, free.get())
 
   with concurrent.futures.ThreadPoolExecutor(flags.jobs, initializer=settle) as pool:
     for part in plan(flags, runs):
@@ -214,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="settings of all runs")
   parser.add_argument("--jobs", type=int, default=1, help="runs at once, the CPU's cores shared out; output in *.log")
   flags = parser.parse_args(argv)
-  if not 1 <= flags.jobs <= len(os.sched_getaffinity(0)):
-    parser.error(f"--jobs={flags.jobs} is out of range: choose from 1 to the {len(os.sched_getaffinity(0))} cores")
+  if not 1 <= flags.jobs <= len(usable_cores()):
+    parser.error(f"--jobs={flags.jobs} is out of range: choose from 1 to {len(usable_cores())}, the cores at hand")
 
   output = pathlib.Path(flags.output)
   runs = {

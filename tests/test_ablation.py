@@ -63,7 +63,7 @@ def test_runs_that_share_a_stage_1_wait_for_the_run_that_trains_it(tmp_path):
 
 def test_runs_at_once_have_cores_of_their_own(tmp_path, monkeypatch):
   """Stand-in processes, which write down the cores that they may use."""
-  cores = sorted(os.sched_getaffinity(0))
+  cores = ablation.usable_cores()
   if len(cores) < 2:
     pytest.skip("needs two cores")
   script = "import os, sys, time; time.sleep(0.5); print(sorted(os.sched_getaffinity(0)))"
