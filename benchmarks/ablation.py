@@ -33,6 +33,7 @@ from gmsrm_jax.config import BUCKETS, Config, bucket_name
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METHOD = "GM-SRM"
+LARGE = "40-60%"  # both buckets of large holes, image by image
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
 
@@ -154,6 +155,11 @@ def scores(folder: pathlib.Path) -> dict[str, dict[str, dict[str, float]]]:
       if row["method"] == METHOD:
         for metric in METRICS:
           found.setdefault(row["bucket"], {}).setdefault(metric, {})[row["image"]] = float(row[metric])
+  forties, fifties = found["40-50%"], found["50-60%"]
+  found[LARGE] = {
+    metric: {image: (value + fifties[metric][image]) / 2 for image, value in forties[metric].items()}
+    for metric in METRICS
+  }
   return found
 
 
@@ -168,7 +174,7 @@ def compare(runs: dict[tuple[str, int], pathlib.Path]) -> dict[str, dict[str, di
   names = list(dict.fromkeys(name for name, _ in runs))
   table: dict[str, dict[str, dict[str, dict[str, object]]]] = {}
   for name in names:
-    for bucket in map(bucket_name, BUCKETS):
+    for bucket in [*map(bucket_name, BUCKETS), LARGE]:
       row = table.setdefault(name, {}).setdefault(bucket, {})
       for metric in METRICS:
         # Against the full model of the same seeds.
@@ -183,15 +189,16 @@ def compare(runs: dict[tuple[str, int], pathlib.Path]) -> dict[str, dict[str, di
           ahead = [whole[image] - values[image] for image in whole]
           row[metric] |= {"full_minus_this": float(np.mean(ahead)), "interval": interval(ahead)}
       kid = [json.loads((folder / "report.json").read_text())["distribution"][METHOD] for folder in mine]
-      row["kid_vgg16"] = {"mean": float(np.mean([of[bucket]["kid_vgg16"] for of in kid if bucket in of]))}
+      if bucket != LARGE:
+        row["kid_vgg16"] = {"mean": float(np.mean([of[bucket]["kid_vgg16"] for of in kid if bucket in of]))}
   return table
 
 
 def as_markdown(table: dict[str, dict[str, dict[str, dict[str, object]]]]) -> str:
   """One table per metric; behind the mean stands what the full model has more, bold where its interval leaves out 0."""
   parts = []
-  buckets = list(map(bucket_name, BUCKETS))
   for metric, title in {**METRICS, "kid_vgg16": "KID on VGG16 features"}.items():
+    buckets = [*map(bucket_name, BUCKETS), *([LARGE] if metric in METRICS else [])]
     lines = [f"**{title}**", "", f"| | {' | '.join(buckets)} |", "|---" * (len(buckets) + 1) + "|"]
     for name, rows in table.items():
       cells = []

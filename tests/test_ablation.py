@@ -86,7 +86,8 @@ def write_run(folder, lead):
   folder.mkdir(parents=True)
   lines = ["method,bucket,image,psnr,ssim,lpips"]
   for bucket in map(bucket_name, BUCKETS):
-    for index, level in enumerate(np.linspace(10, 40, 12)):
+    lowest = 8 if bucket == "50-60%" else 10
+    for index, level in enumerate(np.linspace(lowest, lowest + 30, 12)):
       lines.append(f"Telea,{bucket},{index}.png,1,1,1")
       lines.append(f"GM-SRM,{bucket},{index}.png,{level + lead + 0.01 * (index % 3)},{level / 50},{0.5 - lead / 10}")
   (folder / "report.csv").write_text("\n".join(lines) + "\n")
@@ -106,5 +107,8 @@ def test_a_small_lead_on_every_image_is_seen_although_images_differ_by_far_more(
   # Against the full model of its own seed alone, not the mean of both.
   assert table["flat"]["40-50%"]["psnr"]["full_minus_this"] == pytest.approx(0.0)
   assert table["full"]["0-10%"]["psnr"]["mean"] == pytest.approx(25.31)
+  assert table["full"]["40-60%"]["psnr"]["mean"] == pytest.approx(24.31)
   text = ablation.as_markdown(table)
+  header = "| | " + " | ".join(map(bucket_name, BUCKETS))
+  assert text.count(f"{header} | 40-60% |") == 3 and text.count(f"{header} |\n") == 1  # KID has no such column
   assert "25.06 (**+0.25**)" in text and "(+0.00)" in text and "| full | 25.31 |" in text
