@@ -79,6 +79,12 @@ def changes_of(name: str, base: Config, seed: int) -> list[str]:
   return changes
 
 
+def together(common: Sequence[str], changes: Sequence[str]) -> list[str]:
+  """The settings of all runs with those of one, which win: no setting may be given twice."""
+  changed = {change.partition("=")[0] for change in changes}
+  return [*(change for change in common if change.partition("=")[0] not in changed), *changes]
+
+
 def first_stage(config: Config) -> str:
   """What stage 1 depends on: runs with equal text may share it. Empty where there is none."""
   if not (config.memory.enabled and config.memory.pretrain):
@@ -99,7 +105,7 @@ def plan(flags: argparse.Namespace, runs: dict[tuple[str, int], pathlib.Path]) -
   own, shared = [], []
   for (name, seed), folder in runs.items():
     changes = changes_of(name, base, seed)
-    stage = first_stage(settings.override(experiment, [*flags.set, *changes]))
+    stage = first_stage(settings.override(experiment, together(flags.set, changes)))
     if stage in owners:
       shared.append(Run(folder, changes, owners[stage]))
     else:
@@ -118,7 +124,7 @@ def train(flags: argparse.Namespace, run: Run) -> None:
     copy.rename(run.folder)
   print(f"--- {run.folder.name}: {' '.join(run.changes)}", flush=True)
   command = [sys.executable, str(ROOT / "run.py"), f"--experiment={flags.experiment}", f"--platform={flags.platform}"]
-  command += [f"--workdir={run.folder}", "--set", *flags.set, *run.changes]
+  command += [f"--workdir={run.folder}", "--set", *together(flags.set, run.changes)]
   if flags.jobs == 1:
     subprocess.run(command, check=True)
   else:

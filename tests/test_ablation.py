@@ -49,6 +49,17 @@ def test_stage_1_is_shared_where_it_would_be_the_same_and_only_there():
   assert ablation.first_stage(changed) != ablation.first_stage(BASE)
 
 
+@pytest.mark.parametrize("name", ablation.VARIANTS)
+def test_what_a_variant_changes_may_be_set_for_all_runs(name):
+  common = ["stage1.steps=30", "stage2.steps=70", "memory.num_groups=8", "memory.top=2", "run.seed=5"]
+  base = settings.override(BASE, common)
+  config = settings.override(BASE, ablation.together(common, ablation.changes_of(name, base, seed=0)))
+  assert config.run.seed == 0
+  assert config.stage1.steps == (1 if name == "untrained" else 30)
+  assert config.stage2.steps == (100 if name == "no_memory_longer" else 70)
+  assert config.memory.num_slots == base.memory.num_slots
+
+
 def test_runs_that_share_a_stage_1_wait_for_the_run_that_trains_it(tmp_path):
   runs = {(name, seed): tmp_path / f"{name}_{seed}" for seed in (0, 1) for name in ("full", "flat", "no_supervision")}
   flags = argparse.Namespace(experiment="paris", set=["model.size=small"])
