@@ -201,7 +201,10 @@ def compare(runs: dict[tuple[str, int], pathlib.Path]) -> dict[str, dict[str, di
 
 
 def as_markdown(table: dict[str, dict[str, dict[str, dict[str, object]]]]) -> str:
-  """One table per metric; behind the mean stands what the full model has more, bold where its interval leaves out 0."""
+  """One table per metric; behind the mean stands what the full model has more ± half the width of its interval.
+
+  Bold where the interval leaves out 0.
+  """
   parts = []
   for metric, title in {**METRICS, "kid_vgg16": "KID on VGG16 features"}.items():
     buckets = [*map(bucket_name, BUCKETS), *([LARGE] if metric in METRICS else [])]
@@ -213,7 +216,8 @@ def as_markdown(table: dict[str, dict[str, dict[str, dict[str, object]]]]) -> st
         cell = f"{value['mean']:.{2 if metric == 'psnr' else 3}f}"
         if "interval" in value:
           low, high = value["interval"]  # pyright: ignore[reportGeneralTypeIssues]
-          ahead = f"{value['full_minus_this']:+.{2 if metric == 'psnr' else 4}f}"
+          digits = 2 if metric == "psnr" else 4
+          ahead = f"{value['full_minus_this']:+.{digits}f} ± {(high - low) / 2:.{digits}f}"
           cell += f" ({f'**{ahead}**' if low > 0 or high < 0 else ahead})"
         cells.append(cell)
       lines.append(f"| {VARIANTS[name].title} | {' | '.join(cells)} |")

@@ -122,4 +122,4 @@ def test_a_small_lead_on_every_image_is_seen_although_images_differ_by_far_more(
   text = ablation.as_markdown(table)
   header = "| | " + " | ".join(map(bucket_name, BUCKETS))
   assert text.count(f"{header} | 40-60% |") == 3 and text.count(f"{header} |\n") == 1  # KID has no such column
-  assert "25.06 (**+0.25**)" in text and "(+0.00)" in text and "| full | 25.31 |" in text
+  assert "25.06 (**+0.25 ± 0.00**)" in text and "(+0.00 ± 0.00)" in text and "| full | 25.31 |" in text
