@@ -3,9 +3,9 @@
   python -m benchmarks.ablation --output=DIR --experiment=paris --set model.size=small data.train=DIR data.val=DIR ...
 
 All variants see the same images, holes and steps. The same command again goes on where it was interrupted. A stage 1
-whose settings another variant shares is trained once. On a CPU `--jobs=2` is quicker than one run after the other: two
-runs with half the cores each do more steps a second than one with all. Differences are paired: the spread of the images
-drops out of their 95 % intervals (bootstrap over images, of each image's mean over the seeds).
+whose settings another variant shares is trained once. `--jobs=2` trains two runs at once, each on half of the
+CPU's cores. Differences are paired: the spread of the images drops out of their 95 % intervals (bootstrap over images,
+of each image's mean over the seeds).
 """
 
 from __future__ import annotations
