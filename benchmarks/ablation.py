@@ -30,9 +30,9 @@ import experiments
 from gmsrm_jax import settings
 from gmsrm_jax.bootstrap import interval
 from gmsrm_jax.config import BUCKETS, Config, bucket_name
+from gmsrm_jax.evaluate import METHOD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-METHOD = "GM-SRM"
 LARGE = "40-60%"  # both buckets of large holes, image by image
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
@@ -58,6 +58,10 @@ VARIANTS = {
   "full": Variant("full", (), 99),
   "no_memory": Variant("no memory, as many parameters", ("memory.enabled=false",), 99),
   "no_memory_longer": Variant("no memory, and the steps of stage 1 besides", ("memory.enabled=false",), 1, longer=True),
+  # Is the twin held back by a loss on what it "draws from memory", which means something to the full model alone?
+  "no_memory_image": Variant(
+    "no memory, and no loss on its drawing", ("memory.enabled=false", "loss.memory_image=0"), 1
+  ),
   "flat": Variant("flat codebook", ("memory.num_groups=1",), 1),
   "not_pretrained": Variant("codebook not pre-learned", ("memory.pretrain=false",), 1),
   # One step, because none is refused: what of the gain comes from a frozen network, whatever it has learned.

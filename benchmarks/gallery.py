@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from benchmarks.held_out import held_out
 from gmsrm_jax import Inpainter
 from gmsrm_jax.baselines import opencv_fill
 from gmsrm_jax.config import BUCKETS, bucket_name
@@ -72,10 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
   inpainter = Inpainter.from_checkpoint(flags.checkpoint)
   config = inpainter.config
-  by_index = "index" if flags.masks.endswith(".npz") else "area"
-  settings = dataclasses.replace(config.eval, max_images=0, masks=flags.masks, mask_bucket=by_index)
-  data = dataclasses.replace(config.data, val=flags.images)
-  evaluation = pipeline.evaluation_set(dataclasses.replace(config, data=data, eval=settings))
+  evaluation = held_out(config, flags.images, flags.masks)
   shown = (
     worst(evaluation, flags.report, flags.count)
     if flags.report
@@ -86,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   # One at a time: the pictures of a batch share their noise.
   fills = [inpainter(*pair, num_samples=flags.num_samples, seed=1) for pair in zip(truth, masks, strict=True)]
   fills = np.stack(fills).reshape(len(shown), flags.num_samples, *truth.shape[1:])
-  telea = functools.partial(opencv_fill, radius=settings.telea_radius, method=cv2.INPAINT_TELEA)
+  telea = functools.partial(opencv_fill, radius=config.eval.telea_radius, method=cv2.INPAINT_TELEA)
   columns = {"truth": truth, "hole": np.where(masks > 0, np.uint8(255), truth), "Telea": telea(truth, masks)}
   columns["GM-SRM"] = fills[:, 0]
   columns |= {f"sample {number}": fills[:, number] for number in range(1, flags.num_samples)}

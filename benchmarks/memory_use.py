@@ -7,14 +7,14 @@
   other    the read of another picture of the set
   mean     the picture's mean read at every position: all semantics the same
 
-If `other` and `mean` cost nothing the decoder ignores the memory; what `teacher` gains is what better retrieval could.
+If `other` and `mean` cost nothing, either the decoder ignores what it is given or its own read says nothing about this
+hole; `teacher` tells which: what it gains is what better retrieval could.
 PSNR in dB and LPIPS over held-out images, composited, with the 95 % interval of the difference to `own`.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import json
 import pathlib
@@ -28,11 +28,11 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
+from benchmarks.held_out import held_out
 from gmsrm_jax import features, metrics, settings
 from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.bootstrap import interval
 from gmsrm_jax.config import BUCKETS, bucket_name
-from gmsrm_jax.data import pipeline
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.inpainter import apply_teacher
 from gmsrm_jax.state import make_networks
@@ -74,13 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   weights = load_weights(config, pathlib.Path(flags.workdir))
   if weights.teacher is None or flags.batch_size < 2:
     parser.error("this needs a run with a pre-learned memory, and batches of two pictures at least")
-  by_index = "index" if flags.masks.endswith(".npz") else "area"
-  data = dataclasses.replace(config.data, val=flags.images)
-  evaluation = pipeline.evaluation_set(
-    dataclasses.replace(
-      config, data=data, eval=dataclasses.replace(config.eval, max_images=0, masks=flags.masks, mask_bucket=by_index)
-    )
-  )
+  evaluation = held_out(config, flags.images, flags.masks)
   networks, alexnet = make_networks(config), features.load_alexnet()
 
   @jax.jit

@@ -8,7 +8,6 @@ Every image gets the fixed hole of evaluation for each of two buckets. Sample 0 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from benchmarks.held_out import held_out
 from gmsrm_jax import Inpainter, features, metrics
 from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.config import BUCKETS
@@ -65,10 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   flags = parser.parse_args(argv)
 
   inpainter = Inpainter.from_checkpoint(flags.checkpoint)
-  config = inpainter.config
-  data = dataclasses.replace(config.data, val=flags.images)
-  settings = dataclasses.replace(config.eval, max_images=0, masks="")
-  evaluation = pipeline.evaluation_set(dataclasses.replace(config, data=data, eval=settings))
+  evaluation = held_out(inpainter.config, flags.images)
   count = min(flags.count, len(evaluation))
   rows = {}
   print(f"{count} images, {flags.num_samples} samples, {inpainter.source}")
