@@ -85,3 +85,12 @@ def test_the_other_read_is_that_of_another_picture(reads, pictures):
   swapped = jnp.roll(out.retrieval.read, 1, axis=0)
   found = fills(swapped)
   np.testing.assert_allclose(found["other"], found["teacher"], atol=1e-5)
+
+
+def test_the_mean_read_is_that_of_the_picture_itself(reads, pictures):
+  out, fills = reads
+  image, mask = pictures
+  alone = nn.apply(memory_use.fills, MODEL)(
+    {"params": _random_params(MODEL, image, mask)}, image[:1], mask[:1], out.retrieval.read[:1]
+  )
+  np.testing.assert_allclose(alone["mean"][0], fills(out.retrieval.read)["mean"][0], atol=1e-5)
