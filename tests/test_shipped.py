@@ -44,8 +44,8 @@ def test_they_fit_into_a_repository_and_are_half_precision():
 
 def test_they_are_what_the_command_in_their_description_trains():
   described, card = read_run(SHIPPED), (SHIPPED / "README.md").read_text(encoding="utf-8")
-  command = card.partition("python run.py --experiment=street --set ")[2].partition("\npython")[0]
-  changes = [word for word in command.replace("\\", " ").split() if not word.startswith("data.")]
+  command = card.rpartition("python run.py --experiment=street ")[2].partition("\npython")[0]  # the last run's
+  changes = [word for word in command.replace("\\", " ").split() if not word.startswith(("--", "data."))]
   trained = settings.override(experiments.load("street"), changes)
   differ = settings.differences(settings.from_dict(described["config"]), trained)
   # Where the images lay, and how the run was watched and scored.
