@@ -58,10 +58,6 @@ VARIANTS = {
   "full": Variant("full", (), 99),
   "no_memory": Variant("no memory, as many parameters", ("memory.enabled=false",), 99),
   "no_memory_longer": Variant("no memory, and the steps of stage 1 besides", ("memory.enabled=false",), 1, longer=True),
-  # Is the twin held back by a loss on what it "draws from memory", which means something to the full model alone?
-  "no_memory_image": Variant(
-    "no memory, and no loss on its drawing", ("memory.enabled=false", "loss.memory_image=0"), 1
-  ),
   "flat": Variant("flat codebook", ("memory.num_groups=1",), 1),
   "not_pretrained": Variant("codebook not pre-learned", ("memory.pretrain=false",), 1),
   # One step, because none is refused: what of the gain comes from a frozen network, whatever it has learned.
