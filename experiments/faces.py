@@ -17,7 +17,7 @@ from gmsrm_jax.config import SIZES, Config, DataConfig, EvalConfig, LossConfig, 
 
 
 def get_config() -> Config:
-  """An hour and a quarter on one core."""
+  """An hour and a half on one core."""
   return Config(
     name="faces",
     model=dataclasses.replace(SIZES["small"], context_blocks=4),
