@@ -379,7 +379,7 @@ class RunConfig:
   """The loop: what is written and when."""
 
   seed: int = 0  # root of every random stream of training
-  init_from: str = ""  # folder of a trained run: its weights, memory included, start stage 2, and stage 1 is skipped
+  init_from: str = ""  # folder of a trained run or export: its weights, memory included, start stage 2; no stage 1
   batch_size: int = 8  # images per step over all devices and hosts
   log_every: int = 20  # steps between lines of metrics.jsonl
   save_every: int = 500  # steps between checkpoints

@@ -66,6 +66,12 @@ def has_memory_stage(config: Config) -> bool:
   return config.memory.enabled and config.memory.pretrain
 
 
+def has_teacher(config: Config) -> bool:
+  """Whether stage 2 keeps stage 1's recognition of whole images: some of its terms ask for it."""
+  loss = config.loss
+  return has_memory_stage(config) and (loss.retrieval > 0 or loss.read > 0 or loss.features == "recognition")
+
+
 def freezes_memory(config: Config) -> bool:
   """Whether stage 2 leaves the memory as stage 1 left it."""
   return has_memory_stage(config) and config.memory.finetune == 0
@@ -101,11 +107,12 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
   else:
     params = networks.inpainter.init(generator_key, image, mask)["params"]
     if memory_params is not None:
-      # Not the generator: the teacher never draws while training.
-      frozen["teacher"] = {
-        **{name: memory_params[name] for name in ("recognition", "query")},
-        "memory": {name: memory_params["memory"][name] for name in ("codebook", "retrieval")},
-      }
+      if has_teacher(config):
+        # Not the generator: the teacher never draws while training.
+        frozen["teacher"] = {
+          **{name: memory_params[name] for name in ("recognition", "query")},
+          "memory": {name: memory_params["memory"][name] for name in ("codebook", "retrieval")},
+        }
       params = {**params, "memory": memory_params["memory"]}
     if freezes_memory(config):
       frozen["memory"] = params["memory"]
@@ -127,18 +134,27 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
   )
 
 
-def restart(config: Config, trained: TrainState) -> TrainState:
-  """A state of stage 2 at step 0 with the weights of a trained one: its averages, its frozen memory, its discriminator.
+def restart(config: Config, trained: TrainState, weights: Any) -> TrainState:
+  """A state of stage 2 at step 0 with these weights: fine-tuning, for which the optimisers start anew.
 
-  Fine-tuning: the optimisers start anew. Jit it; the two states share no buffer.
+  Jit it; the two states share no buffer.
+
+  Args:
+    config: of the new run, which may freeze the memory, or do without the teacher, where the trained one did not.
+    trained: its discriminator is taken over, and its teacher where there is one and the new run needs it.
+    weights: as `release_params` gives them.
   """
   optimisers = make_optimisers(config, "inpaint")
-  params = trained.ema
+  frozen = {"memory": weights["memory"]} if freezes_memory(config) else {}
+  params = {name: value for name, value in weights.items() if name not in frozen}
+  if has_teacher(config):
+    frozen["teacher"] = trained.frozen["teacher"]
   return dataclasses.replace(
     trained,
     step=jnp.zeros((), jnp.int32),
     params=params,
     ema=jax.tree.map(jnp.copy, params),
+    frozen=frozen,
     opt_state=optimisers.generator.init(params),
     disc_opt_state=optimisers.discriminator.init(trained.disc_params),
   )

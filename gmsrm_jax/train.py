@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gmsrm_jax import distributed, features, panels, platform, sharding, steps
+from gmsrm_jax import distributed, features, finetune, panels, platform, sharding, steps
 from gmsrm_jax.checkpoint import Checkpointer, wait_for_all, with_shardings
 from gmsrm_jax.config import Config, SharedError, require
 from gmsrm_jax.data import pipeline, sources
@@ -26,9 +26,9 @@ from gmsrm_jax.describe import describe_run, facts, finished, print_overview
 from gmsrm_jax.evaluate import evaluate_weights
 from gmsrm_jax.profiling import Profile
 from gmsrm_jax.report import REPORT
-from gmsrm_jax.state import TrainState, has_memory_stage, init_state, restart
+from gmsrm_jax.state import TrainState, has_memory_stage, init_state
 from gmsrm_jax.stopping import Stop, Stopped
-from gmsrm_jax.weights import load_state, weights_of
+from gmsrm_jax.weights import weights_of
 from gmsrm_jax.writer import Writer
 
 # Settings that change what is written or how fast, but not what is learned: they may differ on resume.
@@ -177,11 +177,8 @@ def check_settings(config: Config) -> None:
     "stage1.steps=0 leaves the memory untrained: give it steps, or set memory.pretrain=false",
   )
   require(config.stage2.steps > 0, "stage2.steps=0 trains no inpainter: give it at least 1")
-  source = pathlib.Path(config.run.init_from)
-  require(
-    not config.run.init_from or (source / "checkpoints" / "inpaint").is_dir(),
-    f"run.init_from={config.run.init_from} holds no checkpoint of stage 2: name the folder of a trained run",
-  )
+  if config.run.init_from:
+    finetune.check_source(config)
 
 
 def compile_step(
@@ -275,10 +272,9 @@ def begin(run: _Run, stage: str, target: TrainState, iterator: Any, memory_param
       print(f"resuming {stage} at step {int(state.step)} of {stage_steps(config, stage)}")
     return state
   where = jax.tree.map(lambda leaf: leaf.sharding, target)
-  if config.run.init_from:
-    again = jax.jit(functools.partial(restart, config), out_shardings=where)
-    return again(load_state(config, pathlib.Path(config.run.init_from)))
   key = jax.random.fold_in(jax.random.key(config.run.seed), 0 if stage == "memory" else 1)
+  if config.run.init_from:
+    return finetune.begin_with(config, key, where)
   init = jax.jit(functools.partial(init_state, config, stage), out_shardings=where)
   return compiled(init, key, memory_params)(key, memory_params)
 

@@ -53,6 +53,11 @@ def load_state(config: Config, folder: pathlib.Path) -> TrainState:
   return saved.restore(with_shardings(config, "inpaint", make_mesh(config)), None)
 
 
+def is_export(folder: pathlib.Path) -> bool:
+  """Whether `save_weights` wrote into it; otherwise it is a run's."""
+  return (folder / WEIGHTS).exists()
+
+
 def load_weights(config: Config, folder: pathlib.Path) -> Weights:
   """The weights in the folder of a run, or in one that `save_weights` wrote.
 
@@ -60,7 +65,7 @@ def load_weights(config: Config, folder: pathlib.Path) -> Weights:
     ConfigError: as `load_state`.
   """
   file = folder / WEIGHTS
-  if not file.exists():
+  if not is_export(folder):
     return weights_of(load_state(config, folder))
   described = read_run(folder)
   try:

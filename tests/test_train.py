@@ -413,28 +413,3 @@ def test_the_checkpoint_of_another_configuration_is_refused(change, trained, tmp
 def test_an_empty_folder_holds_no_checkpoint(target, tmp_path):
   with pytest.raises(ConfigError, match="no checkpoint under"):
     restore(tmp_path, target)
-
-
-def test_fine_tuning_starts_from_the_weights_of_a_trained_run_and_skips_stage_1(trained, target, tmp_path):
-  tiny = ("stage2.steps=1", "stage2.warmup=0", "stage2.learning_rate=1e-9", "stage2.discriminator_rate=1e-9")
-  done = finish(trained.cache, *trained.flags(tmp_path / "run", f"run.init_from={trained.workdir}", *tiny))
-  assert done.returncode == 0, done.stderr
-  assert not (tmp_path / "run" / "checkpoints" / "memory").exists()
-  old = restore(trained.workdir, target)
-  new = restore(tmp_path / "run", target)
-  assert (int(old.step), int(new.step)) == (STEPS, 1)
-  for a, b in zip(jax.tree.leaves(old.frozen), jax.tree.leaves(new.frozen), strict=True):
-    np.testing.assert_array_equal(a, b)
-  # One tiny step away from the averages, not from the raw parameters or from a fresh start.
-  for a, b in zip(jax.tree.leaves(old.ema), jax.tree.leaves(new.params), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-7)
-  apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), old.ema, old.params)
-  assert max(jax.tree.leaves(apart)) > 1e-5
-  for a, b in zip(jax.tree.leaves(old.disc_params), jax.tree.leaves(new.disc_params), strict=True):
-    np.testing.assert_allclose(a, b, atol=1e-7)
-
-
-def test_fine_tuning_from_a_folder_without_a_model_is_refused(trained, tmp_path, capsys):
-  assert run.main(trained.flags(tmp_path / "run", f"run.init_from={tmp_path}")) == 2
-  assert "run.init_from=" in (line := one_line(capsys.readouterr().err)) and "no checkpoint of stage 2" in line
-  assert not (tmp_path / "run").exists()
