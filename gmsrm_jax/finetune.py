@@ -61,7 +61,8 @@ def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
     again = jax.jit(lambda key, params: restart(config, fresh(key), params), out_shardings=where)
     return again(key, load_weights(config, folder).params)
   # Laid out as it was trained, but for today's devices.
-  source = dataclasses.replace(_config_of(folder), run=config.run)
+  source = _config_of(folder)
+  source = dataclasses.replace(source, run=dataclasses.replace(source.run, fsdp=config.run.fsdp))
   again = jax.jit(lambda trained: restart(config, trained, release_params(trained)), out_shardings=where)
   return again(load_state(source, folder))
 

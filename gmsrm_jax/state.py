@@ -67,9 +67,14 @@ def has_memory_stage(config: Config) -> bool:
 
 
 def has_teacher(config: Config) -> bool:
-  """Whether stage 2 keeps stage 1's recognition of whole images: some of its terms ask for it."""
+  """Whether stage 2 keeps stage 1's recognition of whole images.
+
+  After a stage 1 of its own always: reports and panels show what it retrieves. Fine-tuning has it only where a term
+  asks for it, because given weights may be without.
+  """
   loss = config.loss
-  return has_memory_stage(config) and (loss.retrieval > 0 or loss.read > 0 or loss.features == "recognition")
+  asked = loss.retrieval > 0 or loss.read > 0 or loss.features == "recognition"
+  return has_memory_stage(config) and (asked or not config.run.init_from)
 
 
 def freezes_memory(config: Config) -> bool:

@@ -14,7 +14,7 @@ from gmsrm_jax import settings
 from gmsrm_jax.checkpoint import with_shardings
 from gmsrm_jax.provenance import SHIPPED
 from gmsrm_jax.sharding import make_mesh
-from gmsrm_jax.state import release_params
+from gmsrm_jax.state import abstract_state, release_params
 from gmsrm_jax.weights import load_weights
 from gmsrm_jax.writer import read_run
 
@@ -90,6 +90,15 @@ def test_a_memory_that_was_frozen_may_be_trained_on_and_a_teacher_left_behind(tr
   assert run.main(trained.flags(tmp_path / "run", f"run.init_from={lean}")) == 2
   assert "no teacher (its losses needed none)" in one_line(capsys.readouterr().err)
   assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_kept_after_a_stage_1_and_in_fine_tuning_only_if_a_term_asks(trained):
+  config = settings.from_dict(read_run(trained.workdir)["config"])
+  without = settings.override(config, WITHOUT_TEACHER)
+  assert "teacher" in abstract_state(without, "inpaint").frozen
+  from_weights = settings.override(without, ["run.init_from=somewhere"])
+  assert "teacher" not in abstract_state(from_weights, "inpaint").frozen
+  assert "teacher" in abstract_state(settings.override(from_weights, ["loss.read=1"]), "inpaint").frozen
 
 
 def test_the_shipped_weights_are_fine_tuned_only_without_a_teacher_and_as_the_model_they_are(trained, tmp_path, capsys):

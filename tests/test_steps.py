@@ -261,7 +261,7 @@ def test_ablations_are_settings(changes, batch):
   assert ("perplexity" in metrics) == config.memory.enabled
   assert ("strength" in metrics) == config.variation.enabled
   assert "memory" in begin.params and "memory" not in begin.frozen
-  assert ("teacher" in begin.frozen) == state.has_memory_stage(config)  # loss.read alone needs it
+  assert ("teacher" in begin.frozen) == state.has_memory_stage(config)
 
   if config.memory.finetune:
     # Adam's first step moves every entry that has a gradient by the rate, the memory's by a tenth of it.
