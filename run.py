@@ -13,20 +13,11 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-import experiments
-from gmsrm_jax import platform, settings
-from gmsrm_jax.config import (
-  FORMATS,
-  STRATEGIES,
-  WEIGHT_TYPES,
-  Config,
-  ConfigError,
-  EvalConfig,
-  SharedError,
-  require,
-  suggest,
-)
-from gmsrm_jax.provenance import SHIPPED
+from gmsrm_jax import experiments, files, overrides
+from gmsrm_jax.config import FORMATS, STRATEGIES, WEIGHT_TYPES, Config, EvalConfig
+from gmsrm_jax.errors import ConfigError, SharedError, require, suggest
+from gmsrm_jax.files import SHIPPED
+from gmsrm_jax.parallel import backend
 
 _COMMON = {"experiment", "platform", "mode", "workdir"}
 MODES = {  # mode to the flags it reads
@@ -57,7 +48,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   """Reads the flags and refuses those that the mode would not read."""
   parser = _Parser(prog="run.py", description=__doc__, allow_abbrev=False)
   parser.add_argument("--experiment", metavar="NAME", help=f"{', '.join(experiments.names())} (default: demo)")
-  parser.add_argument("--platform", metavar="|".join(platform.PLATFORMS), help="back end of JAX (default: auto)")
+  parser.add_argument("--platform", metavar="|".join(backend.PLATFORMS), help="back end of JAX (default: auto)")
   parser.add_argument("--mode", metavar="|".join(MODES), help="what to do (default: train)")
   parser.add_argument("--workdir", metavar="DIR", help="folder of the run (default: runs/EXPERIMENT)")
   parser.add_argument(
@@ -89,11 +80,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
   inpaint.add_argument(
     "--contact_sheet", action="store_true", default=None, help="also write STEM_sheet.png with all samples"
   )
-  serve = parser.add_argument_group("flags of --mode=serve")
-  serve.add_argument(
+  server = parser.add_argument_group("flags of --mode=serve")
+  server.add_argument(
     "--host", metavar="NAME", help="address to listen on; 0.0.0.0 lets other machines in (default: 127.0.0.1)"
   )
-  serve.add_argument("--port", metavar="N", type=int, help="port to listen on; 0 takes a free one (default: 7860)")
+  server.add_argument("--port", metavar="N", type=int, help="port to listen on; 0 takes a free one (default: 7860)")
   bench = parser.add_argument_group("flags of --mode=benchmark")
   bench.add_argument("--sizes", metavar="NAME", nargs="+", help="of the model (default: what the back end is fit for)")
   bench.add_argument("--batches", metavar="N", type=int, nargs="+", help="images at once (default: likewise)")
@@ -115,7 +106,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
   flags.mode = flags.mode or "train"
   flags.platform = flags.platform or "auto"
-  for name, choices in (("mode", tuple(MODES)), ("platform", platform.PLATFORMS)):
+  for name, choices in (("mode", tuple(MODES)), ("platform", backend.PLATFORMS)):
     value = getattr(flags, name)
     require(value in choices, f"--{name}={value} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
   for name, value in vars(flags).items():
@@ -213,9 +204,8 @@ def _check_compile(flags: argparse.Namespace) -> None:
 
 def load_trained(workdir: str, experiment: str | None) -> Config:
   """The configuration that a trained folder describes itself with."""
-  from gmsrm_jax import writer
 
-  config = settings.from_dict(writer.read_run(workdir)["config"])
+  config = overrides.from_dict(files.read_run(workdir)["config"])
   require(
     experiment in (None, config.name),
     f"--workdir={workdir} holds experiment {config.name!r}, not {experiment!r}: leave out --experiment",
@@ -225,29 +215,29 @@ def load_trained(workdir: str, experiment: str | None) -> Config:
 
 def dispatch(flags: argparse.Namespace) -> None:
   """Calls the function of the mode. JAX is first imported here, after the back end was chosen."""
-  platform.select("cpu" if flags.mode == "compile" else flags.platform)
+  backend.select("cpu" if flags.mode == "compile" else flags.platform)
   name = flags.experiment or "demo"
   workdir = flags.workdir or f"runs/{name}"
   # Where trained weights are wanted and nothing is named: those that come with the code.
   trained = flags.workdir or (f"runs/{name}" if flags.experiment else None)
   experiment = experiments.load(name)  # in every mode, so that a misspelt name is refused
   if flags.mode == "train":
-    config = settings.override(experiment, flags.set or [])
-    from gmsrm_jax import distributed
+    config = overrides.override(experiment, flags.set or [])
+    from gmsrm_jax.parallel import processes
 
-    distributed.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
-    platform.check(flags.platform)
-    from gmsrm_jax import train
+    processes.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
+    backend.check(flags.platform)
+    from gmsrm_jax.commands import train
 
     train.train(config, workdir)
   elif flags.mode == "evaluate" and flags.inpainted is not None:
     # Without an experiment nothing but the settings' own defaults is meant.
     base = experiment if flags.experiment else dataclasses.replace(experiment, eval=EvalConfig())
-    config = settings.override(base, flags.set or [])
-    platform.check(flags.platform)
-    from gmsrm_jax import evaluate
+    config = overrides.override(base, flags.set or [])
+    backend.check(flags.platform)
+    from gmsrm_jax.evaluation import held_out
 
-    evaluate.evaluate_folders(
+    held_out.evaluate_folders(
       config,
       experiment=flags.experiment,
       images=flags.images,
@@ -261,18 +251,18 @@ def dispatch(flags: argparse.Namespace) -> None:
     if output is None:
       raise ConfigError("--mode=evaluate without --workdir scores weights that are no run: give --output, too")
     described = trained or flags.checkpoint or str(SHIPPED)
-    config = settings.override(load_trained(described, flags.experiment), flags.set or [])
-    platform.check(flags.platform)
-    from gmsrm_jax import evaluate
+    config = overrides.override(load_trained(described, flags.experiment), flags.set or [])
+    backend.check(flags.platform)
+    from gmsrm_jax.evaluation import held_out
 
-    evaluate.evaluate(config, flags.checkpoint or described, output)
+    held_out.evaluate(config, flags.checkpoint or described, output)
   elif flags.mode == "prepare":
-    from gmsrm_jax import prepare
+    from gmsrm_jax.commands import prepare
 
-    prepare.prepare(settings.override(experiment, flags.set or []), flags.output)
+    prepare.prepare(overrides.override(experiment, flags.set or []), flags.output)
   elif flags.mode == "inpaint":
-    platform.check(flags.platform)
-    from gmsrm_jax import inpaint
+    backend.check(flags.platform)
+    from gmsrm_jax.commands import inpaint
 
     inpaint.inpaint(
       images=flags.images,
@@ -290,40 +280,40 @@ def dispatch(flags: argparse.Namespace) -> None:
   elif flags.mode == "masks":
     # Those of a trained folder where one is named: what it is evaluated with.
     config = load_trained(workdir, flags.experiment) if flags.workdir else experiment
-    from gmsrm_jax import write_masks
+    from gmsrm_jax.commands import masks
 
-    write_masks.write_masks(settings.override(config, flags.set or []), flags.output)
+    masks.write_masks(overrides.override(config, flags.set or []), flags.output)
   elif flags.mode == "export":
-    platform.check(flags.platform)
-    from gmsrm_jax import export
+    backend.check(flags.platform)
+    from gmsrm_jax.commands import export
 
     export.export(checkpoint=flags.checkpoint or trained or str(SHIPPED), output=flags.output, dtype=flags.weights)
   elif flags.mode == "check":
-    config = settings.override(experiment, flags.set or [])
-    platform.check(flags.platform)
-    from gmsrm_jax import check
+    config = overrides.override(experiment, flags.set or [])
+    backend.check(flags.platform)
+    from gmsrm_jax.commands import check
 
     check.check(config)
   elif flags.mode == "compile":
-    config = settings.override(experiment, flags.set or [])
-    platform.check("cpu")
-    from gmsrm_jax import compile as compile_mode
+    config = overrides.override(experiment, flags.set or [])
+    backend.check("cpu")
+    from gmsrm_jax.hardware.tpu import compile as compile_mode
 
     compile_mode.compile_steps(config, flags.topology, batch_per_chip=flags.batch_per_chip, output=flags.output)
   elif flags.mode == "benchmark" and flags.compare:
-    from gmsrm_jax import compare
+    from gmsrm_jax.hardware import compare
 
     print(compare.compare(flags.compare))
   elif flags.mode == "benchmark":
-    platform.check(flags.platform)
-    from gmsrm_jax import benchmark
+    backend.check(flags.platform)
+    from gmsrm_jax.hardware import benchmark
 
     benchmark.benchmark(experiment, flags.set or [], flags.sizes, flags.batches, flags.output)
   elif flags.mode == "serve":
-    platform.check(flags.platform)
-    from gmsrm_jax import serve
+    backend.check(flags.platform)
+    from gmsrm_jax.serving import server
 
-    serve.serve(checkpoint=flags.checkpoint or trained or str(SHIPPED), host=flags.host, port=flags.port)
+    server.serve(checkpoint=flags.checkpoint or trained or str(SHIPPED), host=flags.host, port=flags.port)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -335,25 +325,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     dispatch(parse(sys.argv[1:] if argv is None else argv))
   except ConfigError as error:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    return platform.leave(2, together=isinstance(error, SharedError))
+    return backend.leave(2, together=isinstance(error, SharedError))
   except KeyboardInterrupt:
     print("interrupted: the same command again resumes from the last checkpoint", file=sys.stderr)
-    return platform.leave(130)
+    return backend.leave(130)
   except Exception as error:
     if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
       print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
-      return platform.leave(2)
-    if not platform.is_shared():
+      return backend.leave(2)
+    if not backend.is_shared():
       raise
-    if platform.lost_another(error):
+    if backend.lost_another(error):
       print(
         f"error: another process of this run is gone ({str(error).splitlines()[0][:200]}): start all of them again "
         "with the same command, which resumes",
         file=sys.stderr,
       )
-      return platform.leave(3)
+      return backend.leave(3)
     traceback.print_exc()
-    return platform.leave(1)
+    return backend.leave(1)
   return 0
 
 

@@ -26,11 +26,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-import experiments
-from gmsrm_jax import settings
-from gmsrm_jax.bootstrap import interval
+from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import BUCKETS, Config, bucket_name
-from gmsrm_jax.evaluate import METHOD
+from gmsrm_jax.evaluation.bootstrap import interval
+from gmsrm_jax.evaluation.held_out import METHOD
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LARGE = "40-60%"  # both buckets of large holes, image by image
@@ -89,7 +88,7 @@ def first_stage(config: Config) -> str:
   """What stage 1 depends on: runs with equal text may share it. Empty where there is none."""
   if not (config.memory.enabled and config.memory.pretrain):
     return ""
-  whole = settings.to_dict(config)
+  whole = overrides.to_dict(config)
   of_stage_2 = {"retrieval", "read", "retrieval_known", "hole", "valid", "style", "memory_image"}
   whole["loss"] = {name: value for name, value in whole["loss"].items() if name not in of_stage_2}
   for name in ("stage2", "variation", "eval"):
@@ -100,12 +99,12 @@ def first_stage(config: Config) -> str:
 def plan(flags: argparse.Namespace, runs: dict[tuple[str, int], pathlib.Path]) -> tuple[list[Run], list[Run]]:
   """The runs that train a stage 1 of their own or need none, and those that take one over from them."""
   experiment = experiments.load(flags.experiment)
-  base = settings.override(experiment, flags.set)
+  base = overrides.override(experiment, flags.set)
   owners: dict[str, pathlib.Path] = {}
   own, shared = [], []
   for (name, seed), folder in runs.items():
     changes = changes_of(name, base, seed)
-    stage = first_stage(settings.override(experiment, together(flags.set, changes)))
+    stage = first_stage(overrides.override(experiment, together(flags.set, changes)))
     if stage in owners:
       shared.append(Run(folder, changes, owners[stage]))
     else:

@@ -21,12 +21,11 @@ import numpy as np
 
 from benchmarks.held_out import held_out
 from gmsrm_jax import Inpainter
-from gmsrm_jax.baselines import opencv_fill
 from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
-from gmsrm_jax.evaluate import METHOD
-from gmsrm_jax.provenance import SHIPPED
-from gmsrm_jax.writer import save_panel
+from gmsrm_jax.evaluation.baselines import opencv_fill
+from gmsrm_jax.evaluation.held_out import METHOD
+from gmsrm_jax.files import SHIPPED, save_panel
 
 _BY_NAME = {bucket_name(bucket).rstrip("%"): bucket for bucket in BUCKETS}
 

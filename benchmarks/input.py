@@ -28,7 +28,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from gmsrm_jax.config import SIZES, Config, DataConfig, RunConfig
-from gmsrm_jax.data import masks, pipeline, sources
+from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.data.masks import draw
 
 _AHEAD = 2  # batches that each worker keeps ready, PyTorch's default
 _SETTLE = 1.0  # seconds in which the side before fills its queues again
@@ -62,7 +63,7 @@ class TorchExamples(torch.utils.data.Dataset):
     image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
     if rng.random() < 0.5:
       image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    mask = masks.draw(rng, size, size, self.config.mask)
+    mask = draw.draw(rng, size, size, self.config.mask)
     return {"image": torch.from_numpy(np.array(image)), "mask": torch.from_numpy(mask[:, :, None])}
 
 

@@ -12,8 +12,8 @@ import csv
 import pathlib
 from collections.abc import Sequence
 
-from gmsrm_jax.bootstrap import interval
-from gmsrm_jax.evaluate import METHOD
+from gmsrm_jax.evaluation.bootstrap import interval
+from gmsrm_jax.evaluation.held_out import METHOD
 
 METRICS = ("psnr", "ssim", "lpips")
 

@@ -24,7 +24,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gmsrm_jax.config import BUCKETS, MASK_KINDS, MaskConfig
-from gmsrm_jax.data import mask_files, masks
+from gmsrm_jax.data.masks import draw, hole_files
 
 SIZE = 256
 RANGES = ((0.05, 0.6), (0.2, 0.3))  # the default of training, and one bucket
@@ -90,8 +90,8 @@ def measure_rates(config: MaskConfig, seconds: float) -> dict[str, dict[str, flo
   for low, high in RANGES:
     column = {PLAIN: rate(plain_strokes, seconds)}
     for kind in MASK_KINDS:
-      draw = functools.partial(masks.draw_kind, kind, height=SIZE, width=SIZE, area=(low, high), config=config)
-      column[kind] = rate(draw, seconds)
+      drawn = functools.partial(draw.draw_kind, kind, height=SIZE, width=SIZE, area=(low, high), config=config)
+      column[kind] = rate(drawn, seconds)
     table[f"{low:g}-{high:g}"] = column
   return table
 
@@ -102,19 +102,19 @@ def count_misses(kind: str, config: MaskConfig, draws: int, size: int) -> int:
   for low, high in tqdm(BUCKETS, desc=kind, unit="bucket", disable=None):
     rng = np.random.default_rng(0)
     for _ in range(draws):
-      area = np.count_nonzero(masks.draw_kind(kind, rng, size, size, (low, high), config)) / size**2
+      area = np.count_nonzero(draw.draw_kind(kind, rng, size, size, (low, high), config)) / size**2
       misses += not low <= area <= high
   return misses
 
 
 def nvidia_areas(path: str) -> list[dict[str, float]]:
   """Measured areas of the test masks, by the bucket of their index."""
-  folder = mask_files.nvidia_folder(path)
-  files = mask_files.FolderMasks(str(folder), "--nvidia") if folder else mask_files.PackedMasks(path, "--nvidia")
-  areas = np.array([files[index].mean() for index in tqdm(range(len(files)), unit="mask", disable=None)])
+  folder = hole_files.nvidia_folder(path)
+  opened = hole_files.FolderMasks(str(folder), "--nvidia") if folder else hole_files.PackedMasks(path, "--nvidia")
+  areas = np.array([opened[index].mean() for index in tqdm(range(len(opened)), unit="mask", disable=None)])
   rows = []
   for position, (low, high) in enumerate(BUCKETS):
-    inside = areas[[mask_files.index_bucket(index) == position for index in range(len(areas))]]
+    inside = areas[[hole_files.index_bucket(index) == position for index in range(len(areas))]]
     outside = np.mean((inside <= low) | (inside > high))
     by_area = int(np.sum((areas > low) & (areas <= high)))
     row = {"n": len(inside), "min": inside.min(), "mean": inside.mean(), "max": inside.max(), "outside": outside}

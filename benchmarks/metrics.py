@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from benchmarks import lpips_package
 from gmsrm_jax.config import MaskConfig
-from gmsrm_jax.data import masks
-from gmsrm_jax.protocols import PROTOCOLS
+from gmsrm_jax.data.masks import draw
+from gmsrm_jax.evaluation.protocols import PROTOCOLS
 
 SHOWN = ("psnr", "ssim", "lpips", "lpips_vgg")
 Scores = dict[str, np.ndarray]
@@ -142,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   torch.set_num_threads(threads)
   truth = pictures(flags.images, flags.count, flags.size)
   rng, settings = np.random.default_rng(1), MaskConfig()
-  mask = np.stack([masks.draw(rng, flags.size, flags.size, settings) for _ in range(flags.count)])[..., None]
+  mask = np.stack([draw.draw(rng, flags.size, flags.size, settings) for _ in range(flags.count)])[..., None]
   filled = fills(truth, mask, flags.methods)
   networks = PROTOCOLS["ours"].load_networks()
   sides = {"lpips + scikit-image": theirs(networks, flags.batch), "ours": ours(networks, flags.batch)}

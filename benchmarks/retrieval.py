@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gmsrm_jax import flops, machine, timing
 from gmsrm_jax.config import SIZES, MemoryConfig
+from gmsrm_jax.hardware import flops, machine, timing
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
 

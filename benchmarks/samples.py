@@ -17,10 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.held_out import held_out
-from gmsrm_jax import Inpainter, features, metrics
+from gmsrm_jax import Inpainter
 from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.config import BUCKETS
 from gmsrm_jax.data import pipeline
+from gmsrm_jax.evaluation import metrics
+from gmsrm_jax.pretrained import features
 
 _BUCKETS = (BUCKETS[2], BUCKETS[4])
 

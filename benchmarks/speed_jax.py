@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed_worker import Call, configure, random_batch, serve
-from gmsrm_jax import platform
+from gmsrm_jax.parallel import backend
 
 
 def filled(shapes: Any) -> Any:
@@ -32,9 +32,10 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
   import jax
   import jax.numpy as jnp
 
-  from gmsrm_jax import features, state, steps
   from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
   from gmsrm_jax.models.inpainter import apply_inpainter
+  from gmsrm_jax.pretrained import features
+  from gmsrm_jax.training import state, steps
 
   config = configure(size, batch, changes)
   data = jax.device_put(random_batch(config.model.image_size, batch))
@@ -63,7 +64,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
 
 def main() -> None:
   """Serves requests: python -m benchmarks.speed_jax PLATFORM jax [KEY=VALUE …]."""
-  platform.select(sys.argv[1])
+  backend.select(sys.argv[1])
   import jax
 
   def describe() -> dict[str, str]:

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-import experiments
-from gmsrm_jax import settings
+from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import Config
 
 Call = Callable[[], Any]
@@ -19,7 +18,7 @@ Call = Callable[[], Any]
 
 def configure(size: str, batch: int, changes: list[str]) -> Config:
   """The demo's settings with networks of that size and a batch of that size."""
-  return settings.override(
+  return overrides.override(
     experiments.load("demo"), [f"model.size={size}", f"run.batch_size={batch + batch % 2}", *changes]
   )
 

@@ -1,11 +1,15 @@
-"""One file per experiment, each with `get_config()`; adding a file adds the experiment."""
+"""One documented file per experiment, each with `get_config()`; adding a file adds the experiment.
+
+The package has this folder as `gmsrm_jax.experiments`.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pathlib
 
-from gmsrm_jax.config import Config, require, suggest
+from gmsrm_jax.config import Config
+from gmsrm_jax.errors import require, suggest
 
 
 def names() -> list[str]:
@@ -21,4 +25,4 @@ def load(name: str) -> Config:
   """
   known = names()
   require(name in known, f"--experiment={name} is unknown: {suggest(name, known)}choose from {', '.join(known)}")
-  return importlib.import_module(f"experiments.{name}").get_config()
+  return importlib.import_module(f"{__name__}.{name}").get_config()

@@ -7,7 +7,7 @@ when it is first asked for.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-  from gmsrm_jax.inpainter import Inpainter
+  from gmsrm_jax.inference.inpainter import Inpainter
 
 __version__ = "0.1.0"
 __all__ = ["Inpainter", "__version__"]
@@ -16,7 +16,7 @@ __all__ = ["Inpainter", "__version__"]
 def __getattr__(name: str) -> Any:
   """Imports the public interface lazily."""
   if name == "Inpainter":
-    from gmsrm_jax.inpainter import Inpainter
+    from gmsrm_jax.inference.inpainter import Inpainter
 
     return Inpainter
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

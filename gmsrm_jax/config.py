@@ -7,8 +7,8 @@ Checks run when a dataclass is built, so a bad value stops the program before an
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Sequence
+
+from gmsrm_jax.errors import one_of, require
 
 BUCKETS: tuple[tuple[float, float], ...] = (
   (0.0, 0.1),
@@ -64,20 +64,6 @@ def bucket_name(bucket: tuple[float, float]) -> str:
   return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}%"
 
 
-class ConfigError(ValueError):
-  """A setting, flag, file or folder that the user must change; `run.py` prints it as one line."""
-
-
-class SharedError(ConfigError):
-  """What all processes of a run raise at the same place, so that they end together."""
-
-
-def require(condition: bool, message: str) -> None:
-  """Raises ConfigError with the message unless the condition holds."""
-  if not condition:
-    raise ConfigError(message)
-
-
 def _share(name: str, value: float) -> None:
   require(0.0 <= value <= 1.0, f"{name}={value} is no share: give a number from 0 to 1")
 
@@ -90,20 +76,9 @@ def _not_negative(name: str, value: float) -> None:
   require(value >= 0, f"{name}={value} must not be negative")
 
 
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
-  """Raises ConfigError, with the closest choice, unless the value is one of them."""
-  require(value in choices, f"{name}={value!r} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
-
-
 def names_in(text: str) -> list[str]:
   """The names that a setting lists with commas between."""
   return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def suggest(name: str, choices: Sequence[str]) -> str:
-  """`did you mean 'x'? ` for the closest choice, or nothing when none is close."""
-  close = difflib.get_close_matches(name, choices, n=1)
-  return f"did you mean {close[0]!r}? " if close else ""
 
 
 @dataclasses.dataclass(frozen=True)

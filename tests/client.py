@@ -17,10 +17,10 @@ import skimage.data
 from PIL import Image
 from test_steps import small_config
 
-from gmsrm_jax import serve
-from gmsrm_jax.inpainter import Inpainter
-from gmsrm_jax.orders import Limits
-from gmsrm_jax.service import Service
+from gmsrm_jax.inference.inpainter import Inpainter
+from gmsrm_jax.serving import server
+from gmsrm_jax.serving.requests import Limits
+from gmsrm_jax.serving.service import Service
 
 BOUNDARY = "----boundary-of-the-tests"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
@@ -122,14 +122,14 @@ class Gated(Inpainter):
 def running(model: Inpainter, **limits: Any) -> Iterator[Running]:
   """A server of the model, ended afterwards."""
   service = Service(model, Limits(**limits))
-  server = serve.Server(service)
-  with contextlib.closing(serve.listen("127.0.0.1", 0)) as address:
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [address]})
+  http = server.Server(service)
+  with contextlib.closing(server.listen("127.0.0.1", 0)) as address:
+    thread = threading.Thread(target=http.run, kwargs={"sockets": [address]})
     thread.start()
     try:
       yield Running(address.getsockname()[1], service)
     finally:
-      server.should_exit = True
+      http.should_exit = True
       thread.join(60)
       service.close()
       assert not thread.is_alive()

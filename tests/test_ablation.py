@@ -12,22 +12,21 @@ import types
 import numpy as np
 import pytest
 
-import experiments
 from benchmarks import ablation
-from gmsrm_jax import settings
+from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import BUCKETS, bucket_name
 
 BASE = experiments.load("paris")
 
 
 def configured(name, seed=0):
-  return settings.override(BASE, ablation.changes_of(name, BASE, seed))
+  return overrides.override(BASE, ablation.changes_of(name, BASE, seed))
 
 
 @pytest.mark.parametrize("name", ablation.VARIANTS)
 def test_a_variant_changes_what_its_title_says_and_nothing_else(name):
   changed = {
-    line.partition("=")[0].partition(":")[0] for line in settings.differences(configured("full"), configured(name))
+    line.partition("=")[0].partition(":")[0] for line in overrides.differences(configured("full"), configured(name))
   }
   expected = {change.partition("=")[0] for change in ablation.VARIANTS[name].changes}
   expected |= {"memory.slots_per_group"} if name == "flat" else set()
@@ -45,15 +44,15 @@ def test_stage_1_is_shared_where_it_would_be_the_same_and_only_there():
   assert len({stages["full"], stages["flat"], stages["top_1"]}) == 3
   assert stages["no_memory"] == stages["no_memory_longer"] == stages["not_pretrained"] == ""
   assert ablation.first_stage(configured("full", seed=1)) != stages["full"]
-  changed = settings.override(BASE, ["loss.balance=0.2"])
+  changed = overrides.override(BASE, ["loss.balance=0.2"])
   assert ablation.first_stage(changed) != ablation.first_stage(BASE)
 
 
 @pytest.mark.parametrize("name", ablation.VARIANTS)
 def test_what_a_variant_changes_may_be_set_for_all_runs(name):
   common = ["stage1.steps=30", "stage2.steps=70", "memory.num_groups=8", "memory.top=2", "run.seed=5"]
-  base = settings.override(BASE, common)
-  config = settings.override(BASE, ablation.together(common, ablation.changes_of(name, base, seed=0)))
+  base = overrides.override(BASE, common)
+  config = overrides.override(BASE, ablation.together(common, ablation.changes_of(name, base, seed=0)))
   assert config.run.seed == 0
   assert config.stage1.steps == (1 if name == "untrained" else 30)
   assert config.stage2.steps == (100 if name == "no_memory_longer" else 70)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-from gmsrm_jax.baselines import baselines, mean_fill
-from gmsrm_jax.config import BASELINES, ConfigError, EvalConfig
+from gmsrm_jax.config import BASELINES, EvalConfig
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.evaluation.baselines import baselines, mean_fill
 
 FILLS = baselines(EvalConfig(baselines=",".join(BASELINES)))
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments
-from gmsrm_jax import benchmark, benchmark_plan, compare, flops, machine, parts, settings
-from gmsrm_jax.config import SIZES, ConfigError
-from gmsrm_jax.measure_step import input_share, useful_flops
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.config import SIZES
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.hardware import benchmark, compare, flops, machine, parts
+from gmsrm_jax.hardware.measure_step import input_share, useful_flops
 from gmsrm_jax.models.inpainter import apply_inpainter
-from gmsrm_jax.state import abstract_state, make_networks
+from gmsrm_jax.training.state import abstract_state, make_networks
 
 SETTINGS = [
   *("model.image_size=32", "model.widths=8,16", "model.heads=2", "model.context_blocks=0"),
@@ -29,7 +30,7 @@ DEMO = experiments.load("demo")
 
 
 def tiny(batch: int = 4):
-  return settings.override(DEMO, ["model.size=tiny", *SETTINGS, f"run.batch_size={batch}"])
+  return overrides.override(DEMO, ["model.size=tiny", *SETTINGS, f"run.batch_size={batch}"])
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +135,7 @@ def test_operations_of_a_step_are_proportional_to_its_images():
 def test_recomputing_is_no_useful_work():
   batch = {name: jax.ShapeDtypeStruct((4, 32, 32, c), jnp.uint8) for name, c in (("image", 3), ("mask", 1))}
   config = tiny()
-  again = settings.override(config, ["run.remat=encoder,decoder"])
+  again = overrides.override(config, ["run.remat=encoder,decoder"])
   arguments = "inpaint", abstract_state(config, "inpaint"), batch, {}
   assert useful_flops(again, *arguments) == useful_flops(config, *arguments)
 
@@ -170,9 +171,9 @@ def test_a_loop_waits_for_an_input_that_is_slower_than_its_step(step, made, shar
 def plan(sizes, batches, *assignments):
   def configured(size, batch=None):
     more = [] if batch is None else [f"run.batch_size={batch}"]
-    return settings.override(DEMO, [*assignments, f"model.size={size}", *more])
+    return overrides.override(DEMO, [*assignments, f"model.size={size}", *more])
 
-  return benchmark_plan.make_plan(configured, sizes, batches)
+  return plan_lib.make_plan(configured, sizes, batches)
 
 
 def test_a_cpu_measures_little_unless_it_is_asked():

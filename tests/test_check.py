@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import run
-from gmsrm_jax import check
+from gmsrm_jax.commands import check
 from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import sources
 

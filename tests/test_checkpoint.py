@@ -12,10 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from gmsrm_jax import platform
-from gmsrm_jax.checkpoint import Checkpointer, SaveError
-from gmsrm_jax.config import ConfigError
-from gmsrm_jax.state import TrainState
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.parallel import backend
+from gmsrm_jax.training.checkpoint import Checkpointer, SaveError
+from gmsrm_jax.training.state import TrainState
 
 
 class Position:
@@ -137,7 +137,7 @@ def test_a_process_that_is_gone_is_neither_a_full_disk_nor_a_damaged_file(
   def fail(*args, **options):
     raise gone
 
-  monkeypatch.setattr(platform, "is_shared", lambda: shared)
+  monkeypatch.setattr(backend, "is_shared", lambda: shared)
   with monkeypatch.context() as patch:
     patch.setattr(type(saved._manager), "wait_until_finished", fail)
     with pytest.raises(ValueError if shared else SaveError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gmsrm_jax import chips
+from gmsrm_jax.hardware import chips
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,9 @@ import time
 
 import pytest
 
-import experiments
 import run
-from gmsrm_jax import settings
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.errors import ConfigError
 
 ROOT = pathlib.Path(run.__file__).parent
 
@@ -122,16 +121,16 @@ def test_set_takes_several_and_repeats():
 
 
 def test_a_trained_folder_says_which_experiment_it_is(tmp_path):
-  config = settings.override(experiments.load("demo"), ["run.seed=3"])
+  config = overrides.override(experiments.load("demo"), ["run.seed=3"])
   path = tmp_path / "config.json"
-  path.write_text(json.dumps({"config": settings.to_dict(config), "splits": {}}))
+  path.write_text(json.dumps({"config": overrides.to_dict(config), "splits": {}}))
   assert run.load_trained(str(tmp_path), None) == config
   with pytest.raises(ConfigError, match="holds experiment 'demo', not 'paris'"):
     run.load_trained(str(tmp_path), "paris")
-  path.write_text(json.dumps(settings.to_dict(config)))
+  path.write_text(json.dumps(overrides.to_dict(config)))
   with pytest.raises(ConfigError, match="config.json describes no run"):
     run.load_trained(str(tmp_path), None)
-  path.write_text(json.dumps(settings.to_dict(config))[:-5])
+  path.write_text(json.dumps(overrides.to_dict(config))[:-5])
   with pytest.raises(ConfigError, match="config.json is no JSON file"):
     run.load_trained(str(tmp_path), None)
 

@@ -8,8 +8,8 @@ import json
 import pytest
 
 import run
-from gmsrm_jax import compare
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.hardware import compare
 
 MODEL = {"size": "small", "image_size": 128, "widths": [32, 128, 256]}
 

@@ -12,13 +12,13 @@ import sys
 import jax
 import pytest
 
-import experiments
 import run
-from gmsrm_jax import compile_report, settings, topology
-from gmsrm_jax.compile import out_of_memory
-from gmsrm_jax.config import ConfigError
-from gmsrm_jax.hlo import Collective
-from gmsrm_jax.state import abstract_state
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.hardware.tpu import report, topologies
+from gmsrm_jax.hardware.tpu.collectives import Collective
+from gmsrm_jax.hardware.tpu.compile import out_of_memory
+from gmsrm_jax.training.state import abstract_state
 
 ROOT = pathlib.Path(run.__file__).parent
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install .[tpu]")
@@ -72,14 +72,14 @@ def test_flags_are_refused_with_the_way_out(flags, message):
 )
 def test_a_slice_that_cannot_be_is_refused(name, message):
   with pytest.raises(ConfigError) as caught:
-    topology.parse(name)
+    topologies.parse(name)
   assert f"--topology={name}" in str(caught.value) and message in str(caught.value)
 
 
 def test_without_the_tpu_compiler_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
   with pytest.raises(ConfigError, match=r"the package libtpu, which is not installed: pip install \.\[tpu\]"):
-    topology.open_topology("v5e:2x2")
+    topologies.open_topology("v5e:2x2")
 
 
 def test_the_compiler_says_how_much_memory_is_missing():
@@ -116,16 +116,16 @@ def test_efficiency_compares_with_the_smallest_slice_that_is_alike_and_fits():
     row(2, 1.0, 1.0, stage="memory"),
   ]
   rows.append(row(2, 7.0, 7.0, chip="TPU v6e"))
-  assert compile_report.efficiency(rows[0], rows) == (0.8, 0.9)
-  assert compile_report.efficiency(rows[1], rows) == (1.0, 1.0)
+  assert report.efficiency(rows[0], rows) == (0.8, 0.9)
+  assert report.efficiency(rows[1], rows) == (1.0, 1.0)
 
 
 def test_what_does_not_fit_says_by_how_much_and_keeps_its_row():
-  text = compile_report.program_text(row(4, 1.0, 1.0, fits=False))
+  text = report.program_text(row(4, 1.0, 1.0, fits=False))
   assert "needs 20.00 of 16.00 GiB, does not fit: 4.00 GiB too much" in text
   for way_out in ("smaller batch", "run.remat=", "run.fsdp="):
     assert way_out in text
-  assert "does not fit" in compile_report.table([row(4, 1.0, 1.0, fits=False)])
+  assert "does not fit" in report.table([row(4, 1.0, 1.0, fits=False)])
 
 
 def test_collectives_are_summed_by_kind_and_group():
@@ -134,7 +134,7 @@ def test_collectives_are_summed_by_kind_and_group():
     Collective("all-reduce", 20, 4, 3, "b"),
     Collective("all-reduce", 10, 2, 1, ""),
   ]
-  assert compile_report.grouped(found) == [
+  assert report.grouped(found) == [
     {"kind": "all-reduce", "group": 4, "count": 4, "bytes": 70},
     {"kind": "all-reduce", "group": 2, "count": 1, "bytes": 10},
   ]
@@ -178,7 +178,7 @@ def test_the_tpu_compiler_tells_replicas_from_shards(tmp_path):
   assert {each["kind"] for each in whole["collectives"]} == {"all-reduce"}
   assert all(each["group"] == 4 for each in whole["collectives"])
   # The gradients of both players are summed, in bfloat16 at least.
-  state = abstract_state(settings.override(experiments.load("paris"), SETTINGS), "inpaint")
+  state = abstract_state(overrides.override(experiments.load("paris"), SETTINGS), "inpaint")
   parameters = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.disc_params)))
   assert sent(whole, "all-reduce") >= 2 * parameters
   assert shards["memory"]["arguments"] < whole["memory"]["arguments"]

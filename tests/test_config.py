@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-import experiments
 from gmsrm_jax import config as config_lib
-from gmsrm_jax import settings
-from gmsrm_jax.config import SIZES, Config, ConfigError, StageConfig
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.config import SIZES, Config, StageConfig
+from gmsrm_jax.errors import ConfigError
 
 
 @pytest.fixture
@@ -38,26 +38,26 @@ def leaves(tree: dict, prefix: str = "") -> dict:
   ],
 )
 def test_an_assignment_changes_one_setting_and_no_other(config, assignment, expected):
-  changed = settings.override(config, [assignment])
+  changed = overrides.override(config, [assignment])
   key = assignment.partition("=")[0]
   section, name = key.split(".")
   value = getattr(getattr(changed, section), name)
   assert value == expected and type(value) is type(expected)
-  before, after = leaves(settings.to_dict(config)), leaves(settings.to_dict(changed))
+  before, after = leaves(overrides.to_dict(config)), leaves(overrides.to_dict(changed))
   assert {other for other in before if before[other] != after[other]} == {key}
 
 
 def test_a_size_takes_its_whole_preset_before_the_other_settings(config):
-  changed = settings.override(config, ["model.blocks=3", "model.size=small"])
+  changed = overrides.override(config, ["model.blocks=3", "model.size=small"])
   assert changed.model == dataclasses.replace(SIZES["small"], blocks=3)
 
 
 def test_checks_see_only_the_final_values(config):
   # 64 is no multiple of the 128 that seven scales need, and 256 with three scales never comes about.
-  changed = settings.override(config, [f"model.widths={','.join(['32'] * 7)}", "model.image_size=256"])
+  changed = overrides.override(config, [f"model.widths={','.join(['32'] * 7)}", "model.image_size=256"])
   assert changed.model.stride == 128
-  settings.override(config, ["mask.area_min=0.7", "mask.area_max=0.8"])
-  settings.override(config, ["mask.area_max=0.8", "mask.area_min=0.7"])
+  overrides.override(config, ["mask.area_min=0.7", "mask.area_max=0.8"])
+  overrides.override(config, ["mask.area_max=0.8", "mask.area_min=0.7"])
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_checks_see_only_the_final_values(config):
 )
 def test_a_mistake_gets_one_line_that_names_it(config, assignment, parts):
   with pytest.raises(ConfigError) as caught:
-    settings.override(config, [assignment])
+    overrides.override(config, [assignment])
   message = str(caught.value)
   assert "\n" not in message
   for part in parts:
@@ -97,14 +97,14 @@ def test_a_mistake_gets_one_line_that_names_it(config, assignment, parts):
 
 def test_a_setting_given_twice_is_refused(config):
   with pytest.raises(ConfigError, match="'run.seed' is given twice, '1' and '2'"):
-    settings.override(config, ["run.seed=1", "run.batch_size=4", "run.seed=2"])
+    overrides.override(config, ["run.seed=1", "run.batch_size=4", "run.seed=2"])
 
 
 @pytest.mark.parametrize("name", experiments.names())
 def test_json_reads_back_as_the_same_experiment(name):
   config = experiments.load(name)
   assert config.name == name
-  assert settings.from_dict(json.loads(json.dumps(settings.to_dict(config)))) == config
+  assert overrides.from_dict(json.loads(json.dumps(overrides.to_dict(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -121,31 +121,31 @@ def test_json_reads_back_as_the_same_experiment(name):
   ],
 )
 def test_a_stored_configuration_of_another_shape_is_refused(config, change, message):
-  tree = json.loads(json.dumps(settings.to_dict(config)))
+  tree = json.loads(json.dumps(overrides.to_dict(config)))
   change(tree)
   with pytest.raises(ConfigError, match=message):
-    settings.from_dict(tree)
+    overrides.from_dict(tree)
 
 
 def test_a_setting_that_an_older_version_did_not_know_takes_its_default(config):
-  tree = json.loads(json.dumps(settings.to_dict(settings.override(config, ["memory.heads=8"]))))
+  tree = json.loads(json.dumps(overrides.to_dict(overrides.override(config, ["memory.heads=8"]))))
   del tree["memory"]["heads"], tree["eval"]
-  assert settings.from_dict(tree) == dataclasses.replace(config, eval=config_lib.EvalConfig())
+  assert overrides.from_dict(tree) == dataclasses.replace(config, eval=config_lib.EvalConfig())
 
 
 def test_a_setting_that_was_retired_is_passed_over_in_a_file_but_not_on_the_command_line(config):
-  tree = json.loads(json.dumps(settings.to_dict(config)))
+  tree = json.loads(json.dumps(overrides.to_dict(config)))
   tree["variation"]["probability"] = 0.5
-  assert settings.from_dict(tree) == config
-  assert not settings.RETIRED & set(settings.setting_types())
+  assert overrides.from_dict(tree) == config
+  assert not overrides.RETIRED & set(overrides.setting_types())
   with pytest.raises(ConfigError, match="unknown setting 'variation.probability'"):
-    settings.override(config, ["variation.probability=0.5"])
+    overrides.override(config, ["variation.probability=0.5"])
 
 
 def test_differences_name_each_changed_setting(config):
-  changed = settings.override(config, ["memory.num_groups=1", "run.seed=7"])
-  assert settings.differences(config, changed) == ["memory.num_groups: 16 -> 1", "run.seed: 0 -> 7"]
-  assert settings.differences(config, config) == []
+  changed = overrides.override(config, ["memory.num_groups=1", "run.seed=7"])
+  assert overrides.differences(config, changed) == ["memory.num_groups: 16 -> 1", "run.seed: 0 -> 7"]
+  assert overrides.differences(config, config) == []
 
 
 @pytest.mark.parametrize("name", experiments.names())

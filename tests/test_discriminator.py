@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import demo
 from gmsrm_jax.config import shrink
+from gmsrm_jax.experiments import demo
 from gmsrm_jax.models.discriminator import Discriminator
 
 MODULE = Discriminator(shrink(demo.get_config()).model)

@@ -18,8 +18,9 @@ import numpy as np
 import pytest
 from test_train import ROOT, STEPS, TRUNCATED, saved_arrays, trained_run
 
-from gmsrm_jax import distributed, writer
-from gmsrm_jax.config import ConfigError, SharedError
+from gmsrm_jax.errors import ConfigError, SharedError
+from gmsrm_jax.parallel import processes
+from gmsrm_jax.training import logger
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,7 @@ def test_two_processes_stop_together_and_one_goes_on_with_the_right_data(trained
   flags = trained.flags(workdir, "run.fsdp=2", "run.save_every=100")
   processes = start(trained.cache, 2, [flags, flags])
   log, deadline = workdir / "metrics.jsonl", time.monotonic() + 150
-  while not (log.exists() and any(r["step"] >= 2 for r in writer.read_metrics(log))):
+  while not (log.exists() and any(r["step"] >= 2 for r in logger.read_metrics(log))):
     assert all(process.poll() is None for process in processes), ends(processes)
     assert time.monotonic() < deadline, ends(processes)
     time.sleep(0.01)
@@ -101,7 +102,7 @@ def test_two_processes_stop_together_and_one_goes_on_with_the_right_data(trained
   assert code == 0, out + err
   assert f"resuming memory at step {stopped} of {STEPS}" in out
 
-  here, there = ([r for r in writer.read_metrics(folder / "metrics.jsonl")] for folder in (workdir, trained.workdir))
+  here, there = ([r for r in logger.read_metrics(folder / "metrics.jsonl")] for folder in (workdir, trained.workdir))
   assert [(r["stage"], r["step"]) for r in here] == [(r["stage"], r["step"]) for r in there]
   # Other rows, or rows in another order, would show in the losses at once.
   for name, count in (("l1", STEPS), ("hole", STEPS), ("perceptual", 2 * STEPS)):
@@ -205,7 +206,7 @@ def test_one_of_several_processes_scores_on_its_own_devices():
 )
 def test_incomplete_flags_are_refused_with_the_way_out(arguments, message):
   with pytest.raises(ConfigError, match=message):
-    distributed.start("cpu", *arguments)
+    processes.start("cpu", *arguments)
 
 
 def test_where_nothing_tells_of_other_processes_auto_is_refused():
@@ -227,10 +228,10 @@ def test_where_nothing_tells_of_other_processes_auto_is_refused():
 def test_what_differs_is_named_and_the_rest_is_counted(monkeypatch):
   facts = {"versions": {"jax": "1", "grain": "2"}, "images": {"train": "a", "val": "b"}, "code": "c"}
   other = {"versions": {"jax": "3", "grain": "4"}, "images": {"train": "d", "val": "e"}, "code": "c"}
-  distributed.agree(facts)
-  monkeypatch.setattr(distributed, "gather", lambda text: [text, text, json.dumps(other)])
+  processes.agree(facts)
+  monkeypatch.setattr(processes, "gather", lambda text: [text, text, json.dumps(other)])
   with pytest.raises(SharedError) as error:
-    distributed.agree(facts)
+    processes.agree(facts)
   assert str(error.value).startswith(
     "process 2 differs from process 0 (images.train: d instead of a; images.val: e instead of b; "
     "versions.grain: 4 instead of 2; and 1 more): give all processes the same"

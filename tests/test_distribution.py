@@ -8,9 +8,9 @@ import scipy.linalg
 import scipy.stats
 from sklearn.svm import LinearSVC
 
-from gmsrm_jax import distribution
-from gmsrm_jax.bootstrap import interval
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.evaluation import distribution
+from gmsrm_jax.evaluation.bootstrap import interval
 
 
 def draw(count, seed, *, width=24, shift=0.0, scale=1.0):

@@ -14,9 +14,13 @@ from PIL import Image
 from test_scoring import one_device
 from test_train import finish, trained_run
 
-from gmsrm_jax import evaluate, settings, sharding, weights, writer
-from gmsrm_jax.config import BUCKETS, ConfigError, bucket_name
+from gmsrm_jax import files, overrides
+from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.evaluation import held_out
+from gmsrm_jax.parallel import sharding
+from gmsrm_jax.training import weights
 
 METHODS = ["GM-SRM", "Telea", "initial fill", "mean fill"]
 COLUMNS = [*map(bucket_name, BUCKETS), "all"]
@@ -29,7 +33,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(trained):
-  return settings.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
+  return overrides.from_dict(files.read_json(trained.workdir / "config.json")["config"])
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +106,8 @@ def test_a_fill_depends_on_neither_batch_nor_devices(config, trained, monkeypatc
 
   def filled(batch_size):
     smaller = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch_size))
-    fills = {"model": evaluate.make_fill(config, params)}
-    return list(evaluate.HeldOutResults(smaller, fills, evaluation).batches())
+    fills = {"model": held_out.make_fill(config, params)}
+    return list(held_out.HeldOutResults(smaller, fills, evaluation).batches())
 
   whole = filled(3)
   monkeypatch.setattr(sharding, "local_mesh", one_device)
@@ -119,10 +123,10 @@ def test_an_undecodable_image_is_left_out_of_every_number(config, trained, tmp_p
   broken = held_out / "photo01.jpg"
   broken.write_bytes(broken.read_bytes()[:1000])
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=str(held_out)))
-  results = evaluate.HeldOutResults(config, {}, pipeline.evaluation_set(config))
+  results = held_out.HeldOutResults(config, {}, pipeline.evaluation_set(config))
   assert {name for batch in results.batches() for name in batch.names} == {"photo00.png", "photo02.png"}
 
 
 def test_without_a_checkpoint_nothing_is_evaluated(config, tmp_path):
   with pytest.raises(ConfigError, match="holds no checkpoint of stage 2: train there first"):
-    evaluate.evaluate(config, str(tmp_path), str(tmp_path))
+    held_out.evaluate(config, str(tmp_path), str(tmp_path))

@@ -11,9 +11,12 @@ import pytest
 from PIL import Image
 
 import run
-from gmsrm_jax import evaluate, settings, writer
-from gmsrm_jax.config import BUCKETS, SIZES, Config, ConfigError, DataConfig, EvalConfig, MaskConfig
-from gmsrm_jax.data import mask_files, pipeline
+from gmsrm_jax import files, overrides
+from gmsrm_jax.config import BUCKETS, SIZES, Config, DataConfig, EvalConfig, MaskConfig
+from gmsrm_jax.data import pipeline
+from gmsrm_jax.data.masks import hole_files
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.evaluation import held_out
 
 REAL = pathlib.Path(run.__file__).parent.parent / "shared" / "data" / "nvidia_irregular_test_12000_256_packbits.npz"
 NAMES = ["a.jpg", "a.png", "sub/a.jpg", "sub/b.png"]
@@ -55,7 +58,7 @@ def test_a_manifest_gives_back_the_drawn_masks_and_their_hash(config, written):
   for key, mask in drawn.items():
     np.testing.assert_array_equal(mask, read[key])
   manifest = json.loads((written / "manifest.json").read_text())
-  reports = [evaluate.protocol(c, pipeline.evaluation_set(c)) for c in (config, with_masks(config, written))]
+  reports = [held_out.protocol(c, pipeline.evaluation_set(c)) for c in (config, with_masks(config, written))]
   assert reports[0]["masks_sha256"] == reports[1]["masks_sha256"] == manifest["masks_sha256"]
   assert reports[0]["masks"] == "generated, one per image and bucket, eval.mask_seed=2022"
   assert manifest["masks_sha256"] in reports[1]["masks"] and reports[0]["masks"] in reports[1]["masks"]
@@ -87,7 +90,7 @@ def test_a_changed_missing_or_foreign_mask_is_refused_by_name(config, tmp_path):
   assert write(config, tmp_path) == 0
   evaluation = pipeline.evaluation_set(with_masks(config, tmp_path))
   victim = tmp_path / "20-30" / "a.png.png"
-  mask = mask_files.read_mask(victim) > 0
+  mask = hole_files.read_mask(victim) > 0
   mask[0, 0] ^= True
   Image.fromarray(mask).save(victim)
   evaluation.mask(0, BUCKETS[2])
@@ -127,7 +130,7 @@ def test_a_mask_file_cannot_be_another_masks_folder(config, tmp_path, capsys):
 def test_masks_of_a_trained_folder_are_those_it_is_evaluated_with(config, tmp_path):
   seeded = dataclasses.replace(config, eval=EvalConfig(mask_seed=7, max_images=2))
   (tmp_path / "run").mkdir()
-  writer.write_json(tmp_path / "run" / "config.json", {"config": settings.to_dict(seeded), "splits": {}})
+  files.write_json(tmp_path / "run" / "config.json", {"config": overrides.to_dict(seeded), "splits": {}})
   assert run.main(["--mode=masks", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'out'}"]) == 0
   manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
   assert manifest["seed"] == 7 and {row["name"] for row in manifest["masks"]} == set(NAMES[:2])
@@ -195,19 +198,19 @@ def test_a_bucket_without_a_mask_is_named(config, tmp_path):
 
 
 def test_nvidias_buckets_go_by_index_or_by_area(config, tmp_path, monkeypatch):
-  monkeypatch.setattr(mask_files, "NVIDIA_MASKS", 12)
-  monkeypatch.setattr(mask_files, "NVIDIA_PER_BUCKET", 2)
+  monkeypatch.setattr(hole_files, "NVIDIA_MASKS", 12)
+  monkeypatch.setattr(hole_files, "NVIDIA_PER_BUCKET", 2)
   sides = (10, 20, 33, 40, 50, 52, 57, 60, 65, 68, 76, 30)  # the last lies in another bucket than its index says
   folder = mask_folder(tmp_path / "testing_mask_dataset", sides)
   by_index = pipeline.evaluation_set(with_masks(config, tmp_path, mask_bucket="index", mask_seed=0))
-  bits = [mask_files.read_mask(folder / f"{i:05d}.png") for i in range(12)]
+  bits = [hole_files.read_mask(folder / f"{i:05d}.png") for i in range(12)]
   last = {by_index.mask(i, BUCKETS[5]).tobytes() for i in range(len(NAMES))}
-  assert last <= {mask_files.resize_mask(bits[i], 64, 64).tobytes() for i in (10, 11)}
+  assert last <= {hole_files.resize_mask(bits[i], 64, 64).tobytes() for i in (10, 11)}
   by_area = pipeline.evaluation_set(with_masks(config, tmp_path))
   for i in range(len(NAMES)):
     assert 0.5 < by_area.mask(i, BUCKETS[5]).mean() <= 0.6
   # The same masks, packed.
-  packed = np.stack([np.packbits(mask_files.resize_mask(mask, 256, 256)) for mask in bits])
+  packed = np.stack([np.packbits(hole_files.resize_mask(mask, 256, 256)) for mask in bits])
   np.savez(tmp_path / "masks.npz", bits=packed)
   from_file = pipeline.evaluation_set(with_masks(config, tmp_path / "masks.npz", mask_bucket="index", mask_seed=0))
   # Through 256 pixels an edge may move by one.

@@ -17,9 +17,11 @@ import skimage.data
 from PIL import Image
 from test_inpainter_api import noisy_model
 
-from gmsrm_jax import Inpainter, evaluate, export, settings
-from gmsrm_jax.config import ConfigError
-from gmsrm_jax.weights import WEIGHTS, Weights, load_weights
+from gmsrm_jax import Inpainter, overrides
+from gmsrm_jax.commands import export
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.evaluation import held_out
+from gmsrm_jax.training.weights import WEIGHTS, Weights, load_weights
 
 PHOTO = skimage.data.astronaut()
 
@@ -30,7 +32,7 @@ def model():
 
 
 def written(model, folder, dtype="float32"):
-  described = {"config": settings.to_dict(model.config), "splits": {"train": "x", "val": "y"}, "commit": "c"}
+  described = {"config": overrides.to_dict(model.config), "splits": {"train": "x", "val": "y"}, "commit": "c"}
   export.write(model.config, Weights(model.params, 7), described, folder, dtype)
   return folder
 
@@ -104,7 +106,7 @@ def test_what_was_exported_is_a_model_again(model, folder, half):
 
 def test_exported_weights_are_those_that_are_scored(model, folder):
   images, masks = _pictures(2, model.config.model.image_size)
-  fill = evaluate.make_fill(model.config, load_weights(model.config, folder).params)
+  fill = held_out.make_fill(model.config, load_weights(model.config, folder).params)
   np.testing.assert_array_equal(fill(images, masks), model(images, masks))
 
 

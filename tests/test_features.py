@@ -14,8 +14,8 @@ import scipy.ndimage
 import scipy.signal
 import skimage.data
 
-from gmsrm_jax import features
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.pretrained import features
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,12 @@ import pytest
 from test_train import STEPS, finish, one_line, restore, trained_run
 
 import run
-from gmsrm_jax import settings
-from gmsrm_jax.checkpoint import with_shardings
-from gmsrm_jax.provenance import SHIPPED
-from gmsrm_jax.sharding import make_mesh
-from gmsrm_jax.state import abstract_state, release_params
-from gmsrm_jax.weights import load_weights
-from gmsrm_jax.writer import read_run
+from gmsrm_jax import overrides
+from gmsrm_jax.files import SHIPPED, read_run
+from gmsrm_jax.parallel.sharding import make_mesh
+from gmsrm_jax.training.checkpoint import with_shardings
+from gmsrm_jax.training.state import abstract_state, release_params
+from gmsrm_jax.training.weights import load_weights
 
 # One step so small that the weights after it are those before it.
 TINY = ("stage2.steps=1", "stage2.warmup=0", "stage2.learning_rate=1e-9", "stage2.discriminator_rate=1e-9")
@@ -47,7 +46,7 @@ def exported(trained, tmp_path_factory):
 
 
 def newest(workdir):
-  config = settings.from_dict(read_run(workdir)["config"])
+  config = overrides.from_dict(read_run(workdir)["config"])
   return restore(workdir, with_shardings(config, "inpaint", make_mesh(config)))
 
 
@@ -75,7 +74,7 @@ def test_it_starts_from_exported_weights_with_a_discriminator_of_its_own(trained
   new = fine_tuned(
     trained, tmp_path / "run", f"run.init_from={exported}", "model.discriminator_width=4", *WITHOUT_TEACHER
   )
-  given_out = load_weights(settings.from_dict(read_run(exported)["config"]), exported).params
+  given_out = load_weights(overrides.from_dict(read_run(exported)["config"]), exported).params
   assert_equal(release_params(new), given_out, 1e-7)
   assert_equal(release_params(new), release_params(old), 1e-7)
   assert set(new.frozen) == {"memory"}
@@ -93,12 +92,12 @@ def test_a_memory_that_was_frozen_may_be_trained_on_and_a_teacher_left_behind(tr
 
 
 def test_a_teacher_is_kept_after_a_stage_1_and_in_fine_tuning_only_if_a_term_asks(trained):
-  config = settings.from_dict(read_run(trained.workdir)["config"])
-  without = settings.override(config, WITHOUT_TEACHER)
+  config = overrides.from_dict(read_run(trained.workdir)["config"])
+  without = overrides.override(config, WITHOUT_TEACHER)
   assert "teacher" in abstract_state(without, "inpaint").frozen
-  from_weights = settings.override(without, ["run.init_from=somewhere"])
+  from_weights = overrides.override(without, ["run.init_from=somewhere"])
   assert "teacher" not in abstract_state(from_weights, "inpaint").frozen
-  assert "teacher" in abstract_state(settings.override(from_weights, ["loss.read=1"]), "inpaint").frozen
+  assert "teacher" in abstract_state(overrides.override(from_weights, ["loss.read=1"]), "inpaint").frozen
 
 
 def test_the_shipped_weights_are_fine_tuned_only_without_a_teacher_and_as_the_model_they_are(trained, tmp_path, capsys):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from gmsrm_jax import flops
+from gmsrm_jax.hardware import flops
 
 
 def convolve(x, kernel, strides=(1, 1), padding="SAME", spread=(1, 1), dilation=(1, 1), groups=1):

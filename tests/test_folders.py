@@ -16,8 +16,8 @@ from PIL import Image
 from test_train import finish, one_line
 
 import run
-from gmsrm_jax import folders
 from gmsrm_jax.config import ALL
+from gmsrm_jax.evaluation import from_files
 
 PHOTO = skimage.data.astronaut()
 NAMES = ("a", "b", "c", "d")
@@ -277,4 +277,4 @@ def test_flags_that_do_not_go_together_are_refused(given, message, capsys):
   ("area", "name"), [(0.0, ""), (1e-5, "0-10%"), (0.1, "0-10%"), (0.1001, "10-20%"), (0.6, "50-60%"), (1.0, "60-100%")]
 )
 def test_a_bucket_holds_its_upper_end(area, name):
-  assert folders.area_bucket(area) == name
+  assert from_files.area_bucket(area) == name

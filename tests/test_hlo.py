@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType
 
-from gmsrm_jax import hlo, sharding
+from gmsrm_jax.hardware.tpu import collectives
+from gmsrm_jax.parallel import sharding
 
 
 def program(*lines, more=""):
@@ -21,7 +22,7 @@ def program(*lines, more=""):
 
 
 def one(*lines, devices=8, more=""):
-  (found,) = hlo.collectives(program(*lines, more=more), devices)
+  (found,) = collectives.collectives(program(*lines, more=more), devices)
   return found
 
 
@@ -39,7 +40,7 @@ def one(*lines, devices=8, more=""):
   ],
 )
 def test_bytes_of_a_shape(shape, size):
-  assert hlo.array_bytes(shape) == size
+  assert collectives.array_bytes(shape) == size
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,7 @@ def test_bytes_of_a_shape(shape, size):
 )
 def test_every_spelling_of_groups(groups, size):
   line = f"%r = f32[6]{{0}} all-reduce(%a), channel_id=1, {groups}, use_global_device_ids=true, to_apply=%add"
-  assert one(line) == hlo.Collective("all-reduce", 24, size, 1, "")
+  assert one(line) == collectives.Collective("all-reduce", 24, size, 1, "")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +112,7 @@ def test_one_collective_spread_over_fusions_counts_once():
     for i, channel in enumerate((7, 7, 8))
   )
   lines = [f"%f{i} = f32[16]{{0}} fusion(%a), kind=kCustom, calls=%async_collective_fusion.{i}" for i in range(3)]
-  assert len(hlo.collectives(program(*lines, more=parts), 8)) == 2
+  assert len(collectives.collectives(program(*lines, more=parts), 8)) == 2
 
 
 def test_a_fused_all_reduce_and_slice_is_a_reduce_scatter():
@@ -139,7 +140,7 @@ def test_every_branch_of_a_conditional_counts():
     for name in ("one", "two")
   )
   text = program("%c = f32[2]{0} conditional(%i, %a, %a), branch_computations={%one, %two}", more=branches)
-  assert len(hlo.collectives(text, 8)) == 2
+  assert len(collectives.collectives(text, 8)) == 2
 
 
 def test_a_real_program_has_the_collectives_that_were_written():
@@ -162,7 +163,7 @@ def test_a_real_program_has_the_collectives_that_were_written():
   run = jax.jit(jax.shard_map(exchange, mesh=mesh, in_specs=split, out_specs=split, check_vma=False))
   text = run.lower(jax.ShapeDtypeStruct((16, 8), jnp.float32)).compile().as_text()
   size = 4 * 8 * 4
-  found = sorted(each[:4] for each in hlo.collectives(text, 4))
+  found = sorted(each[:4] for each in collectives.collectives(text, 4))
   assert found == [
     ("all-gather", 2 * size, 2, 1),
     ("all-reduce", size, 2, 7),
@@ -175,4 +176,4 @@ def test_a_real_program_has_the_collectives_that_were_written():
 
 def test_a_program_of_one_device_has_none():
   text = jax.jit(functools.partial(jnp.sum, axis=0)).lower(jnp.ones((4, 4))).compile().as_text()
-  assert hlo.collectives(text, 1) == []
+  assert collectives.collectives(text, 1) == []

@@ -17,9 +17,9 @@ import photographs
 import pytest
 import safetensors.numpy
 
-from gmsrm_jax import features, inception, torch_files
 from gmsrm_jax.arrays import image_from_uint8
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.pretrained import features, inception, weight_files
 
 torch = pytest.importorskip("torch")
 torch_inception = pytest.importorskip("torch_inception")
@@ -98,7 +98,7 @@ def test_both_formats_of_torch_are_read_to_the_bit(network, path, tmp_path):
   torch.save(network.state_dict(), old, _use_new_zipfile_serialization=False)
   assert zipfile.is_zipfile(path) and not zipfile.is_zipfile(old)
   for file in (path, old):
-    tensors = torch_files.read(file)
+    tensors = weight_files.read(file)
     assert list(tensors) == list(network.state_dict())
     for name, value in network.state_dict().items():
       np.testing.assert_array_equal(tensors[name], value.numpy(), err_msg=name)
@@ -110,7 +110,7 @@ def test_views_types_and_empty_tensors_are_read(tmp_path, zipped):
   state = {"turned": whole.permute(2, 0, 1), "part": whole[1, 1:], "half": torch.ones(3).half()}
   state |= {"count": torch.tensor(7), "none": torch.zeros(0, 3), "flags": torch.tensor([True, False])}
   torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-  tensors = torch_files.read(tmp_path / "x.pth")
+  tensors = weight_files.read(tmp_path / "x.pth")
   assert set(tensors) == set(state)
   for name, value in state.items():
     assert tensors[name].dtype == value.numpy().dtype
@@ -118,7 +118,7 @@ def test_views_types_and_empty_tensors_are_read(tmp_path, zipped):
 
 
 def test_converted_files_hold_the_same(weights, path, tmp_path):
-  tensors = torch_files.read(path)
+  tensors = weight_files.read(path)
   safetensors.numpy.save_file(tensors, tmp_path / "x.safetensors")
   np.savez(tmp_path / "x.npz", **tensors)
   for name in ("x.safetensors", "x.npz"):
@@ -128,7 +128,7 @@ def test_converted_files_hold_the_same(weights, path, tmp_path):
 
 
 def test_a_tampered_file_is_refused_before_it_is_read(path, monkeypatch):
-  monkeypatch.setattr(torch_files, "read", lambda path: pytest.fail("read an unverified file"))
+  monkeypatch.setattr(weight_files, "read", lambda path: pytest.fail("read an unverified file"))
   with pytest.raises(ConfigError, match=r"has sha256 [0-9a-f]{8}… instead of 6726825d…: download it again from https"):
     inception.load_inception(path)
 
@@ -175,7 +175,7 @@ def test_a_broken_or_harmful_file_is_one_clear_line(kind, tmp_path, monkeypatch)
   with pytest.raises(
     ConfigError, match=r"x.pth is no state dict that torch.save wrote \(.*\): download it again$"
   ) as error:
-    torch_files.read(path)
+    weight_files.read(path)
   assert "\n" not in str(error.value) and not (tmp_path / "ran").exists()
 
 

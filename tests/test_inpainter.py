@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import demo
-from gmsrm_jax import arrays, settings
+from gmsrm_jax import arrays, overrides
 from gmsrm_jax.config import SIZES, shrink
+from gmsrm_jax.experiments import demo
 from gmsrm_jax.models import inpainter as models
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.encoder import rotate_by_position
@@ -159,7 +159,7 @@ def test_noise_is_drawn_anew_for_every_image_and_scale_and_is_one_idea_for_all_p
 
 
 def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothing():
-  config = settings.override(CONFIG, ["memory.enabled=false", "variation.enabled=false"])
+  config = overrides.override(CONFIG, ["memory.enabled=false", "variation.enabled=false"])
   module, scene = models.make_inpainter(config), _scene()
   params = _random_params(module, *scene)
   apply = jax.jit(lambda noise: models.apply_inpainter(module, params, *scene, noise))
@@ -195,7 +195,7 @@ def _count(shapes):
 
 
 def _at(size, *assignments):
-  config = settings.override(demo.get_config(), [f"model.size={size}", *assignments])
+  config = overrides.override(demo.get_config(), [f"model.size={size}", *assignments])
   side = config.model.image_size
   module, scene = models.make_inpainter(config), (jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side, 1)))
   return module, scene, jax.eval_shape(module.init, jax.random.key(0), *scene)["params"]

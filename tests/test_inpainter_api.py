@@ -15,9 +15,11 @@ from PIL import Image
 from test_steps import initial, small_config
 
 import run
-from gmsrm_jax import Inpainter, inpainter
-from gmsrm_jax.config import STRATEGIES, ConfigError
-from gmsrm_jax.state import release_params
+from gmsrm_jax import Inpainter
+from gmsrm_jax.config import STRATEGIES
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.inference import inpainter
+from gmsrm_jax.training.state import release_params
 
 PHOTO = skimage.data.astronaut()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance
 
-from gmsrm_jax.data.jitter import colour_jitter, jitter_matrix
+from gmsrm_jax.data.augment import colour_jitter, jitter_matrix
 
 
 @pytest.fixture(scope="module")

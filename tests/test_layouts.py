@@ -7,8 +7,9 @@ import logging
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import ConfigError, DataConfig
-from gmsrm_jax.data import layouts, sources
+from gmsrm_jax.config import DataConfig
+from gmsrm_jax.data import datasets, sources
+from gmsrm_jax.errors import ConfigError
 
 
 def plant(root, *names):
@@ -90,16 +91,16 @@ def test_celebahq_holds_out_the_last_fifteenth_by_number_and_wants_30000(tmp_pat
 
 
 def test_30000_numbered_images_are_celebahq_with_2000_held_out(tmp_path, caplog, monkeypatch):
-  monkeypatch.setattr(layouts, "image_names", lambda folder: [f"{i + 1:05}.jpg" for i in range(30_000)])
-  assert layouts.recognise(tmp_path) == "celebahq"
+  monkeypatch.setattr(datasets, "image_names", lambda folder: [f"{i + 1:05}.jpg" for i in range(30_000)])
+  assert datasets.recognise(tmp_path) == "celebahq"
   parts = [
-    layouts.split_files(tmp_path, "celebahq", split, val_share=0.5, by_rule=True, setting="data.train='x'").names
+    datasets.split_files(tmp_path, "celebahq", split, val_share=0.5, by_rule=True, setting="data.train='x'").names
     for split in ("train", "val")
   ]
   assert (parts[0][-1], parts[1][0], len(parts[0]), len(parts[1])) == ("28000.jpg", "28001.jpg", 28_000, 2_000)
   assert not caplog.records
-  monkeypatch.setattr(layouts, "image_names", lambda folder: [f"a{i + 1:05}.jpg" for i in range(30_000)])
-  assert layouts.recognise(tmp_path) == "folder"
+  monkeypatch.setattr(datasets, "image_names", lambda folder: [f"a{i + 1:05}.jpg" for i in range(30_000)])
+  assert datasets.recognise(tmp_path) == "folder"
 
 
 def test_train_beside_val_needs_no_second_setting(tmp_path):
@@ -144,7 +145,7 @@ def test_a_wrong_tree_shows_the_expected_and_the_found_one(tmp_path, chosen):
     message = str(error.value)
     assert "\n" not in message
     assert message.startswith(
-      f"data.train='{tmp_path}': data.layout={chosen} expects {layouts.EXPECTED[chosen]}; found "
+      f"data.train='{tmp_path}': data.layout={chosen} expects {datasets.EXPECTED[chosen]}; found "
     )
     assert "left.jpg" in message and "photos" in message
 

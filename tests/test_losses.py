@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 
-from gmsrm_jax import losses
+from gmsrm_jax.training import losses
 
 
 def _images(seed, batch=3, side=8):

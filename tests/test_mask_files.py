@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import run
-from gmsrm_jax.config import BUCKETS, ConfigError
-from gmsrm_jax.data import mask_files
+from gmsrm_jax.config import BUCKETS
+from gmsrm_jax.data.masks import hole_files
+from gmsrm_jax.errors import ConfigError
 
 REAL = pathlib.Path(run.__file__).parent.parent / "shared" / "data" / "nvidia_irregular_test_12000_256_packbits.npz"
 
@@ -52,40 +53,40 @@ def soft() -> Image.Image:
   ],
 )
 def test_white_is_hole_in_every_format(tmp_path, name, picture):
-  mask = mask_files.read_mask(save(tmp_path / name, picture()))
+  mask = hole_files.read_mask(save(tmp_path / name, picture()))
   assert mask.dtype == np.uint8
   np.testing.assert_array_equal(mask, hole())
-  inverted = mask_files.read_mask(tmp_path / name, invert=True)
+  inverted = hole_files.read_mask(tmp_path / name, invert=True)
   np.testing.assert_array_equal(inverted, 1 - hole())
 
 
 def test_the_threshold_lies_between_127_and_128(tmp_path):
   levels = np.array([[0, 127, 128, 255]], np.uint8)
-  assert mask_files.read_mask(save(tmp_path / "m.png", Image.fromarray(levels))).tolist() == [[0, 0, 1, 1]]
+  assert hole_files.read_mask(save(tmp_path / "m.png", Image.fromarray(levels))).tolist() == [[0, 0, 1, 1]]
   deep = np.array([[0, 127 * 257, 128 * 257, 65535]], np.uint16)
-  assert mask_files.read_mask(save(tmp_path / "d.png", Image.fromarray(deep))).tolist() == [[0, 0, 1, 1]]
+  assert hole_files.read_mask(save(tmp_path / "d.png", Image.fromarray(deep))).tolist() == [[0, 0, 1, 1]]
 
 
 def test_where_alpha_varies_the_transparent_is_hole_and_colours_do_not_count(tmp_path):
   noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
   alpha = np.where(hole(), 20, 255).astype(np.uint8)
   erased = Image.fromarray(np.dstack([noise, alpha]))
-  np.testing.assert_array_equal(mask_files.read_mask(save(tmp_path / "erased.png", erased)), hole())
+  np.testing.assert_array_equal(hole_files.read_mask(save(tmp_path / "erased.png", erased)), hole())
   grey = Image.merge("LA", [Image.new("L", (56, 40), 255), Image.fromarray(alpha)])
-  np.testing.assert_array_equal(mask_files.read_mask(save(tmp_path / "la.png", grey)), hole())
+  np.testing.assert_array_equal(hole_files.read_mask(save(tmp_path / "la.png", grey)), hole())
 
 
 @pytest.mark.parametrize("alpha", [255, 128, 0])
 def test_where_alpha_is_the_same_everywhere_colours_count(tmp_path, alpha):
   white = np.dstack([hole() * np.uint8(255)] * 3 + [np.full((40, 56), alpha, np.uint8)])
-  np.testing.assert_array_equal(mask_files.read_mask(save(tmp_path / "m.png", Image.fromarray(white))), hole())
+  np.testing.assert_array_equal(hole_files.read_mask(save(tmp_path / "m.png", Image.fromarray(white))), hole())
 
 
 def test_a_mask_stands_upright_like_its_photo(tmp_path):
   exif = Image.Exif()
   exif[0x0112] = 6  # stored lying: a viewer turns it a quarter clockwise
   Image.fromarray(hole() * np.uint8(255)).save(tmp_path / "m.png", exif=exif)
-  np.testing.assert_array_equal(mask_files.read_mask(tmp_path / "m.png"), np.rot90(hole(), -1))
+  np.testing.assert_array_equal(hole_files.read_mask(tmp_path / "m.png"), np.rot90(hole(), -1))
 
 
 def test_dilation_widens_by_that_many_pixels_and_follows_the_inversion(tmp_path):
@@ -94,41 +95,41 @@ def test_dilation_widens_by_that_many_pixels_and_follows_the_inversion(tmp_path)
   path = save(tmp_path / "dot.png", Image.fromarray(dot))
   y, x = np.mgrid[-10:11, -10:11]
   for radius in (1, 3, 6):
-    mask = mask_files.read_mask(path, dilate=radius)
+    mask = hole_files.read_mask(path, dilate=radius)
     assert mask[10, 10 - radius] == mask[10 + radius, 10] == 1
     assert (mask[np.hypot(x, y) <= radius - 0.5] == 1).all() and (mask[np.hypot(x, y) > radius + 0.5] == 0).all()
-  assert mask_files.read_mask(path, invert=True, dilate=2).all()
+  assert hole_files.read_mask(path, invert=True, dilate=2).all()
 
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path):
   (tmp_path / "broken.png").write_bytes(b"no picture")
   with pytest.raises(ConfigError, match="broken.png cannot be decoded"):
-    mask_files.read_mask(tmp_path / "broken.png")
+    hole_files.read_mask(tmp_path / "broken.png")
 
 
 def test_resizing_takes_whole_pixels():
   mask = np.random.default_rng(0).integers(0, 2, (32, 32), dtype=np.uint8)
-  np.testing.assert_array_equal(mask_files.resize_mask(mask, 64, 96), mask.repeat(2, 0).repeat(3, 1))
-  assert set(np.unique(mask_files.resize_mask(mask, 13, 17))) == {0, 1}
+  np.testing.assert_array_equal(hole_files.resize_mask(mask, 64, 96), mask.repeat(2, 0).repeat(3, 1))
+  assert set(np.unique(hole_files.resize_mask(mask, 13, 17))) == {0, 1}
 
 
 def test_empty_and_huge_holes_are_warned_about(caplog):
   mask = np.zeros((10, 10), np.uint8)
-  mask_files.warn_area(mask, "a.png")
+  hole_files.warn_area(mask, "a.png")
   assert "a.png has no hole" in caplog.text
   caplog.clear()
   mask[:7] = 1
-  mask_files.warn_area(mask, "b.png")
+  hole_files.warn_area(mask, "b.png")
   assert caplog.text == ""
   mask[7, 0] = 1
-  mask_files.warn_area(mask, "c.png")
+  hole_files.warn_area(mask, "c.png")
   assert "c.png makes 71 % of the image hole: is it inverted?" in caplog.text
 
 
 def test_packed_masks_are_what_was_packed(tmp_path):
   drawn = np.random.default_rng(0).integers(0, 2, (5, 256, 256), dtype=np.uint8)
   np.savez(tmp_path / "m.npz", bits=np.packbits(drawn.reshape(5, -1), axis=1))
-  packed = mask_files.PackedMasks(str(tmp_path / "m.npz"), "eval.masks")
+  packed = hole_files.PackedMasks(str(tmp_path / "m.npz"), "eval.masks")
   assert len(packed) == 5
   for index in (4, 0, 2):
     np.testing.assert_array_equal(packed[index], drawn[index])
@@ -145,30 +146,30 @@ def test_other_archives_are_refused(tmp_path, content):
   else:
     np.savez(path, **content)
   with pytest.raises(ConfigError, match="eval.masks='.*m.npz'.*8192"):
-    mask_files.PackedMasks(str(path), "eval.masks")
+    hole_files.PackedMasks(str(path), "eval.masks")
 
 
 @pytest.mark.parametrize("below", ["", "testing_mask_dataset", "mask/testing_mask_dataset"])
 def test_nvidias_folder_is_found_in_and_below_what_is_named(tmp_path, below, monkeypatch):
-  monkeypatch.setattr(mask_files, "NVIDIA_MASKS", 3)
+  monkeypatch.setattr(hole_files, "NVIDIA_MASKS", 3)
   (tmp_path / below).mkdir(parents=True, exist_ok=True)
   for index in range(3):
     picture = np.zeros((64, 64), np.uint8)
     picture[: index + 1] = 255
     Image.fromarray(picture).save(tmp_path / below / f"{index:05d}.png")
-  found = mask_files.nvidia_folder(str(tmp_path))
+  found = hole_files.nvidia_folder(str(tmp_path))
   assert found == tmp_path / below
-  files = mask_files.FolderMasks(str(found), "eval.masks")
+  files = hole_files.FolderMasks(str(found), "eval.masks")
   assert [int(files[index].sum()) for index in range(len(files))] == [64, 128, 192]
   (found / "00002.png").unlink()
-  assert mask_files.nvidia_folder(str(tmp_path)) is None
+  assert hole_files.nvidia_folder(str(tmp_path)) is None
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="NVIDIA's masks are not here")
 def test_the_real_masks_lie_in_the_bucket_of_their_index():
-  masks = mask_files.PackedMasks(str(REAL), "eval.masks")
-  assert len(masks) == mask_files.NVIDIA_MASKS
+  masks = hole_files.PackedMasks(str(REAL), "eval.masks")
+  assert len(masks) == hole_files.NVIDIA_MASKS
   for index in range(0, len(masks), 97):
-    low, high = BUCKETS[mask_files.index_bucket(index)]
+    low, high = BUCKETS[hole_files.index_bucket(index)]
     # They were sorted at 512x512; halving them moves an area by less than this.
     assert low - 0.002 < masks[index].mean() < high + 0.002

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import BUCKETS, MASK_KINDS, ConfigError, MaskConfig
-from gmsrm_jax.data import masks, strokes
+from gmsrm_jax.config import BUCKETS, MASK_KINDS, MaskConfig
+from gmsrm_jax.data.masks import draw, strokes
+from gmsrm_jax.errors import ConfigError
 
 
 def _rng(seed):
@@ -46,7 +47,7 @@ def _only(config, kind, **more):
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (40, 90)])
 def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(config, kind, area, shape):
   for seed in range(12):
-    mask = masks.draw_kind(kind, _rng(seed), *shape, area, config)
+    mask = draw.draw_kind(kind, _rng(seed), *shape, area, config)
     assert mask.shape == shape
     assert mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 1}
@@ -58,19 +59,19 @@ def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(config, kind, ar
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (2, 3)])
 def test_degenerate_images_get_a_hole(config, kind, shape):
   for seed in range(5):
-    assert masks.draw_kind(kind, _rng(seed), *shape, (0.0, 1.0), config).sum() >= 1
+    assert draw.draw_kind(kind, _rng(seed), *shape, (0.0, 1.0), config).sum() >= 1
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MASK_KINDS if kind != "centre"])
 def test_areas_spread_over_the_whole_range(config, kind):
-  areas = [masks.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.5), config).mean() for seed in range(200)]
+  areas = [draw.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.5), config).mean() for seed in range(200)]
   counts, _ = np.histogram(areas, bins=4, range=(0.1, 0.5))
   assert counts.min() > 25  # 50 expected in each quarter
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
 def test_a_mask_is_a_function_of_the_seed(config, kind):
-  first, again, other = (masks.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.6), config) for seed in (3, 3, 4))
+  first, again, other = (draw.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.6), config) for seed in (3, 3, 4))
   np.testing.assert_array_equal(first, again)
   assert (first != other).any()
 
@@ -79,7 +80,7 @@ def test_thin_strokes_are_thinner_than_medium_and_medium_than_thick():
   def half_width(kind):
     depths = []
     for seed in range(10):
-      mask = masks.draw_kind(kind, _rng(seed), 128, 128, (0.2, 0.25))
+      mask = draw.draw_kind(kind, _rng(seed), 128, 128, (0.2, 0.25))
       depths.append(cv2.distanceTransform(mask, cv2.DIST_L2, 5)[mask > 0].mean())
     return np.mean(depths)
 
@@ -88,7 +89,7 @@ def test_thin_strokes_are_thinner_than_medium_and_medium_than_thick():
 
 
 def test_the_centre_square_is_one_centred_square():
-  mask = masks.draw_kind("centre", _rng(0), 64, 64, (0.2, 0.3))
+  mask = draw.draw_kind("centre", _rng(0), 64, 64, (0.2, 0.3))
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   assert mask.sum() == len(rows) * len(columns)
   assert len(rows) == len(columns)
@@ -99,7 +100,7 @@ def test_the_centre_square_is_one_centred_square():
 def test_rectangles_have_straight_sides():
   # A union of up to four boxes and their one-pixel growth has few distinct rows; strokes have one per image row.
   distinct = {
-    kind: np.mean([len(np.unique(masks.draw_kind(kind, _rng(s), 64, 64, (0.2, 0.3)), axis=0)) for s in range(10)])
+    kind: np.mean([len(np.unique(draw.draw_kind(kind, _rng(s), 64, 64, (0.2, 0.3)), axis=0)) for s in range(10)])
     for kind in ("rectangles", "free_form")
   }
   assert distinct["rectangles"] < 0.5 * distinct["free_form"]
@@ -109,7 +110,7 @@ def test_a_remainder_too_small_for_a_stroke_leaves_no_speck():
   specks = 0
   for kind in ("free_form", "thick", "medium"):
     for seed in range(300):
-      mask = masks.draw_kind(kind, _rng(seed), 128, 128, (0.1, 0.4))
+      mask = draw.draw_kind(kind, _rng(seed), 128, 128, (0.1, 0.4))
       _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
       specks += int(stats[1:, cv2.CC_STAT_AREA].min() < 16)
   assert specks <= 2  # 0 of 900; strokes for every remainder leave 7
@@ -121,7 +122,7 @@ def test_every_kind_hits_every_bucket_however_many_are_drawn(config, kind, bucke
   low, high = bucket
   only, counts = _only(config, kind), set()
   for seed in range(60):
-    mask = masks.evaluation_mask(f"{seed}", bucket, 0, 48, 48, only)
+    mask = draw.evaluation_mask(f"{seed}", bucket, 0, 48, 48, only)
     assert low < mask.mean() <= high
     counts.add(int(mask.sum()))
   assert kind == "centre" or len(counts) >= 5
@@ -131,13 +132,13 @@ def test_every_kind_hits_every_bucket_however_many_are_drawn(config, kind, bucke
 @pytest.mark.parametrize("kind", MASK_KINDS)
 def test_a_range_of_one_number_is_hit_to_the_pixel(config, kind, count):
   for seed in range(10):
-    assert masks.draw_kind(kind, _rng(seed), 64, 64, (count / 4096, count / 4096), config).sum() == count
+    assert draw.draw_kind(kind, _rng(seed), 64, 64, (count / 4096, count / 4096), config).sum() == count
 
 
 def test_a_half_is_all_that_lies_beyond_a_straight_cut():
   sides = set()
   for seed in range(40):
-    mask = masks.draw_kind("half", _rng(seed), 48, 60, (0.1, 0.6))
+    mask = draw.draw_kind("half", _rng(seed), 48, 60, (0.1, 0.6))
     rows, columns = mask.all(1), mask.all(0)
     lines = rows if (mask == rows[:, None]).all() else columns
     assert (mask == (rows[:, None] if lines is rows else columns)).all()  # whole lines
@@ -149,7 +150,7 @@ def test_a_half_is_all_that_lies_beyond_a_straight_cut():
 def test_what_outpainting_knows_is_one_window_anywhere():
   places = set()
   for seed in range(40):
-    mask = masks.draw_kind("outpaint", _rng(seed), 48, 60, (0.2, 0.6))
+    mask = draw.draw_kind("outpaint", _rng(seed), 48, 60, (0.2, 0.6))
     rows, columns = np.flatnonzero((mask == 0).any(1)), np.flatnonzero((mask == 0).any(0))
     window = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     assert (window == 0).all()
@@ -161,7 +162,7 @@ def test_what_outpainting_knows_is_one_window_anywhere():
 def test_lines_are_parallel_or_a_grid():
   stripes = grids = 0
   for seed in range(60):
-    mask = masks.draw_kind("lines", _rng(seed), 96, 96, (0.2, 0.3))
+    mask = draw.draw_kind("lines", _rng(seed), 96, 96, (0.2, 0.3))
     # Along an axis-parallel set of lines nothing changes; a grid leaves closed cells.
     along = max((mask == mask[:1]).mean(), (mask == mask[:, :1]).mean())
     cells = cv2.connectedComponents(1 - mask, connectivity=4)[0] - 1
@@ -175,7 +176,7 @@ def test_comodgan_mixes_long_boxes_with_strokes():
   def straight(kind):
     runs = []
     for seed in range(30):
-      mask = masks.draw_kind(kind, _rng(seed), 128, 128, (0.4, 0.5))
+      mask = draw.draw_kind(kind, _rng(seed), 128, 128, (0.4, 0.5))
       runs.append(max(np.abs(np.diff(mask.astype(int), axis=axis)).sum(1 - axis).max() for axis in (0, 1)))
     return np.mean(runs)
 
@@ -189,7 +190,7 @@ def test_objects_keep_their_shape_and_come_in_every_place_and_size(config, tmp_p
   only = dataclasses.replace(config, objects_folder=str(tmp_path))
   centres, sizes, shares = [], [], []
   for seed in range(40):
-    mask = masks.draw_kind("objects", _rng(seed), 96, 96, (0.05, 0.1), only)
+    mask = draw.draw_kind("objects", _rng(seed), 96, 96, (0.05, 0.1), only)
     number, _, stats, middles = cv2.connectedComponentsWithStats(mask)
     for part in range(1, number):
       left, top, width, height, area = stats[part].tolist()
@@ -204,7 +205,7 @@ def test_objects_keep_their_shape_and_come_in_every_place_and_size(config, tmp_p
 
 def test_occlusions_are_dilated_pieces_of_the_files(config):
   def half_width(area):
-    drawn = (masks.draw_kind("occlusions", _rng(seed), 96, 96, area, config) for seed in range(20))
+    drawn = (draw.draw_kind("occlusions", _rng(seed), 96, 96, area, config) for seed in range(20))
     return np.mean([cv2.distanceTransform(mask, cv2.DIST_L2, 5).max() for mask in drawn])
 
   # The files hold lines two pixels wide, and a piece is enlarged: lines they stay until they must fill half the image.
@@ -213,7 +214,7 @@ def test_occlusions_are_dilated_pieces_of_the_files(config):
 
 def test_growth_takes_the_nearest_pixels_first():
   for seed in range(20):
-    mask = masks.draw_kind("thin", _rng(seed), 40, 50, (0.05, 0.1))
+    mask = draw.draw_kind("thin", _rng(seed), 40, 50, (0.05, 0.1))
     distance = cv2.distanceTransform(1 - mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     for missing in (1, 30, 300, 1500):
       grown = mask.copy()
@@ -230,14 +231,14 @@ def test_kinds_that_draw_from_files_need_them(tmp_path):
     MaskConfig(occlusions=0.5)
   empty = MaskConfig(occlusions=0.5, occlusions_folder=str(tmp_path))
   with pytest.raises(ConfigError, match="mask.occlusions_folder=.* holds no image"):
-    masks.check_folders(empty)
+    draw.check_folders(empty)
   with pytest.raises(ConfigError, match="mask.occlusions_folder=.* holds no image"):
-    masks.draw_kind("occlusions", _rng(0), 9, 9, (0, 1), empty)
+    draw.draw_kind("occlusions", _rng(0), 9, 9, (0, 1), empty)
   with pytest.raises(ConfigError, match="mask.objects_folder='' names no folder"):
-    masks.draw_kind("objects", _rng(0), 9, 9, (0, 1))
+    draw.draw_kind("objects", _rng(0), 9, 9, (0, 1))
   Image.new("L", (8, 8), 0).save(tmp_path / "black.png")
   with pytest.raises(ConfigError, match="black.png is black everywhere"):
-    masks.draw_kind("objects", _rng(0), 9, 9, (0, 1), MaskConfig(objects_folder=str(tmp_path)))
+    draw.draw_kind("objects", _rng(0), 9, 9, (0, 1), MaskConfig(objects_folder=str(tmp_path)))
 
 
 def test_weights_choose_the_kind():
@@ -246,12 +247,12 @@ def test_weights_choose_the_kind():
   expected = np.zeros((64, 64), np.uint8)
   expected[16:48, 16:48] = 1
   for seed in range(5):
-    np.testing.assert_array_equal(masks.draw(_rng(seed), 64, 64, only_centre), expected)
+    np.testing.assert_array_equal(draw.draw(_rng(seed), 64, 64, only_centre), expected)
 
 
 def test_training_masks_follow_the_settings_range():
   config = MaskConfig(area_min=0.3, area_max=0.35)
-  areas = [masks.draw(_rng(seed), 64, 64, config).mean() for seed in range(60)]
+  areas = [draw.draw(_rng(seed), 64, 64, config).mean() for seed in range(60)]
   assert min(areas) >= 0.3
   assert max(areas) <= 0.35
 
@@ -259,30 +260,30 @@ def test_training_masks_follow_the_settings_range():
 def test_a_range_without_a_whole_pixel_is_refused():
   for area in [(0.0, 0.0), (0.5001, 0.5002), (0.0, 0.003)]:
     with pytest.raises(ConfigError, match="no whole number .* 256 pixels: widen"):
-      masks.draw_kind("thin", _rng(0), 16, 16, area)
+      draw.draw_kind("thin", _rng(0), 16, 16, area)
 
 
 def test_an_unknown_kind_is_refused_with_a_suggestion():
   with pytest.raises(ConfigError, match="did you mean 'thick'"):
-    masks.draw_kind("thik", _rng(0), 16, 16, (0.1, 0.2))
+    draw.draw_kind("thik", _rng(0), 16, 16, (0.1, 0.2))
 
 
 def test_evaluation_masks_lie_above_the_lower_and_up_to_the_upper_bound():
   config = MaskConfig()
   for bucket in BUCKETS:
     for i in range(30):
-      mask = masks.evaluation_mask(f"{i}.png", bucket, 0, 20, 20, config)
+      mask = draw.evaluation_mask(f"{i}.png", bucket, 0, 20, 20, config)
       assert bucket[0] < mask.mean() <= bucket[1]
   # 0.25 of 16 x 16 is 64 pixels exactly: excluded below, included above.
-  assert masks.evaluation_mask("a", (0.25, 0.254), 0, 16, 16, config).sum() == 65
-  assert masks.evaluation_mask("a", (0.247, 0.25), 0, 16, 16, config).sum() == 64
+  assert draw.evaluation_mask("a", (0.25, 0.254), 0, 16, 16, config).sum() == 65
+  assert draw.evaluation_mask("a", (0.247, 0.25), 0, 16, 16, config).sum() == 64
   with pytest.raises(ConfigError, match="holds no whole number"):
-    masks.evaluation_mask("a", (0.25, 0.25), 0, 16, 16, config)
+    draw.evaluation_mask("a", (0.25, 0.25), 0, 16, 16, config)
 
 
 def test_every_share_that_is_a_whole_number_of_pixels_is_hit_in_spite_of_rounding():
   for count in range(1, 101):
-    assert masks.draw_kind("thin", _rng(count), 10, 10, (count / 100, count / 100)).sum() == count
+    assert draw.draw_kind("thin", _rng(count), 10, 10, (count / 100, count / 100)).sum() == count
 
 
 def test_evaluation_masks_depend_on_name_bucket_and_seed_and_on_nothing_else():
@@ -290,18 +291,18 @@ def test_evaluation_masks_depend_on_name_bucket_and_seed_and_on_nothing_else():
   names = [f"folder/{i}.jpg" for i in range(8)]
 
   def draw_all(order):
-    return {name: masks.evaluation_mask(name, (0.2, 0.3), 7, 64, 64, config) for name in order}
+    return {name: draw.evaluation_mask(name, (0.2, 0.3), 7, 64, 64, config) for name in order}
 
   forward, backward = draw_all(names), draw_all(names[::-1])
   for name in names:
     np.testing.assert_array_equal(forward[name], backward[name])
   assert len({mask.tobytes() for mask in forward.values()}) == len(names)
   reference = forward[names[0]]
-  assert (reference != masks.evaluation_mask(names[0], (0.2, 0.3), 8, 64, 64, config)).any()
-  assert (reference != masks.evaluation_mask(names[0], (0.2, 0.31), 7, 64, 64, config)).any()
+  assert (reference != draw.evaluation_mask(names[0], (0.2, 0.3), 8, 64, 64, config)).any()
+  assert (reference != draw.evaluation_mask(names[0], (0.2, 0.31), 7, 64, 64, config)).any()
 
 
 def test_evaluation_masks_mix_the_kinds_by_weight():
   kinds = MaskConfig(free_form=0, thick=0, medium=0, thin=0, rectangles=0, centre=1)
-  centred = [masks.evaluation_mask(f"{i}", (0.2, 0.3), 0, 32, 32, kinds) for i in range(5)]
+  centred = [draw.evaluation_mask(f"{i}", (0.2, 0.3), 0, 32, 32, kinds) for i in range(5)]
   assert all((mask == mask[::-1, ::-1]).mean() > 0.85 for mask in centred)

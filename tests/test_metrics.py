@@ -8,8 +8,8 @@ import reference
 import skimage.data
 import skimage.metrics
 
-from gmsrm_jax import metrics
 from gmsrm_jax.arrays import image_from_uint8
+from gmsrm_jax.evaluation import metrics
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from gmsrm_jax.config import StageConfig
-from gmsrm_jax.optim import make_optimiser, make_schedule, update_ema
+from gmsrm_jax.training.optimiser import make_optimiser, make_schedule, update_ema
 
 STAGE = StageConfig(steps=1000, learning_rate=2e-3, warmup=100, final_rate=0.05)
 

@@ -8,8 +8,8 @@ import pytest
 import skimage.data
 from PIL import Image, ImageCms, TiffImagePlugin
 
-from gmsrm_jax import photos
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.inference import photos
 
 PHOTO = skimage.data.astronaut()[:45, 150:217]
 HOLE = np.zeros(PHOTO.shape[:2], np.uint8)

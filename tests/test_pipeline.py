@@ -13,16 +13,10 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import (
-  SIZES,
-  Config,
-  ConfigError,
-  DataConfig,
-  EvalConfig,
-  MaskConfig,
-  RunConfig,
-)
-from gmsrm_jax.data import masks, pipeline
+from gmsrm_jax.config import SIZES, Config, DataConfig, EvalConfig, MaskConfig, RunConfig
+from gmsrm_jax.data import pipeline
+from gmsrm_jax.data.masks import draw
+from gmsrm_jax.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -278,7 +272,7 @@ def test_evaluation_masks_do_not_depend_on_the_other_images(config):
   bucket = (0.3, 0.4)
   for i in range(3):
     np.testing.assert_array_equal(images.mask(i, bucket), fewer.mask(i, bucket))
-    expected = masks.evaluation_mask(images.names[i], bucket, config.eval.mask_seed, 64, 64, config.mask)
+    expected = draw.evaluation_mask(images.names[i], bucket, config.eval.mask_seed, 64, 64, config.mask)
     np.testing.assert_array_equal(images.mask(i, bucket), expected)
   assert (images.mask(0, bucket) != images.mask(1, bucket)).any()
   reseeded = pipeline.evaluation_set(_with(config, "eval", mask_seed=1))

@@ -7,7 +7,7 @@ import sys
 import jax
 import pytest
 
-from gmsrm_jax import platform
+from gmsrm_jax.parallel import backend
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_compiled_programs_are_kept_where_that_is_safe(setting, backend, environ
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
   monkeypatch.setattr(jax.config, "update", seen.__setitem__)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  platform.use_compile_cache(setting)
+  backend.use_compile_cache(setting)
   assert seen == changed
 
 
@@ -36,25 +36,25 @@ def test_a_process_alone_returns_its_code_and_one_of_several_that_fails_does_not
   parted = []
   monkeypatch.setattr("os._exit", sys.exit)  # which a test survives
   monkeypatch.setattr("jax.distributed.shutdown", lambda: parted.append(True))
-  assert platform.leave(2) == 2
+  assert backend.leave(2) == 2
   monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
-  assert platform.leave(2, together=True) == 2 and parted == [True]
+  assert backend.leave(2, together=True) == 2 and parted == [True]
   with pytest.raises(SystemExit, match="3"):
-    platform.leave(3)
+    backend.leave(3)
   assert parted == [True]
 
 
 def test_only_what_says_that_another_process_is_gone_counts_as_that():
-  assert platform.lost_another(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
-  assert not platform.lost_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
-  assert not platform.lost_another(ValueError("Connection"))
+  assert backend.lost_another(jax.errors.JaxRuntimeError("UNKNOWN: Gloo all-reduce failed: Connection closed by peer"))
+  assert not backend.lost_another(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory"))
+  assert not backend.lost_another(ValueError("Connection"))
   # As Orbax passes them on.
-  assert platform.lost_another(ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer"))
+  assert backend.lost_another(ValueError("UNKNOWN: Gloo AllGather failed: Read error: Connection reset by peer"))
   gone = jax.errors.JaxRuntimeError("INTERNAL: Barrier failed: UNAVAILABLE: Task 1 heartbeat timeout")
   late = TimeoutError("Timed out while waiting for a barrier")
-  assert not platform.lost_another(late)
+  assert not backend.lost_another(late)
   late.__cause__ = gone
-  assert platform.lost_another(late)
+  assert backend.lost_another(late)
   closing = ValueError("while closing")
   closing.__context__ = late
-  assert platform.lost_another(closing)
+  assert backend.lost_another(closing)

@@ -17,11 +17,12 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-import experiments
 import run
-from gmsrm_jax import prepare, settings
-from gmsrm_jax.config import ConfigError, DataConfig
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.commands import prepare
+from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import builders, sources
+from gmsrm_jax.errors import ConfigError
 
 ROOT = pathlib.Path(run.__file__).parent
 
@@ -46,7 +47,7 @@ def paris(root, places=9, test=2, height=48, width=60):
 
 
 def configured(root, *changes):
-  return settings.override(experiments.load("paris"), [f"data.train={root}", "model.size=tiny", *changes])
+  return overrides.override(experiments.load("paris"), [f"data.train={root}", "model.size=tiny", *changes])
 
 
 def opened(folder, split):
@@ -215,7 +216,7 @@ def test_folders_that_cannot_be_written_to_are_named(tmp_path):
     with pytest.raises(ConfigError, match=f"--output=.*{output} {rule}"):
       prepare.prepare(configured(source), str(tmp_path / output))
   with pytest.raises(ConfigError, match=r"data\.train='skimage' needs no preparation"):
-    prepare.prepare(settings.override(experiments.load("demo"), []), str(tmp_path / "out"))
+    prepare.prepare(overrides.override(experiments.load("demo"), []), str(tmp_path / "out"))
   assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "full", "paris"]
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax
 import pytest
 
-from gmsrm_jax.config import ConfigError, RunConfig
-from gmsrm_jax.profiling import Profile
+from gmsrm_jax.config import RunConfig
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.training.profiling import Profile
 
 
 @pytest.mark.parametrize(

@@ -13,10 +13,11 @@ import pytest
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gmsrm_jax import features, metrics
 from gmsrm_jax.arrays import image_from_uint8
-from gmsrm_jax.config import ConfigError
-from gmsrm_jax.protocols import PROTOCOLS
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.evaluation import metrics
+from gmsrm_jax.evaluation.protocols import PROTOCOLS
+from gmsrm_jax.pretrained import features
 
 
 @pytest.fixture(scope="module")

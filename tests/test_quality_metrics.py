@@ -10,8 +10,9 @@ import pytest
 import reference
 import skimage.metrics
 
-from gmsrm_jax import features, metrics
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
+from gmsrm_jax.evaluation import metrics
+from gmsrm_jax.pretrained import features
 
 
 @pytest.fixture(scope="module", params=["built in", "shared"])

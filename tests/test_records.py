@@ -12,8 +12,9 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from gmsrm_jax.config import ConfigError, DataConfig
+from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import sources
+from gmsrm_jax.errors import ConfigError
 
 
 def png(seed):

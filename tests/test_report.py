@@ -8,8 +8,8 @@ import io
 import numpy as np
 import pytest
 
-from gmsrm_jax import picture_page, report, scoring
-from gmsrm_jax.published import PUBLISHED, published_markdown
+from gmsrm_jax.evaluation import picture_page, report, scorer
+from gmsrm_jax.evaluation.published import PUBLISHED, published_markdown
 
 BUCKET = "20-30%"
 
@@ -17,8 +17,8 @@ BUCKET = "20-30%"
 def scores_of(values, names=None):
   names = names or [f"n{i}" for i in range(len(next(iter(values.values()))))]
   rows = {name: np.array(array, np.float64) for name, array in values.items()}
-  check = scoring.SelfCheck({"psnr": np.array([np.inf]), "lpips": np.array([0.0])}, {})
-  return scoring.Scores({BUCKET: names}, {"model": {BUCKET: rows}}, {"model": {}}, {"model": scoring.Outside()}, check)
+  check = scorer.SelfCheck({"psnr": np.array([np.inf]), "lpips": np.array([0.0])}, {})
+  return scorer.Scores({BUCKET: names}, {"model": {BUCKET: rows}}, {"model": {}}, {"model": scorer.Outside()}, check)
 
 
 def test_best_median_and_worst_are_ranked_by_the_hole():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gmsrm_jax.chips import CHIPS
-from gmsrm_jax.hlo import Collective
-from gmsrm_jax.roofline import hops, roofline, sent_bytes, usable_links
+from gmsrm_jax.hardware.chips import CHIPS
+from gmsrm_jax.hardware.tpu.collectives import Collective
+from gmsrm_jax.hardware.tpu.roofline import hops, roofline, sent_bytes, usable_links
 
 V5E, V4 = CHIPS["TPU v5e"], CHIPS["TPU v4"]
 

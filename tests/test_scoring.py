@@ -11,9 +11,10 @@ import pytest
 import skimage.data
 from jax.sharding import AxisType, Mesh
 
-from gmsrm_jax import instruments, scoring, sharding, summary
-from gmsrm_jax.baselines import baselines, mean_fill
 from gmsrm_jax.config import ALL, EvalConfig
+from gmsrm_jax.evaluation import instruments, scorer, summary
+from gmsrm_jax.evaluation.baselines import baselines, mean_fill
+from gmsrm_jax.parallel import sharding
 
 COUNT = 6
 BUCKETS = ("10-20%", "20-30%")
@@ -39,16 +40,16 @@ class Pictures:
   def count(self) -> int:
     return self.total * len(BUCKETS)
 
-  def example(self, bucket: str, name: str) -> scoring.Batch:
+  def example(self, bucket: str, name: str) -> scorer.Batch:
     return self._batch(bucket, [int(name[1:])])
 
-  def _batch(self, bucket: str, rows: list[int]) -> scoring.Batch:
+  def _batch(self, bucket: str, rows: list[int]) -> scorer.Batch:
     images = np.stack([PHOTOS[i % 2][30 * i : 30 * i + 36, 150 + i : 186 + i] for i in rows])
     masks = np.zeros((*images.shape[:3], 1), np.uint8)
     side = 16 + 3 * BUCKETS.index(bucket)
     masks[:, 8 : 8 + side, 12 : 12 + side] = 1
     fills = {name: fill(images, masks) for name, fill in self.fills.items()}
-    return scoring.Batch(bucket, [f"p{i}" for i in rows], images, masks, fills)
+    return scorer.Batch(bucket, [f"p{i}" for i in rows], images, masks, fills)
 
   def batches(self):
     for bucket in BUCKETS:
@@ -59,8 +60,8 @@ class Pictures:
         yield self._batch(bucket, rows[start : start + self.batch_size])
 
 
-def scored(results) -> scoring.Scores:
-  return scoring.score(results, instruments.load(EvalConfig()).measure, seed=0)
+def scored(results) -> scorer.Scores:
+  return scorer.score(results, instruments.load(EvalConfig()).measure, seed=0)
 
 
 @pytest.fixture(scope="module")

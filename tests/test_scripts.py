@@ -15,7 +15,7 @@ import tomllib
 import pytest
 from test_train import ROOT, records, saved_arrays, start, trained_run
 
-from gmsrm_jax import writer
+from gmsrm_jax.training import logger
 
 SCRIPTS = ROOT / "scripts"
 LOOP = SCRIPTS / "keep_running.sh"
@@ -168,7 +168,7 @@ def test_the_loop_finishes_a_run_that_was_killed(trained, tmp_path):
   workdir, log = tmp_path / "run", tmp_path / "run" / "metrics.jsonl"
   process = start(trained.cache, *trained.flags(workdir), before=[str(LOOP)])
   until(
-    lambda: (workdir / "checkpoints" / "memory" / "2").is_dir() and len(writer.read_metrics(log)) >= 2, process, 150
+    lambda: (workdir / "checkpoints" / "memory" / "2").is_dir() and len(logger.read_metrics(log)) >= 2, process, 150
   )
   children = subprocess.run(
     ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True

@@ -24,9 +24,11 @@ from test_inpainter_api import noisy_model
 from test_steps import initial, small_config
 
 import run
-from gmsrm_jax import photos, serve, settings
-from gmsrm_jax.checkpoint import Checkpointer
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax import overrides
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.inference import photos
+from gmsrm_jax.serving import server as server_lib
+from gmsrm_jax.training.checkpoint import Checkpointer
 
 ROOT = pathlib.Path(run.__file__).parent
 
@@ -186,14 +188,14 @@ def test_more_bytes_than_allowed_are_refused_whether_or_not_they_are_announced()
 
 
 def test_a_port_in_use_is_one_line_and_exit_code_2(capsys, tmp_path):
-  with contextlib.closing(serve.listen("127.0.0.1", 0)) as address:
+  with contextlib.closing(server_lib.listen("127.0.0.1", 0)) as address:
     port = address.getsockname()[1]
     assert run.main(["--mode=serve", f"--port={port}", f"--workdir={tmp_path}"]) == 2
   error = capsys.readouterr().err
   assert error.count("\n") == 1
   assert error.startswith(f"error: --host=127.0.0.1 --port={port} cannot be listened on (address already in use)")
   with pytest.raises(ConfigError, match="--host=no.such..host"):
-    serve.listen("no.such..host", 0)
+    server_lib.listen("no.such..host", 0)
   with pytest.raises(ConfigError, match="--port=65536 is no port"):
     run.parse(["--mode=serve", "--port=65536"])
 
@@ -205,7 +207,7 @@ def untrained(tmp_path_factory):
   saved = Checkpointer(str(folder), "inpaint", keep=1)
   saved.save(initial(config, "inpaint"), iter(grain.MapDataset.range(3).to_iter_dataset()))
   saved.close()
-  (folder / "config.json").write_text(json.dumps({"config": settings.to_dict(config), "splits": {}}))
+  (folder / "config.json").write_text(json.dumps({"config": overrides.to_dict(config), "splits": {}}))
   return folder
 
 

@@ -13,8 +13,12 @@ import pytest
 from jax.sharding import PartitionSpec
 from test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
 
-from gmsrm_jax import hlo, settings, sharding, steps, variation
-from gmsrm_jax.config import REMAT, ConfigError
+from gmsrm_jax import overrides
+from gmsrm_jax.config import REMAT
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.hardware.tpu import collectives
+from gmsrm_jax.parallel import sharding
+from gmsrm_jax.training import steps, variation
 
 
 def _fsdp(ways, **changes):
@@ -116,7 +120,7 @@ def test_the_sharded_step_equals_that_of_one_device(stage, mesh):
   many, many_metrics = program(*arguments)
   if stage == "memory":
     # What a device was given of the batch stays there: parameters are gathered, gradients are summed, nothing else.
-    moved = {found.kind for found in hlo.collectives(program.as_text(), 4)}
+    moved = {found.kind for found in collectives.collectives(program.as_text(), 4)}
     assert "all-reduce" in moved and moved <= {"all-reduce", "all-gather", "reduce-scatter"}
   assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(many)} == {4}
 
@@ -141,7 +145,7 @@ def test_an_image_that_is_filled_twice_stays_on_its_device(mesh):
 
   def moved(batch):
     program = jax.jit(score, in_shardings=split, out_shardings=(split, None, None))
-    return hlo.collectives(program.lower(jax.ShapeDtypeStruct((batch, 5), jnp.float32)).compile().as_text(), 4)
+    return collectives.collectives(program.lower(jax.ShapeDtypeStruct((batch, 5), jnp.float32)).compile().as_text(), 4)
 
   assert moved(8) == moved(16) == []
   assert moved(12) != []  # three images a device: every second pair lies on two of them
@@ -183,7 +187,7 @@ def test_a_batch_in_parts_with_everything_recomputed_is_the_same_step(stage):
 @pytest.mark.parametrize("group", REMAT)
 def test_each_group_can_be_recomputed_in_the_backward_pass(group):
   config, begin, _, _ = _one_device("inpaint")
-  config = settings.override(config, ["loss.perceptual=0.1", "loss.features=recognition"])
+  config = overrides.override(config, ["loss.perceptual=0.1", "loss.features=recognition"])
 
   def recomputations(remat):
     changed = dataclasses.replace(config, run=dataclasses.replace(config.run, remat=remat))

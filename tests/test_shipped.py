@@ -17,16 +17,16 @@ import skimage.data
 from photographs import SHARED
 from PIL import Image
 
-import experiments
 import run
 from benchmarks import gallery
-from gmsrm_jax import Inpainter, features, metrics, settings
+from gmsrm_jax import Inpainter, experiments, overrides
 from gmsrm_jax.arrays import image_from_uint8
-from gmsrm_jax.baselines import opencv_fill
 from gmsrm_jax.data import pipeline
-from gmsrm_jax.provenance import SHIPPED
-from gmsrm_jax.weights import WEIGHTS
-from gmsrm_jax.writer import read_run
+from gmsrm_jax.evaluation import metrics
+from gmsrm_jax.evaluation.baselines import opencv_fill
+from gmsrm_jax.files import SHIPPED, read_run
+from gmsrm_jax.pretrained import features
+from gmsrm_jax.training.weights import WEIGHTS
 
 ROOT = pathlib.Path(run.__file__).parent
 
@@ -46,8 +46,8 @@ def test_they_are_what_the_command_in_their_description_trains():
   described, card = read_run(SHIPPED), (SHIPPED / "README.md").read_text(encoding="utf-8")
   command = card.rpartition("python run.py --experiment=street ")[2].partition("\npython")[0]  # the last run's
   changes = [word for word in command.replace("\\", " ").split() if not word.startswith(("--", "data."))]
-  trained = settings.override(experiments.load("street"), changes)
-  differ = settings.differences(settings.from_dict(described["config"]), trained)
+  trained = overrides.override(experiments.load("street"), changes)
+  differ = overrides.differences(overrides.from_dict(described["config"]), trained)
   # Where the images lay, and how the run was watched and scored.
   assert [line for line in differ if not line.startswith(("data.train", "data.val", "run.", "eval."))] == []
   assert described["step"] == trained.stage2.steps
@@ -90,7 +90,7 @@ def test_the_command_line_takes_them_when_nothing_is_named(model, tmp_path):
 
 @pytest.mark.skipif(not (SHARED / "street" / "val").is_dir(), reason="needs the shared street photographs")
 def test_in_large_holes_they_beat_telea_on_photographs_they_have_not_seen(model):
-  config = settings.override(model.config, [f"data.val={SHARED / 'street' / 'val'}", "data.train="])
+  config = overrides.override(model.config, [f"data.val={SHARED / 'street' / 'val'}", "data.train="])
   evaluation = pipeline.evaluation_set(config)
   rows = gallery.spread(evaluation, (0.4, 0.5), 16)
   truth = np.stack([evaluation[row.index][1] for row in rows])

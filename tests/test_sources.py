@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import ConfigError, DataConfig
+from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import sources
+from gmsrm_jax.errors import ConfigError
 
 
 def opened(folder, split, max_bad_share):

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import skimage.data
 
-import experiments
 from gmsrm_jax import config as config_lib
-from gmsrm_jax import settings, state, steps
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.training import state, steps
 
 # Two scales compile in half the time of config.shrink's three.
 SMALL = [
@@ -28,7 +28,7 @@ SMALL = [
 def small_config(*changes: str) -> config_lib.Config:
   changed = {change.partition("=")[0] for change in changes}
   kept = [setting for setting in SMALL if setting.partition("=")[0] not in changed]
-  return settings.override(config_lib.shrink(experiments.load("demo")), [*kept, *changes])
+  return overrides.override(config_lib.shrink(experiments.load("demo")), [*kept, *changes])
 
 
 def photo_batch(count: int = 4) -> dict[str, np.ndarray]:

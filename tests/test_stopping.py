@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from gmsrm_jax.stopping import Stop, Stopped
+from gmsrm_jax.parallel.preemption import Stop, Stopped
 
 
 def tell():

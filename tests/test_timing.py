@@ -7,7 +7,7 @@ import itertools
 import jax.numpy as jnp
 import pytest
 
-from gmsrm_jax import timing
+from gmsrm_jax.hardware import timing
 
 
 def test_quartiles_of_given_repeats():

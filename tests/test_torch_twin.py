@@ -13,12 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import experiments
 from gmsrm_jax import config as config_lib
-from gmsrm_jax import features, losses, settings, state, steps, variation
+from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import draw_noise
-from gmsrm_jax.optim import make_schedule
+from gmsrm_jax.pretrained import features
+from gmsrm_jax.training import losses, state, steps, variation
+from gmsrm_jax.training.optimiser import make_schedule
 
 torch = pytest.importorskip("torch")
 
@@ -43,7 +44,7 @@ SETTINGS = [
 
 @functools.cache
 def small_config(*changes: str) -> config_lib.Config:
-  return settings.override(config_lib.shrink(experiments.load("demo")), [*SETTINGS, *changes])
+  return overrides.override(config_lib.shrink(experiments.load("demo")), [*SETTINGS, *changes])
 
 
 def perturbed(tree, seed=0):
@@ -413,7 +414,7 @@ def test_schedules_agree_at_every_step():
 
 @pytest.mark.parametrize("size", ["small", "base"])
 def test_every_parameter_of_every_size_has_its_place(size):
-  config = settings.override(experiments.load("demo"), [f"model.size={size}"])
+  config = overrides.override(experiments.load("demo"), [f"model.size={size}"])
   abstract = state.abstract_state(config, "inpaint")
   trees = {"inpainter": ({**abstract.params, "memory": abstract.frozen["memory"]}, models.Inpainter)}
   trees["learner"] = (state.abstract_state(config, "memory").params, models.Learner)

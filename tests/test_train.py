@@ -23,12 +23,13 @@ import pytest
 import skimage.data
 from PIL import Image
 
-import experiments
 import run
-from gmsrm_jax import settings, sharding, train, writer
-from gmsrm_jax.checkpoint import Checkpointer, with_shardings
-from gmsrm_jax.config import ConfigError
+from gmsrm_jax import experiments, files, overrides
 from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.parallel import sharding
+from gmsrm_jax.training import logger, loop
+from gmsrm_jax.training.checkpoint import Checkpointer, with_shardings
 
 ROOT = pathlib.Path(run.__file__).parent
 STEPS = 6
@@ -135,7 +136,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(trained):
-  return settings.from_dict(writer.read_json(trained.workdir / "config.json")["config"])
+  return overrides.from_dict(files.read_json(trained.workdir / "config.json")["config"])
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +224,7 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
     while not (
       saved.is_dir()
       and log.exists()
-      and any(r["stage"] == stage and r["step"] >= step for r in writer.read_metrics(log))
+      and any(r["stage"] == stage and r["step"] >= step for r in logger.read_metrics(log))
     ):
       assert process.poll() is None, process.communicate()
       assert time.monotonic() < deadline
@@ -253,7 +254,7 @@ def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_t
   workdir = tmp_path / "run"
   process = start(trained.cache, *trained.flags(workdir, "run.keep=9"))
   log, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
-  while not (log.exists() and any(r["stage"] == "inpaint" and r["step"] >= 2 for r in writer.read_metrics(log))):
+  while not (log.exists() and any(r["stage"] == "inpaint" and r["step"] >= 2 for r in logger.read_metrics(log))):
     assert process.poll() is None, process.communicate()
     assert time.monotonic() < deadline
     time.sleep(0.01)
@@ -294,16 +295,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(traine
 def test_the_first_value_that_is_not_finite_is_named_before_any_total():
   fine = {"hole": jnp.float32(1), "loss": jnp.float32(2), "grad_norm": jnp.float32(1)}
   bad = {"hole": jnp.float32(np.nan), "loss": jnp.float32(np.nan), "grad_norm": jnp.float32(np.nan)}
-  with pytest.raises(train.NonFiniteError, match="inpaint step 8: hole is nan: .* stage2.learning_rate"):
-    train.fetch_means("inpaint", [(7, fine), (8, bad), (9, bad)])
+  with pytest.raises(loop.NonFiniteError, match="inpaint step 8: hole is nan: .* stage2.learning_rate"):
+    loop.fetch_means("inpaint", [(7, fine), (8, bad), (9, bad)])
   gradient = {**fine, "grad_norm": jnp.float32(np.inf)}
-  with pytest.raises(train.NonFiniteError, match="memory step 7: grad_norm is inf"):
-    train.fetch_means("memory", [(7, gradient)])
+  with pytest.raises(loop.NonFiniteError, match="memory step 7: grad_norm is inf"):
+    loop.fetch_means("memory", [(7, gradient)])
 
 
 def test_a_logged_value_is_the_mean_since_the_last_one():
   first, second = {"hole": jnp.float32(1)}, {"hole": jnp.float32(3), "adversarial": jnp.float32(5)}
-  assert train.fetch_means("inpaint", [(1, first), (2, second)]) == {"hole": 2.0, "adversarial": 5.0}
+  assert loop.fetch_means("inpaint", [(1, first), (2, second)]) == {"hole": 2.0, "adversarial": 5.0}
 
 
 def refused(capsys, *flags):
@@ -355,16 +356,16 @@ def test_a_folder_keeps_to_its_settings_and_images(trained, tmp_path, capsys):
 def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsys):
   write_photos(tmp_path / "photos", 2)
   photos = str(tmp_path / "photos")
-  real = settings.override(experiments.load("demo"), [f"data.train={photos}", f"data.val={photos}"])
-  made = settings.override(real, ["data.synthetic=true"])
+  real = overrides.override(experiments.load("demo"), [f"data.train={photos}", f"data.val={photos}"])
+  made = overrides.override(real, ["data.synthetic=true"])
   evaluation = pipeline.evaluation_set(made)
   for _ in range(2):
-    train.describe_run(made, tmp_path, None, evaluation, free=())
+    loop.describe_run(made, tmp_path, None, evaluation, free=())
   described = json.loads((tmp_path / "config.json").read_text())
   assert described["splits"]["train"] == "synthetic" and described["images"]["train"] == 0
   assert "0 training images (synthetic)" in capsys.readouterr().out
   with pytest.raises(ConfigError, match="data.synthetic: True -> False"):
-    train.describe_run(real, tmp_path, sources.open_source(real.data, "train"), evaluation, free=())
+    loop.describe_run(real, tmp_path, sources.open_source(real.data, "train"), evaluation, free=())
 
 
 def copied(trained, tmp_path):

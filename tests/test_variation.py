@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmsrm_jax import losses, variation
 from gmsrm_jax.config import SIZES
+from gmsrm_jax.training import losses, variation
 
 
 def test_the_first_of_every_two_images_has_one_row_and_the_second_two():

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gmsrm_jax import windows
 from gmsrm_jax.config import STRATEGIES
+from gmsrm_jax.inference import tiling
 
 SIZE = 32
 
@@ -48,7 +48,7 @@ MASKS = {
 def test_patches_hold_every_hole_pixel_once_and_windows_see_all_of_them(name, strategy):
   mask = MASKS[name]
   held, largest = np.zeros(mask.shape, int), 0
-  for patch in windows.plan(mask, SIZE, strategy):
+  for patch in tiling.plan(mask, SIZE, strategy):
     rows, columns = patch.hole.shape
     held[patch.top : patch.top + rows, patch.left : patch.left + columns] += patch.hole
     seen = np.zeros(mask.shape, bool)
@@ -64,22 +64,22 @@ def test_patches_hold_every_hole_pixel_once_and_windows_see_all_of_them(name, st
 
 
 def test_no_hole_needs_no_window():
-  assert list(windows.plan(np.zeros((50, 60), np.uint8), SIZE, "auto")) == []
+  assert list(tiling.plan(np.zeros((50, 60), np.uint8), SIZE, "auto")) == []
 
 
 def test_a_small_hole_is_seen_at_full_resolution_and_a_large_one_reduced():
-  (small,) = windows.plan(MASKS["small"], SIZE, "auto")
-  assert small.windows == (windows.Window(134, 74, 32, 32, 32, 32),)
-  (large,) = windows.plan(MASKS["large"], SIZE, "auto")
+  (small,) = tiling.plan(MASKS["small"], SIZE, "auto")
+  assert small.windows == (tiling.Window(134, 74, 32, 32, 32, 32),)
+  (large,) = tiling.plan(MASKS["large"], SIZE, "auto")
   assert len(large.windows) == 1
   # The hole is 241 pixels thick: a window of twice that exceeds the photo, which is seen whole.
-  assert large.windows == (windows.Window(0, 0, 300, 400, 24, 32),)
+  assert large.windows == (tiling.Window(0, 0, 300, 400, 24, 32),)
 
 
 def test_a_long_thin_hole_is_seen_at_full_resolution_through_several_windows():
   mask = np.zeros((50, 400), np.uint8)
   mask[25, 10:390] = 1
-  (patch,) = windows.plan(mask, SIZE, "crop")
+  (patch,) = tiling.plan(mask, SIZE, "crop")
   assert len(patch.windows) > 10
   assert all(window.rows == window.height == SIZE for window in patch.windows)
   # Windows overlap, and no hole pixel lies in the outer margin of all that see it.
@@ -94,8 +94,8 @@ def test_blending_equal_fills_gives_that_fill_and_changes_nothing_else():
   for name, mask in MASKS.items():
     image = rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
     filled = image.copy()
-    for patch in windows.plan(mask, SIZE, "crop"):
-      blend = windows.Blend(patch, mask.shape)
+    for patch in tiling.plan(mask, SIZE, "crop"):
+      blend = tiling.Blend(patch, mask.shape)
       for window in patch.windows:
         blend.add(window, np.full((window.rows, window.columns, 3), 0.2, np.float32))
       blend.paste(filled)
@@ -106,8 +106,8 @@ def test_blending_equal_fills_gives_that_fill_and_changes_nothing_else():
 def test_blending_changes_gradually_from_one_window_to_the_next():
   mask = np.zeros((32, 200), np.uint8)
   mask[16, 5:195] = 1
-  (patch,) = windows.plan(mask, SIZE, "crop")
-  blend, image = windows.Blend(patch, mask.shape), np.zeros((32, 200, 3), np.uint8)
+  (patch,) = tiling.plan(mask, SIZE, "crop")
+  blend, image = tiling.Blend(patch, mask.shape), np.zeros((32, 200, 3), np.uint8)
   for index, window in enumerate(patch.windows):
     blend.add(window, np.full((window.rows, window.columns, 3), -1.0 + 2.0 * (index % 2), np.float32))
   blend.paste(image)
@@ -120,12 +120,12 @@ def test_no_colour_of_the_hole_bleeds_into_what_a_reduced_window_shows():
   mask = MASKS["large"]
   image = np.full((*mask.shape, 3), 100, np.uint8)
   image[mask > 0] = 255
-  (patch,) = windows.plan(mask, SIZE, "crop")
-  seen, hole = windows.view(image, mask, patch.windows[0])
+  (patch,) = tiling.plan(mask, SIZE, "crop")
+  seen, hole = tiling.view(image, mask, patch.windows[0])
   assert (seen[hole == 0] == 100).all()
   assert hole.mean() == pytest.approx(mask.mean(), abs=0.06)
 
 
 @pytest.mark.parametrize(("length", "expected"), [(1, 32), (32, 32), (33, 40), (40, 40), (41, 56), (100, 128)])
 def test_a_view_is_padded_to_one_of_few_sizes(length, expected):
-  assert windows.padded_size(length, 7, 32, 8) == (expected, 32)
+  assert tiling.padded_size(length, 7, 32, 8) == (expected, 32)

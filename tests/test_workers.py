@@ -19,8 +19,9 @@ import pytest
 from PIL import Image
 
 import run
-from gmsrm_jax.config import SIZES, Config, ConfigError, DataConfig, RunConfig
+from gmsrm_jax.config import SIZES, Config, DataConfig, RunConfig
 from gmsrm_jax.data import pipeline
+from gmsrm_jax.errors import ConfigError
 
 ROOT = pathlib.Path(run.__file__).parent
 

@@ -21,9 +21,9 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-from gmsrm_jax.config import ConfigError
 from gmsrm_jax.data import sources
 from gmsrm_jax.data.records import Records
+from gmsrm_jax.errors import ConfigError
 
 JPEG_QUALITY = 95
 # One image a group, as grain wants it for random access. Brotli, the default, gains nothing on JPEG and PNG; to undo it

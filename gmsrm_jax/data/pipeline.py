@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from gmsrm_jax.config import Config
-from gmsrm_jax.data import evaluation_masks, masks, sources
-from gmsrm_jax.data.jitter import colour_jitter
+from gmsrm_jax.data import sources
+from gmsrm_jax.data.augment import colour_jitter
+from gmsrm_jax.data.masks import draw, fixed
 from gmsrm_jax.data.workers import WorkerIterator
 
 
@@ -55,7 +56,7 @@ def _training_example(
   image = resized_square(example.image, top, left, side, size)
   if config.data.flip and mirrored:
     image = cv2.flip(image, 1)  # a tenth of the time of copying image[:, ::-1]
-  mask = masks.draw(rng, size, size, config.mask)
+  mask = draw.draw(rng, size, size, config.mask)
   image = np.ascontiguousarray(image)
   if config.data.jitter > 0:
     # Drawn last, so that the strength changes colours alone, not windows and holes.
@@ -87,7 +88,7 @@ def training_iterator(config: Config, stream: str, rows: Sequence[int] | None = 
   if config.data.synthetic:
     return _synthetic_iterator(config, stream, rows)
   source = sources.open_source(config.data, "train")
-  masks.check_folders(config.mask)
+  draw.check_folders(config.mask)
   examples = (
     grain.MapDataset.source(source)
     .seed(stream_seed(config.run.seed, stream))
@@ -178,7 +179,7 @@ class EvaluationSet:
     self._config = config
     self.source = sources.open_source(config.data, "val")
     self.names = self.source.names[: config.eval.max_images or None]
-    self._masks = evaluation_masks.open_masks(config, self.names)
+    self._masks = fixed.open_masks(config, self.names)
 
   def __len__(self) -> int:
     return len(self.names)

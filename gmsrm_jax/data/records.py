@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gmsrm_jax.config import ConfigError, require
-from gmsrm_jax.data.layouts import CELEBAHQ_SHARE, EXPECTED
+from gmsrm_jax.data.datasets import CELEBAHQ_SHARE, EXPECTED
+from gmsrm_jax.errors import ConfigError, require
 
 _HELD_OUT = ("val", "validation", "test")  # the first that a data set has is its held-out split
 

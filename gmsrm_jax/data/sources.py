@@ -20,13 +20,14 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from gmsrm_jax.config import ConfigError, DataConfig, require
-from gmsrm_jax.data import layouts, records
+from gmsrm_jax.config import DataConfig
+from gmsrm_jax.data import datasets, records
 from gmsrm_jax.data.bmp import decode_bmp
+from gmsrm_jax.data.datasets import SUFFIXES as SUFFIXES  # the modes and the masks list their files alike
+from gmsrm_jax.data.datasets import image_names as image_names
 from gmsrm_jax.data.jpeg import decode_jpeg
-from gmsrm_jax.data.layouts import SUFFIXES as SUFFIXES  # the modes and the masks list their files alike
-from gmsrm_jax.data.layouts import image_names as image_names
 from gmsrm_jax.data.records import Records
+from gmsrm_jax.errors import ConfigError, require
 
 MAX_PIXELS = 89_000_000  # where Pillow begins to warn of decompression bombs; a camera's 50 million are fine
 
@@ -288,11 +289,11 @@ def open_source(data: DataConfig, split: str) -> Source:
   require(os.path.exists(root), f"{where} does not exist: {way_out}")
   require(os.path.isdir(root), f"{where} is a file, not a folder: {way_out}")
   require(os.access(root, os.R_OK | os.X_OK), f"{where} may not be read: change its permissions")
-  layout = layouts.recognise(root) if layout == "auto" else layout
+  layout = datasets.recognise(root) if layout == "auto" else layout
   if layout == "arrayrecord":
     stored = records.from_folder(root, split, data.val_share, by_rule=not own_val, setting=where)
   else:
-    files = layouts.split_files(root, layout, split, val_share=data.val_share, by_rule=not own_val, setting=where)
+    files = datasets.split_files(root, layout, split, val_share=data.val_share, by_rule=not own_val, setting=where)
     stored = Files(*files)
   return ImageSource(stored, where, data.max_bad_share)
 

@@ -10,15 +10,7 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image, Mask
 from gmsrm_jax.config import ModelConfig
-from gmsrm_jax.models.blocks import (
-  ChannelNorm,
-  ResidualBlock,
-  Upsample,
-  conv1x1,
-  conv3x3,
-  depth_to_space,
-  mask_pyramid,
-)
+from gmsrm_jax.models.blocks import ChannelNorm, ResidualBlock, Upsample, conv1x1, conv3x3, depth_to_space, mask_pyramid
 from gmsrm_jax.models.generator import Pyramid
 
 

@@ -1,0 +1,117 @@
+"""--mode=export: the trained inpainter as StableHLO and safetensors, to be run without this project's code.
+
+Writes four files: `inpainter.stablehlo` (jax.export: any batch size, for cpu, cuda and tpu), `weights.safetensors`
+(flat names, the program's first argument), `run_exported.py`, a complete example that needs jax, flatbuffers, numpy,
+safetensors and Pillow alone, and `config.json`, with which this project reads the weights back.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+from jax import export as jax_export
+
+from gmsrm_jax import overrides
+from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
+from gmsrm_jax.config import Config
+from gmsrm_jax.files import read_run
+from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.training.state import make_networks
+from gmsrm_jax.training.weights import WEIGHTS, Weights, flat_names, load_weights, save_weights
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+PROGRAM, EXAMPLE = "inpainter.stablehlo", "run_exported.py"
+
+_EXAMPLE = '''"""Fills the hole of a {size}x{size} picture: python run_exported.py IMAGE MASK OUTPUT [SEED].
+
+Needs jax, flatbuffers, numpy, safetensors and Pillow, and the two files beside this one. White in the mask is hole.
+Other sizes are resized to {size}x{size} first; without a seed it is the deterministic fill.
+"""
+
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from PIL import Image
+from safetensors.numpy import load_file
+
+here = pathlib.Path(__file__).parent
+program = jax.export.deserialize((here / "{program}").read_bytes())
+weights = load_file(here / "{weights}")
+
+image, mask, output = sys.argv[1:4]
+noise = np.float32(len(sys.argv) > 4)  # how much the fill is varied: 0 not at all, 1 as in training
+seed = np.uint32(sys.argv[4] if len(sys.argv) > 4 else 0)
+size = ({size}, {size})
+pixels = np.asarray(Image.open(image).convert("RGB").resize(size))[None]
+hole = (np.asarray(Image.open(mask).convert("L").resize(size, Image.Resampling.NEAREST)) > 127).astype(np.uint8)
+filled = program.call(weights, pixels, hole[None, :, :, None], seed, noise)
+Image.fromarray(np.asarray(filled)[0]).save(output)
+'''
+
+
+def make_program(config: Config) -> Any:
+  """A function (weights, images, masks, seed, noise) -> filled.
+
+  images: uint8 [b s s 3]; masks: uint8 [b s s 1], above 0 in the hole; seed: uint32; noise: float32, 0 is the
+  deterministic fill and 1 the variation of training; filled: uint8, equal to the images outside the hole.
+  """
+  inpainter = make_networks(config).inpainter
+
+  def program(
+    weights: dict[str, jax.Array], images: jax.Array, masks: jax.Array, seed: jax.Array, noise: jax.Array
+  ) -> jax.Array:
+    # Whatever they are stored as, the model computes as it did in training.
+    single = {name: leaf.astype(jnp.float32) for name, leaf in weights.items()}
+    params = flax.traverse_util.unflatten_dict(single, sep="/")
+    drawn = None
+    if config.variation.enabled:
+      drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0]))
+    out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks), drawn)
+    return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
+
+  return program
+
+
+def export(*, checkpoint: str, output: str, dtype: str) -> None:
+  """Writes the four files to `output`; `dtype`, float32 or float16, is that of the weights in their file.
+
+  Raises:
+    ConfigError: there is no trained model in the folder.
+  """
+  described = read_run(checkpoint)
+  config = overrides.from_dict(described["config"])
+  weights = load_weights(config, pathlib.Path(checkpoint))
+  write(config, weights, described, pathlib.Path(output), dtype)
+  print(f"weights: {checkpoint}: {config.name}, step {weights.step}, as {dtype}")
+  print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {output}: try python {output}/{EXAMPLE} IMAGE MASK OUTPUT")
+
+
+def write(config: Config, weights: Weights, described: dict[str, Any], folder: pathlib.Path, dtype: str) -> None:
+  """Writes weights with their description, program and example."""
+  folder.mkdir(parents=True, exist_ok=True)
+  save_weights(folder, weights, described, dtype)
+  (folder / PROGRAM).write_bytes(exported(config, weights.params, dtype))
+  size = config.model.image_size
+  (folder / EXAMPLE).write_text(_EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS), encoding="utf-8")
+
+
+def exported(config: Config, params: Any, dtype: str) -> bytes:
+  """The serialized program for all of PLATFORMS, with a symbolic batch size, for weights of this type."""
+  size = config.model.image_size
+  (batch,) = jax_export.symbolic_shape("b")
+  abstract = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)) for name, leaf in flat_names(params).items()}
+  arguments = (
+    abstract,
+    jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+    jax.ShapeDtypeStruct((batch, size, size, 1), jnp.uint8),
+    jax.ShapeDtypeStruct((), jnp.uint32),
+    jax.ShapeDtypeStruct((), jnp.float32),
+  )
+  program = jax_export.export(jax.jit(make_program(config)), platforms=PLATFORMS)(*arguments)
+  return bytes(program.serialize())

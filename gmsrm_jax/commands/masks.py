@@ -1,0 +1,71 @@
+"""--mode=masks: writes the fixed mask of every held-out image and bucket, with a manifest that anyone can check.
+
+`OUTPUT/20-30/NAME.png` are 1-bit pictures, white in the hole. `OUTPUT/manifest.json` lists each mask with the sha256
+of its packed bits, so the same settings give the same manifest on every machine; `--set eval.masks=OUTPUT` evaluates
+with exactly these.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from gmsrm_jax.config import BUCKETS, Config
+from gmsrm_jax.data import pipeline
+from gmsrm_jax.data.masks import fixed
+from gmsrm_jax.data.masks.fixed import MANIFEST, Bucket
+from gmsrm_jax.errors import require
+from gmsrm_jax.files import write_json
+
+
+def write_masks(config: Config, output: str) -> None:
+  """Writes the masks that evaluating `config` uses.
+
+  Raises:
+    ConfigError: the held-out images or masks cannot be read, or the folder holds the masks of other settings.
+  """
+  evaluation = pipeline.evaluation_set(config)
+  folder = pathlib.Path(output)
+  head: dict[str, Any] = {
+    "version": fixed.VERSION,
+    "seed": config.eval.mask_seed,
+    "size": config.model.image_size,
+    "source": evaluation.mask_source,
+  }
+  _check_output(folder, head, evaluation.names)
+  rows: list[dict[str, Any]] = []
+
+  def written() -> Iterator[tuple[str, Bucket, UInt8[np.ndarray, "_ _"]]]:
+    for index, name in enumerate(tqdm(evaluation.names, desc="masks", unit="image", disable=None)):
+      for bucket in BUCKETS:
+        mask = evaluation.mask(index, bucket)
+        path = folder / fixed.mask_path(name, bucket)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask.astype(bool)).save(path)
+        sha256 = fixed.mask_sha256(mask)
+        rows.append({"name": name, "bucket": list(bucket), "area": float(mask.mean()), "sha256": sha256})
+        yield name, bucket, mask
+
+  total = fixed.masks_sha256(written())
+  # Last, so that a folder without a manifest is one that was interrupted.
+  write_json(folder / MANIFEST, {**head, "masks_sha256": total, "masks": rows})
+  print(f"{len(rows)} masks in {folder}    sha256 {total}")
+
+
+def _check_output(folder: pathlib.Path, head: dict[str, Any], names: list[str]) -> None:
+  require(not folder.is_file(), f"--output={folder} is a file: give a folder for the masks")
+  # An image called a.jpg beside a folder called a.jpg.png: one mask's file would be another's folder.
+  paths = [fixed.mask_path(name, bucket) for name in names for bucket in BUCKETS]
+  parents = {str(parent) for path in paths for parent in pathlib.PurePosixPath(path).parents}
+  clashing = [path for path in paths if path in parents]
+  require(not clashing, f"data.val has a folder called {clashing[:1]} like the mask of an image: rename it")
+  if (folder / MANIFEST).exists():
+    old = fixed.read_manifest(folder)
+    same = all(old[key] == value for key, value in head.items()) and {row["name"] for row in old["masks"]} == set(names)
+    require(same, f"--output={folder} holds the masks of other settings or images: choose another folder")

@@ -1,0 +1,218 @@
+"""What lies in a tree of image files, and which of them are for training and which are held out.
+
+A layout brings its own held-out part (Paris StreetView's `paris_eval_gt`, Places2's `val_256`, a folder `val` beside
+`train`) or has a rule that holds images out. A rule looks at names alone, so that every copy of a tree is split alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from gmsrm_jax.errors import ConfigError, require
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+CELEBAHQ_IMAGES = 30_000
+CELEBAHQ_SHARE = 1 / 15  # 2,000 of 30,000
+
+EXPECTED = {
+  "paris": "paris_train_original/48.842502_2.344968_90_-004.JPG … and paris_eval_gt/001_im.png …",
+  "places2": "data_256/a/airfield/00000001.jpg … and val_256/Places365_val_00000001.jpg …",
+  "celebahq": "30,000 images with a number for a name, such as 00001.jpg …, or train/… and val/…",
+  "arrayrecord": "dataset_info.json, features.json and *.array_record-* files, as --mode=prepare writes them",
+}
+
+_PARIS = ("paris_train_original", "paris_eval_gt")
+_PLACES2 = ("data_256", "val_256")
+# Where the archives of CelebA-HQ put the images; their other folders hold label maps or other sizes.
+_CELEBAHQ_FOLDERS = ("CelebA-HQ-img", "data256x256", "data512x512", "data1024x1024")
+_DEPTH = 3  # levels below the root at which the folders of a layout are looked for
+
+_log = logging.getLogger(__name__)
+
+
+class Split(NamedTuple):
+  """The image files of a split: paths relative to a folder, in order, and how they were chosen from which layout."""
+
+  folder: Path
+  names: list[str]
+  layout: str
+  rule: str
+
+
+def is_image(name: str) -> bool:
+  """Whether a file of this name is read as an image; hidden ones are not."""
+  return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def image_names(folder: Path) -> list[str]:
+  """Sorted paths of the image files below the folder; hidden ones are left out, a link to a folder is followed once."""
+  names, seen = [], set()
+  for here, folders, files in os.walk(folder, followlinks=True):
+    real = os.path.realpath(here)
+    if real in seen:
+      folders.clear()
+      continue
+    seen.add(real)
+    # In place, as os.walk wants it: the order decides which of two links to one folder is followed.
+    folders[:] = sorted(name for name in folders if not name.startswith("."))
+    # Not with pathlib, which takes ten times as long: there may be millions.
+    prefix = os.path.relpath(here, folder).replace(os.sep, "/") + "/"
+    prefix = "" if prefix == "./" else prefix
+    names += [prefix + name for name in files if is_image(name)]
+  return sorted(names)
+
+
+def recognise(root: Path) -> str:
+  """The layout of a tree, by the folders and files that only one layout has; 'folder' where none is found."""
+  if is_prepared(root):
+    return "arrayrecord"
+  near = _folders_by_name(root)
+  for layout, marks in (("paris", _PARIS), ("places2", _PLACES2), ("celebahq", _CELEBAHQ_FOLDERS)):
+    if any(mark in near for mark in marks):
+      return layout
+  if _train_and_val(root) is None:
+    names = image_names(root)
+    if len(names) == CELEBAHQ_IMAGES and all(PurePosixPath(name).stem.isdigit() for name in names):
+      return "celebahq"
+  return "folder"
+
+
+def is_prepared(root: Path) -> bool:
+  """Whether the folder itself holds a TFDS data set, or the beginnings of a preparation."""
+  with os.scandir(root) as entries:
+    return any(".array_record" in item.name or item.name in ("prepare.json", "dataset_info.json") for item in entries)
+
+
+def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rule: bool, setting: str) -> Split:
+  """The files of one split of a tree.
+
+  Args:
+    root: the data set's folder.
+    layout: 'folder', 'paris', 'celebahq' or 'places2'.
+    split: 'train' or 'val'.
+    val_share: what the hash rule holds out.
+    by_rule: whether a tree without a held-out part of its own is split by its rule; else both splits are all of it.
+    setting: what names the tree, for messages.
+
+  Raises:
+    ConfigError: the tree is not of that layout, or holds too few images.
+  """
+  if layout in ("paris", "places2"):
+    own = _parts(root, layout, _PARIS if layout == "paris" else _PLACES2, setting)
+  else:
+    own = _train_and_val(root)
+    if own is None and layout == "celebahq":
+      return _celebahq(root, split, by_rule, setting)
+    own = own or {"train": root}
+  folder = own.get(split) or own.get("train")
+  if folder is None:
+    raise ConfigError(f"{setting}: {_wrong(layout, root)}")
+  names = image_names(folder)
+  inside = "" if folder == root else f": {folder.name}"
+  name = setting.partition("=")[0]
+  require(
+    bool(names),
+    f"{setting}{inside} holds no image ({' '.join(SUFFIXES)}): give {name} a folder of images, or 'skimage' for the "
+    "demo's photographs",
+  )
+  if "val" in own or not by_rule:
+    return Split(folder, names, layout, f"all of {folder.name}")
+  key = _place if layout == "paris" else str
+  held = held_out(names, key, val_share, setting)
+  rule = f"{val_share:g} of the {'places' if layout == 'paris' else 'names'} held out by hash"
+  return Split(folder, _side(split, names, held), layout, rule)
+
+
+def held_out(names: Sequence[str], key: Callable[[str], str], share: float, setting: str) -> set[str]:
+  """The names whose key has a small hash, about `share` of all: at least one key, and never all of them.
+
+  Which names are held out does not depend on the other names, but for the one that is taken when none is small.
+
+  Raises:
+    ConfigError: all names have one key.
+  """
+  hashes = {k: int.from_bytes(hashlib.sha256(os.fsencode(k)).digest()[:8], "big") for k in map(key, names)}
+  require(
+    len(hashes) > 1, f"{setting}: {len(names)} image(s) cannot be split in two: give data.val images of their own"
+  )
+  order = sorted(hashes, key=lambda k: (hashes[k], k))
+  small = sum(value < share * 2**64 for value in hashes.values())
+  chosen = set(order[: min(max(small, 1), len(order) - 1)])
+  return {name for name in names if key(name) in chosen}
+
+
+def _side(split: str, names: Sequence[str], held: set[str]) -> list[str]:
+  return [name for name in names if (name in held) == (split == "val")]
+
+
+def _place(name: str) -> str:
+  """Latitude and longitude of a Paris StreetView file: headings of one place are near copies of each other."""
+  found = re.match(r"-?\d+\.\d+_-?\d+\.\d+(?=_)", PurePosixPath(name).name)
+  return found[0] if found else name
+
+
+def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
+  """The first 14 of 15 images in the order of their numbers are for training: 28,000 and 2,000 of 30,000.
+
+  LaMa's lists draw another 2,000; who wants those gives folders `train` and `val`.
+  """
+  near = _folders_by_name(root)
+  root = next((near[name] for name in _CELEBAHQ_FOLDERS if name in near), root)
+  names = image_names(root)
+  numbers = [re.findall(r"\d+", PurePosixPath(name).stem) for name in names]
+  require(len(names) > 1 and all(numbers), f"{setting}: {_wrong('celebahq', root)}")
+  if len(names) != CELEBAHQ_IMAGES:
+    _log.warning("%s: %d images, where CelebA-HQ has 30,000: is it complete?", setting, len(names))
+  if not by_rule:
+    return Split(root, names, "celebahq", f"all of {root.name}")
+  order = sorted(range(len(names)), key=lambda i: (int(numbers[i][-1]), names[i]))
+  held = {names[i] for i in order[len(names) - max(1, round(len(names) * CELEBAHQ_SHARE)) :]}
+  return Split(root, _side(split, names, held), "celebahq", "the last 1 of 15 by number held out")
+
+
+def _folders_by_name(root: Path) -> dict[str, Path]:
+  """The root and the folders near below it, by name; of several with one name the nearest, then the first."""
+  found = {Path(os.path.abspath(root)).name: root}
+  level = [root]
+  for _ in range(_DEPTH):
+    below = []
+    for folder in level:
+      if os.access(folder, os.R_OK | os.X_OK):
+        with os.scandir(folder) as entries:
+          below += sorted(Path(item.path) for item in entries if not item.name.startswith(".") and item.is_dir())
+    for folder in below:
+      found.setdefault(folder.name, folder)
+    level = below
+  return found
+
+
+def _parts(root: Path, layout: str, names: Sequence[str], setting: str) -> dict[str, Path]:
+  """The folders of a layout's splits that are there."""
+  near = _folders_by_name(root)
+  found = {split: near[name] for split, name in zip(("train", "val"), names, strict=True) if name in near}
+  require(bool(found), f"{setting}: {_wrong(layout, root)}")
+  return found
+
+
+def _train_and_val(root: Path) -> dict[str, Path] | None:
+  """`train` and `val` (or `validation`) where the root holds these and no image itself."""
+  held = next((root / name for name in ("val", "validation") if (root / name).is_dir()), None)
+  if held is None or not (root / "train").is_dir() or any(is_image(name) for name in os.listdir(root)):
+    return None
+  return {"train": root / "train", "val": held}
+
+
+def _wrong(layout: str, root: Path) -> str:
+  """What a layout should have looked like, and what is there."""
+  entries = sorted(root.iterdir())
+  shown = [entry.name + "/" * entry.is_dir() for entry in entries[:4]]
+  found = " ".join(shown) + (f" … ({len(entries)} entries)" if len(entries) > 4 else "") if entries else "nothing"
+  return (
+    f"data.layout={layout} expects {EXPECTED[layout]}; found {found} in {root}: name its root, or use data.layout=auto"
+  )

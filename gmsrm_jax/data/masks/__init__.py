@@ -1,0 +1,1 @@
+"""Holes: drawn, read from files, and fixed for held-out images."""

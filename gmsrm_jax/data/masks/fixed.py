@@ -1,0 +1,176 @@
+"""The fixed holes of the held-out images: drawn, read back from a manifest, or picked from a set of mask files.
+
+Whatever `eval.masks` names, the hole is a function of (image name, bucket, `eval.mask_seed`) and of the files alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from gmsrm_jax.config import BUCKETS, Config, EvalConfig, MaskConfig
+from gmsrm_jax.data.masks import draw, hole_files
+from gmsrm_jax.errors import ConfigError, require
+
+MANIFEST = "manifest.json"
+VERSION = 1
+
+Bucket = tuple[float, float]
+
+
+def masks_sha256(rows: Iterable[tuple[str, Bucket, UInt8[np.ndarray, "_ _"]]]) -> str:
+  """One hash over (name, bucket, mask), in the order of the rows: what a report and a manifest are compared by."""
+  digest = hashlib.sha256()
+  for name, bucket, mask in rows:
+    digest.update(f"{name}\0{bucket}\0".encode("utf-8", "surrogateescape") + np.packbits(mask).tobytes())
+  return digest.hexdigest()
+
+
+def mask_sha256(mask: UInt8[np.ndarray, "h w"]) -> str:
+  """Hash of the packed bits, which unlike a PNG do not depend on who compressed them."""
+  return hashlib.sha256(np.packbits(mask).tobytes()).hexdigest()
+
+
+def mask_path(name: str, bucket: Bucket) -> str:
+  """Where a manifest's folder holds the mask of an image: 20-30/NAME.png, the name with its folders and suffix."""
+  return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}/{name}.png"
+
+
+class DrawnMasks:
+  """Holes drawn by the weights of `mask.*`."""
+
+  def __init__(self, config: MaskConfig, seed: int, size: int):
+    draw.check_folders(config)
+    self._config, self._seed, self._size = config, seed, size
+    self.source = f"generated, one per image and bucket, eval.mask_seed={seed}"
+
+  def mask(self, name: str, bucket: Bucket) -> UInt8[np.ndarray, "_ _"]:
+    return draw.evaluation_mask(name, bucket, self._seed, self._size, self._size, self._config)
+
+
+class ManifestMasks:
+  """Holes that `--mode=masks` wrote; each is compared with the manifest when it is read."""
+
+  def __init__(self, folder: Path, size: int, names: Sequence[str]):
+    self._folder, self._setting = folder, f"eval.masks={str(folder)!r}"
+    manifest = read_manifest(folder)
+    require(
+      manifest["size"] == size,
+      f"{self._setting} holds masks of {manifest['size']} pixels, but model.image_size={size}: "
+      "write them again with --mode=masks",
+    )
+    self._sha256 = {(row["name"], tuple(row["bucket"])): row["sha256"] for row in manifest["masks"]}
+    missing = [name for name in names if any((name, bucket) not in self._sha256 for bucket in BUCKETS)]
+    require(
+      not missing,
+      f"{self._setting} has no masks for {len(missing)} of {len(names)} held-out images ({', '.join(missing[:3])}): "
+      "write them again with --mode=masks and the same data.val",
+    )
+    self.source = f"manifest {folder.name}, sha256 {manifest['masks_sha256']}: {manifest['source']}"
+
+  def mask(self, name: str, bucket: Bucket) -> UInt8[np.ndarray, "_ _"]:
+    path = self._folder / mask_path(name, bucket)
+    require(path.is_file(), f"{self._setting}: {path} is missing: write the masks again with --mode=masks")
+    mask = hole_files.read_mask(path)
+    require(
+      mask_sha256(mask) == self._sha256[name, bucket],
+      f"{self._setting}: {path} was changed since the manifest was written (its sha256 differs): "
+      "restore the file, or write the masks again with --mode=masks",
+    )
+    return mask
+
+
+class PickedMasks:
+  """Holes picked by hash from the files whose area lies in the bucket; the nearest pixel where sizes differ."""
+
+  def __init__(self, config: EvalConfig, size: int):
+    setting = "eval.masks"
+    path = Path(config.masks).expanduser()
+    require(path.exists(), f"{setting}={config.masks!r} does not exist: give a folder of masks or NVIDIA's .npz file")
+    nvidia = path.is_file() or hole_files.nvidia_folder(config.masks) is not None
+    if path.is_file():
+      require(path.suffix == ".npz", f"{setting}={config.masks!r} is no .npz file: give one, or a folder of mask files")
+      _refuse_changes(config, "packed masks, white in the hole")
+      self._files = hole_files.PackedMasks(config.masks, setting)
+    else:
+      folder = str(hole_files.nvidia_folder(config.masks) or path)
+      self._files = hole_files.FolderMasks(folder, setting, invert=config.mask_invert, dilate=config.mask_dilate)
+    self._size, self._seed = size, config.mask_seed
+    count = len(self._files)
+    if config.mask_bucket == "index":
+      require(
+        nvidia and count == hole_files.NVIDIA_MASKS,
+        f"eval.mask_bucket='index' needs NVIDIA's {hole_files.NVIDIA_MASKS} test masks, but {setting}={config.masks!r} "
+        f"holds {count} masks: use eval.mask_bucket=area",
+      )
+      self._buckets = {b: [i for i in range(count) if BUCKETS[hole_files.index_bucket(i)] == b] for b in BUCKETS}
+    else:
+      indices = tqdm(range(count), desc="mask areas", unit="mask", disable=None)
+      areas = np.array([self._resized(index).mean() for index in indices])
+      self._buckets = {b: np.flatnonzero((areas > b[0]) & (areas <= b[1])).tolist() for b in BUCKETS}
+    empty = [mask_path("", bucket).partition("/")[0] for bucket, members in self._buckets.items() if not members]
+    require(
+      not empty,
+      f"{setting}={config.masks!r}: none of its {count} masks covers {' or '.join(empty)} % of the image: "
+      "add masks of that area, or leave eval.masks empty to draw them",
+    )
+    self.source = (
+      f"{count} masks of {path.name}{', inverted' * config.mask_invert}"
+      f"{f', dilated by {config.mask_dilate} pixels' if config.mask_dilate else ''}, buckets by {config.mask_bucket}, "
+      f"picked by name, bucket and eval.mask_seed={config.mask_seed}"
+    )
+
+  def _resized(self, index: int) -> UInt8[np.ndarray, "_ _"]:
+    return hole_files.resize_mask(self._files[index], self._size, self._size)
+
+  def mask(self, name: str, bucket: Bucket) -> UInt8[np.ndarray, "_ _"]:
+    members = self._buckets[bucket]
+    return self._resized(members[draw.fixed_seed(name, bucket, self._seed) % len(members)])
+
+
+def _refuse_changes(config: EvalConfig, what: str) -> None:
+  for name, value in (("mask_invert", config.mask_invert), ("mask_dilate", config.mask_dilate)):
+    require(not value, f"eval.{name}={value} changes a folder of mask files, not {what}: leave it out")
+
+
+EvaluationMasks = DrawnMasks | ManifestMasks | PickedMasks
+
+
+def open_masks(config: Config, names: Sequence[str]) -> EvaluationMasks:
+  """The holes of the held-out images `names`, where `eval.masks` says.
+
+  Raises:
+    ConfigError: `eval.masks` cannot be read, or lacks masks of an image or a bucket.
+  """
+  size = config.model.image_size
+  if not config.eval.masks:
+    _refuse_changes(config.eval, "drawn masks")
+    return DrawnMasks(config.mask, config.eval.mask_seed, size)
+  folder = Path(config.eval.masks).expanduser()
+  if (folder / MANIFEST).is_file():
+    _refuse_changes(config.eval, "masks that --mode=masks wrote")
+    return ManifestMasks(folder, size, names)
+  return PickedMasks(config.eval, size)
+
+
+def read_manifest(folder: Path) -> dict:
+  """The manifest of a folder that `--mode=masks` wrote.
+
+  Raises:
+    ConfigError: it is damaged, or of another version.
+  """
+  path = folder / MANIFEST
+  try:
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    rows = [(row["name"], row["bucket"], row["sha256"]) for row in manifest["masks"]]
+    known = manifest["version"] == VERSION and {"size", "seed", "source", "masks_sha256"} <= manifest.keys() and rows
+  except (ValueError, KeyError, TypeError, AttributeError):
+    raise ConfigError(f"{path} is no manifest of masks: write it again with --mode=masks") from None
+  require(bool(known), f"{path} is of another version than {VERSION}: write it again with --mode=masks")
+  return manifest

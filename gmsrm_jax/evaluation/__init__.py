@@ -1,0 +1,1 @@
+"""Scores fills: metrics, distances of sets, protocols, reports."""

@@ -1,0 +1,1 @@
+"""Compiles the training steps for TPU slices without a TPU."""

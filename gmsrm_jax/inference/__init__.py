@@ -1,0 +1,1 @@
+"""Fills photographs of any size with trained weights."""

@@ -1,0 +1,232 @@
+"""The Python interface: `Inpainter.from_checkpoint(path)(image, mask)` fills the hole of a picture of any size."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Key, UInt8
+from PIL import Image as PilImage
+
+from gmsrm_jax import overrides
+from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
+from gmsrm_jax.config import STRATEGIES, Config
+from gmsrm_jax.data import sources
+from gmsrm_jax.errors import require, suggest
+from gmsrm_jax.files import SHIPPED, read_run
+from gmsrm_jax.inference import tiling
+from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.training.state import make_networks
+from gmsrm_jax.training.weights import load_weights
+
+Picture = PilImage.Image | np.ndarray | jax.Array
+
+BATCH = 4
+"""Windows that are filled at once; fewer than that are filled one by one, so that only two batch sizes compile."""
+
+
+class Inpainter:
+  """A trained model, ready to fill holes; compiled once per padded shape.
+
+  Example:
+    inpainter = Inpainter()  # the weights that come with this code, or Inpainter.from_checkpoint("runs/mine")
+    filled = inpainter(PIL.Image.open("photo.jpg"), PIL.Image.open("mask.png"))
+  """
+
+  def __init__(self, config: Config | None = None, params: Any = None, source: str = "weights of the caller"):
+    """A model with these parameters; without a configuration the one that comes with this code."""
+    if config is None:
+      config, params, source = _load(SHIPPED)
+    self.config = config
+    self.params = params
+    self.source = source  # where the weights come from, in words
+
+  @classmethod
+  def from_checkpoint(cls, path: str | pathlib.Path) -> Inpainter:
+    """The weights of a run's folder (its newest averages), or of one that `--mode=export` wrote.
+
+    Raises:
+      ConfigError: the folder holds no trained model, or a damaged one.
+    """
+    return cls(*_load(path))
+
+  def __call__(
+    self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"
+  ) -> Any:
+    """Fills the hole; every pixel outside it is returned as it was.
+
+    Args:
+      image: a PIL image, or a uint8 array [h w 3] or [b h w 3] of 0..255 (NumPy or JAX), RGB.
+      mask: the hole: a PIL image (white is hole, threshold 127), or an array [h w], [h w 1], [b h w] or [b h w 1],
+        any value above 0 is hole.
+      num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
+      seed: another seed draws other samples; equal seeds repeat to the bit.
+      strategy: how a large picture is seen, one of `config.STRATEGIES` (see `windows.plan`).
+
+    Returns:
+      A picture of the type that was given (PIL images come back as RGB); a list of them if num_samples is above 1.
+
+    Raises:
+      ConfigError: image and mask do not fit each other, or a value is out of range.
+    """
+    pixels, holes = _image_array(image), _mask_array(mask)
+    single = pixels.ndim == 3
+    pixels = pixels[None] if single else pixels
+    holes = np.broadcast_to(holes, (len(pixels), *holes.shape)) if holes.ndim == 2 else holes
+    require(
+      holes.shape == pixels.shape[:3],
+      f"mask of {_shape(holes)} does not fit image of {_shape(pixels)}: give them equal height and width",
+    )
+    options = {"num_samples": num_samples, "seed": seed, "strategy": strategy}
+    filled = [list(self.fills(p, h, **options)) for p, h in zip(pixels, holes, strict=True)]
+    samples = [_like(image, np.stack([fills[n] for fills in filled]), single) for n in range(num_samples)]
+    return samples[0] if num_samples == 1 else samples
+
+  def fills(
+    self,
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+    strategy: str = "auto",
+    before_batch: Callable[[], None] = lambda: None,
+  ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """The samples of one picture, one after the other: sample 0 is the deterministic fill.
+
+    `before_batch` is called before the model is; a fill that nobody waits for any more is ended by what it raises.
+    """
+    self.check(image.shape[0], image.shape[1], num_samples, seed, strategy)
+    for sample in range(num_samples):
+      yield self._fill(image, mask, strategy, sample, seed, before_batch)
+
+  def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str) -> None:
+    """Raises ConfigError for what cannot be done, before anything is computed."""
+    require(
+      strategy in STRATEGIES,
+      f"strategy {strategy!r} is unknown: {suggest(strategy, STRATEGIES)}choose from {', '.join(STRATEGIES)}",
+    )
+    require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
+    require(seed >= 0, f"seed={seed} must not be negative")
+    require(
+      num_samples == 1 or self.config.variation.enabled,
+      f"num_samples={num_samples}: this model has variation.enabled=false, so all fills would be equal; use 1",
+    )
+    stride = self.config.model.stride
+    positions = -(-height // stride) * -(-width // stride)
+    require(
+      strategy != "full" or positions <= tiling.MAX_POSITIONS,
+      f"strategy 'full': {width}x{height} pixels are {positions} positions of the attention grid, more than "
+      f"{tiling.MAX_POSITIONS}: use 'auto' or 'crop'",
+    )
+
+  def _fill(
+    self,
+    image: UInt8[np.ndarray, "h w 3"],
+    mask: UInt8[np.ndarray, "h w"],
+    strategy: str,
+    sample: int,
+    seed: int,
+    before_batch: Callable[[], None],
+  ) -> UInt8[np.ndarray, "h w 3"]:
+    filled = image.copy()
+    key = jax.random.fold_in(jax.random.key(seed), sample)
+    for patch in tiling.plan(mask, self.config.model.image_size, strategy):
+      blend = tiling.Blend(patch, mask.shape)
+      for window, predicted in self._predictions(image, mask, patch.windows, key, before_batch, noisy=sample > 0):
+        blend.add(window, predicted)
+      blend.paste(filled)
+    return filled
+
+  def _predictions(
+    self,
+    image: np.ndarray,
+    mask: np.ndarray,
+    places: tuple[tiling.Window, ...],
+    key: Key[jax.Array, ""],
+    before_batch: Callable[[], None],
+    *,
+    noisy: bool,
+  ) -> Iterator[tuple[tiling.Window, np.ndarray]]:
+    """What the model proposes for every window. All share one draw of noise, so that their seams can meet."""
+    whole = len(places) // BATCH * BATCH
+    groups = [range(i, i + BATCH) for i in range(0, whole, BATCH)]
+    groups += [range(i, i + 1) for i in range(whole, len(places))]
+    for group in groups:
+      before_batch()
+      views = [self._padded(tiling.view(image, mask, places[i])) for i in group]
+      images, holes = (np.stack(parts) for parts in zip(*views, strict=True))
+      predicted = np.asarray(predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
+      for i, pixels in zip(group, predicted, strict=True):
+        yield places[i], pixels[: places[i].rows, : places[i].columns]
+
+  def _padded(self, view: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pads a view to its bucket. The padding is hole, so that invented pixels do not count as evidence."""
+    image, hole = view
+    model = self.config.model
+    height, width = hole.shape
+    rows, columns = tiling.padded_size(height, width, model.image_size, model.stride)
+    padding = ((0, rows - height), (0, columns - width))
+    return np.pad(image, (*padding, (0, 0))), np.pad(hole, padding, constant_values=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(
+  config: Config, params: Any, images: jax.Array, holes: jax.Array, key: jax.Array, noisy: jax.Array
+) -> jax.Array:
+  """The raw prediction where there is hole and the image elsewhere, so that enlarging blends with true colours."""
+  image, hole = image_from_uint8(images), mask_from_uint8(holes)
+  noise = None
+  if config.variation.enabled:
+    noise = tuple(noisy * scale for scale in draw_noise(key, config.model, 1))
+  out = apply_inpainter(make_networks(config).inpainter, params, image, hole, noise)
+  return jnp.where(hole > 0.5, out.prediction, image)
+
+
+def _shape(array: np.ndarray) -> str:
+  return "x".join(map(str, array.shape))
+
+
+def _load(path: str | pathlib.Path) -> tuple[Config, Any, str]:
+  """Configuration, parameters and, in words, where they come from."""
+  config = overrides.from_dict(read_run(path)["config"])
+  weights = load_weights(config, pathlib.Path(path))
+  size, stored = config.model.image_size, "" if weights.stored == "float32" else f", {weights.stored}"
+  return config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}{stored}"
+
+
+def _image_array(image: Picture) -> np.ndarray:
+  if isinstance(image, PilImage.Image):
+    return sources.as_rgb(image)
+  array = np.asarray(image)
+  require(
+    array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0,
+    f"image is an array of {array.dtype} {_shape(array)}: give uint8 RGB of 0..255, [h w 3] or [b h w 3]",
+  )
+  return array
+
+
+def _mask_array(mask: Picture) -> np.ndarray:
+  if isinstance(mask, PilImage.Image):
+    return (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
+  array = np.asarray(mask)
+  array = array[..., 0] if array.ndim in (3, 4) and array.shape[-1] == 1 else array
+  require(
+    array.ndim in (2, 3) and array.dtype.kind in "bui",
+    f"mask is an array of {array.dtype} {_shape(array)}: give whole numbers or bools, [h w] or [b h w], "
+    "above 0 in the hole",
+  )
+  return (array > 0).astype(np.uint8)
+
+
+def _like(given: Picture, filled: UInt8[np.ndarray, "b h w 3"], single: bool) -> Any:
+  """The pictures in the type of what was given."""
+  if isinstance(given, PilImage.Image):
+    return PilImage.fromarray(filled[0])
+  result = filled[0] if single else filled
+  return jnp.asarray(result) if isinstance(given, jax.Array) else result

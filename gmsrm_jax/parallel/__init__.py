@@ -1,0 +1,1 @@
+"""Devices and processes: back end, mesh and shardings, several hosts, SIGTERM."""

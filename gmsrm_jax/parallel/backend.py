@@ -1,0 +1,135 @@
+"""Chooses JAX's back end before JAX is imported, and says in one line when it is not there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+
+from gmsrm_jax.errors import ConfigError, require
+
+PLATFORMS = ("auto", "cpu", "gpu", "tpu")
+
+_JAX_NAMES = {"cpu": "cpu", "gpu": "cuda", "tpu": "tpu"}
+_INSTALL = {"gpu": "jax[cuda13] (NVIDIA)", "tpu": "jax[tpu]"}
+
+
+def select(platform: str) -> None:
+  """Sets the back end of this process; `auto` leaves the choice to JAX and to JAX_PLATFORMS.
+
+  Raises:
+    ConfigError: the platform is unknown, or JAX has been imported and may have chosen already.
+  """
+  require(platform in PLATFORMS, f"--platform={platform} is unknown: choose from {', '.join(PLATFORMS)}")
+  if platform == "auto":
+    return
+  require("jax" not in sys.modules, f"--platform={platform} comes too late: select it before JAX is imported")
+  os.environ["JAX_PLATFORMS"] = _JAX_NAMES[platform]
+
+
+def check(platform: str) -> None:
+  """Starts JAX on the selected back end.
+
+  Raises:
+    ConfigError: the back end does not start on this machine.
+  """
+  import jax
+
+  try:
+    with _native_stderr_held():
+      jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    # JAX asserts, without a message, when the plugin that it was told to use is not installed.
+    lines = str(error).splitlines() or ["its plugin is not installed"]
+    reason = lines[0].split(" (set JAX_PLATFORMS")[0].split(" (you may need")[0]
+    if platform in _INSTALL:
+      way_out = f"use --platform=cpu or install {_INSTALL[platform]} on a machine that has one"
+      raise ConfigError(
+        f"--platform={platform}: no {platform.upper()} back end on this machine ({reason}); {way_out}"
+      ) from None
+    chosen = os.environ.get("JAX_PLATFORMS", "")
+    raise ConfigError(f"JAX_PLATFORMS={chosen}: no such back end on this machine ({reason}); unset it") from None
+
+
+def use_compile_cache(setting: str) -> None:
+  """Keeps compiled programs in a folder, so that the next start finds them; call it before anything compiles.
+
+  'auto' takes the user's cache folder on an accelerator, where compiling takes minutes, and none on the CPU, whose
+  programs a home directory could carry to a machine without their instructions. JAX_COMPILATION_CACHE_DIR comes first.
+  """
+  import jax
+
+  if setting == "off":
+    jax.config.update("jax_enable_compilation_cache", False)
+  elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (setting != "auto" or jax.default_backend() != "cpu"):
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    jax.config.update("jax_compilation_cache_dir", os.path.join(base, "gmsrm_jax") if setting == "auto" else setting)
+
+
+def is_shared() -> bool:
+  """Whether this process is one of several that run together."""
+  jax = sys.modules.get("jax")
+  return jax is not None and jax.distributed.is_initialized()
+
+
+_SIGNS = ("Gloo", "NCCL", "CoordinationService")
+_SIGNS_OF_JAX = (*_SIGNS, "UNAVAILABLE", "Connection", "heartbeat", "DEADLINE_EXCEEDED", "ABORTED")
+
+
+def lost_another(error: BaseException | None) -> bool:
+  """Whether an error, or one behind it, says that another process does not answer any more.
+
+  Orbax and TensorStore pass JAX's errors on as errors of their own, such as a TimeoutError or a ValueError.
+  """
+  while error is not None:
+    of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    if any(sign in str(error) for sign in (_SIGNS_OF_JAX if of_jax else _SIGNS)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def leave(code: int, *, together: bool = False) -> int:
+  """Returns the exit code, having let go of the other processes of the run, if there are any.
+
+  A process that fails alone ends here, at once: on the usual way out it would wait for the others, and they for it.
+  """
+  if not is_shared():
+    return code
+  if together:
+    import jax
+
+    jax.distributed.shutdown()
+    return code
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+@contextlib.contextmanager
+def _native_stderr_held() -> Iterator[None]:
+  """Holds back what native code prints to stderr, and drops it unless an accelerator was found.
+
+  libtpu without a TPU prints several lines before JAX falls back to the CPU or raises. Python's own warnings,
+  such as JAX's "an NVIDIA GPU may be present", are not held.
+  """
+  sys.stderr.flush()
+  real = os.dup(2)
+  python_stderr = sys.stderr
+  with tempfile.TemporaryFile() as held, os.fdopen(os.dup(real), "w", buffering=1) as passed:
+    os.dup2(held.fileno(), 2)
+    if python_stderr is sys.__stderr__:
+      sys.stderr = passed
+    try:
+      yield
+      import jax
+
+      if jax.default_backend() != "cpu":
+        held.seek(0)
+        os.write(real, held.read())
+    finally:
+      sys.stderr = python_stderr
+      os.dup2(real, 2)
+      os.close(real)

@@ -1,0 +1,188 @@
+"""Several processes as one program: how they find each other, who they are, and that they agree before they compute."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import importlib.util
+import itertools
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from gmsrm_jax.errors import ConfigError, SharedError, require
+
+HEARTBEAT_TIMEOUT = 60
+"""Seconds of silence after which a process counts as dead, and the others end."""
+
+_LAST_TIMEOUT = 24 * 3600
+"""Seconds that the processes that are done wait for the first one, which evaluates."""
+
+_meetings = itertools.count()
+
+
+def start(platform: str, coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+  """Joins this process to the others: by the arguments, by JAX's environment variables, or as a TPU slice tells.
+
+  Without any of these it stays alone. Call it before anything asks for a device.
+
+  Args:
+    platform: what `--platform` says.
+    coordinator: 'HOST:PORT' of process 0, or 'auto' for what JAX finds out itself (Slurm, Open MPI, Kubernetes).
+    num_processes: how many there are.
+    process_id: which one this is, from 0.
+
+  Raises:
+    ConfigError: the arguments are incomplete, or the others do not come.
+  """
+  coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+  if num_processes is None:
+    num_processes = _number("JAX_NUM_PROCESSES")
+  if process_id is None:
+    process_id = _number("JAX_PROCESS_ID")
+  if coordinator is None:
+    require(
+      num_processes is None and process_id is None,
+      "--num_processes and --process_id need --coordinator=HOST:PORT, the address of process 0",
+    )
+    if platform in ("auto", "tpu") and _has_tpu():
+      _join("the TPU slice", required=False)
+    return
+  if coordinator == "auto":
+    require(
+      num_processes is None and process_id is None,
+      "--coordinator=auto finds out the processes itself: leave out --num_processes and --process_id",
+    )
+    _join("--coordinator=auto", required=True)
+    return
+  require(
+    coordinator.rpartition(":")[2].isdecimal() and ":" in coordinator,
+    f"--coordinator={coordinator} is no address: give HOST:PORT of process 0, such as 10.0.0.1:1234",
+  )
+  require(
+    num_processes is not None and process_id is not None,
+    f"--coordinator={coordinator} needs --num_processes and --process_id, too",
+  )
+  assert num_processes is not None and process_id is not None
+  require(
+    0 <= process_id < num_processes,
+    f"--process_id={process_id} is out of range: give 0 to {num_processes - 1} with --num_processes={num_processes}",
+  )
+  _join(
+    f"--coordinator={coordinator}",
+    required=True,
+    coordinator_address=coordinator,
+    num_processes=num_processes,
+    process_id=process_id,
+    cluster_detection_method="deactivate",
+  )
+
+
+def _number(variable: str) -> int | None:
+  text = os.environ.get(variable)
+  require(text is None or text.isdecimal(), f"{variable}={text} is no whole number: give one, or unset it")
+  return None if text is None else int(text)
+
+
+def _has_tpu() -> bool:
+  """Whether this machine has TPU chips and the library for them; asks neither, which would take the chips."""
+  chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+  return bool(chips) and importlib.util.find_spec("libtpu") is not None
+
+
+def _join(how: str, *, required: bool, **arguments: Any) -> None:
+  try:
+    jax.distributed.initialize(
+      **arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=_LAST_TIMEOUT
+    )
+  except ValueError as error:  # JAX finds no cluster: a single machine.
+    require(not required, f"{how}: {error}: give --coordinator=HOST:PORT, --num_processes and --process_id")
+  except RuntimeError as error:
+    reason = next(iter(str(error).splitlines()), type(error).__name__)[:200]
+    raise ConfigError(
+      f"{how}: the processes of this run do not come together ({reason}): start all of them within five minutes"
+    ) from None
+
+
+def banner() -> str:
+  """One line that says which process this is, where, and with which devices."""
+  return (
+    f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
+    f"{jax.local_device_count()} of {jax.device_count()} devices ({jax.local_devices()[0].device_kind}), "
+    f"JAX {jax.__version__}"
+  )
+
+
+def gather(text: str) -> list[str]:
+  """The texts of all processes, by process; all of them must call it."""
+  if jax.process_count() == 1:
+    return [text]
+  wait_for_all("gather")
+  data = np.frombuffer(text.encode(), np.uint8)
+  sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).reshape(-1)
+  padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
+  padded[: data.size] = data
+  rows = np.asarray(multihost_utils.process_allgather(padded))
+  return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+  """Raises on all processes what the user must change on one; otherwise the others would wait for it.
+
+  Raises:
+    SharedError: the first process's error that raised one.
+  """
+  problem = ""
+  try:
+    yield
+  except (ConfigError, OSError) as error:
+    if jax.process_count() == 1:
+      raise
+    problem = str(error) or type(error).__name__
+  for index, message in enumerate(gather(problem)):
+    if message:
+      raise SharedError(f"process {index}: {message}")
+
+
+def agree(facts: Mapping[str, Any]) -> None:
+  """Compares versions, settings and data of all processes; values must be plain, nested mappings allowed.
+
+  Raises:
+    SharedError: names the first process and the facts in which it differs from process 0.
+  """
+  first, *others = [_flat(json.loads(text)) for text in gather(json.dumps(facts))]
+  for index, other in enumerate(others, 1):
+    different = [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]
+    if different:
+      shown = "; ".join(f"{key}: {other.get(key)} instead of {first.get(key)}" for key in different[:3])
+      more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
+      raise SharedError(
+        f"process {index} differs from process 0 ({shown}{more}): give all processes the same code, packages, "
+        "settings and images"
+      )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+  return flat
+
+
+def wait_for_all(name: str) -> None:
+  """Waits until all processes of the run are here; they must all come, in the same order.
+
+  Through the coordinator, which waits for hours, not through the devices: their first exchange gives up on a process
+  that compiles or reads half a minute longer than another one.
+  """
+  if jax.process_count() > 1:
+    everybody = set(range(jax.process_count()))
+    ocp.multihost.sync_global_processes(f"{name} {next(_meetings)}", timeout=6 * 3600, processes=everybody)

@@ -1,0 +1,1 @@
+"""Networks with ImageNet weights, and the files they come in."""

@@ -1,0 +1,1 @@
+"""Both stages: losses, steps, state, checkpoints, and the loop that runs them."""

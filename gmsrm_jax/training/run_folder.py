@@ -1,0 +1,135 @@
+"""What a run says about itself: `config.json`, code and packages it ran with, and the first lines on the console."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import math
+import pathlib
+from typing import Any
+
+import clu.parameter_overview
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from gmsrm_jax import overrides
+from gmsrm_jax.config import Config
+from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.errors import require
+from gmsrm_jax.files import git_commit, read_json, read_run, versions, write_json
+from gmsrm_jax.training.state import compute_dtype, make_networks
+
+REPORT = "report"
+"""Stem of the files that an evaluation writes."""
+
+
+def data_facts(
+  training: sources.Source | None, evaluation: pipeline.EvaluationSet
+) -> tuple[dict[str, str], dict[str, int]]:
+  """Hash and number of images of both splits; `training` is None where data.synthetic stands in for it."""
+  train_hash = "synthetic" if training is None else sources.split_hash(training)
+  return (
+    {"train": train_hash, "val": sources.split_hash(evaluation.source)},
+    {"train": 0 if training is None else len(training), "val": len(evaluation)},
+  )
+
+
+def facts(config: Config, training: sources.Source | None, evaluation: pipeline.EvaluationSet) -> dict[str, Any]:
+  """What all processes of a run must have in common."""
+  return {
+    "code": code_hash(),
+    "versions": versions(),
+    "config": overrides.to_dict(config),
+    "images": data_facts(training, evaluation)[0],
+  }
+
+
+@functools.cache
+def code_hash() -> str:
+  """SHA-256 of the package's Python files."""
+  digest = hashlib.sha256()
+  for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
+    digest.update(path.read_bytes())
+  return digest.hexdigest()
+
+
+def describe_run(
+  config: Config,
+  root: pathlib.Path,
+  training: sources.Source | None,
+  evaluation: pipeline.EvaluationSet,
+  *,
+  free: tuple[str, ...],
+) -> None:
+  """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
+
+  `training` is None where data.synthetic stands in for it.
+
+  Raises:
+    ConfigError: the folder holds a run of other settings or other images.
+  """
+  splits, counts = data_facts(training, evaluation)
+  path = root / "config.json"
+  if path.exists():
+    before = read_run(root)
+    changed = [
+      line for line in overrides.differences(overrides.from_dict(before["config"]), config) if not line.startswith(free)
+    ]
+    require(
+      not changed,
+      f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
+    )
+    require(
+      before["splits"] == splits,
+      f"{root} was begun with other images than data.train={config.data.train} and data.val={config.data.val} hold "
+      "now (their hash differs): bring them back or use another --workdir",
+    )
+  # A finished run keeps saying which code made it, whichever code looks at it now.
+  if jax.process_index() == 0 and not finished(config, root):
+    write_json(
+      path,
+      {
+        "config": overrides.to_dict(config),
+        "splits": splits,
+        "images": counts,
+        "commit": git_commit(),
+        "versions": versions(),
+        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
+      },
+    )
+  if jax.process_index() == 0:
+    print(
+      f"{config.name}: {counts['train']} training images ({splits['train'][:12]}), {counts['val']} held out "
+      f"({splits['val'][:12]})"
+    )
+
+
+def print_overview(config: Config, mesh: Mesh) -> None:
+  """Prints devices, parameters and operations of the networks."""
+  networks = make_networks(config)
+  size = config.model.image_size
+  image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
+  params = jax.eval_shape(networks.inpainter.init, jax.random.key(0), image, mask)
+  cost = jax.jit(networks.inpainter.apply).lower(params, image, mask).cost_analysis() or {}
+  forward = cost.get("flops", math.nan)
+  print(
+    f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
+    f"computing in {jnp.dtype(compute_dtype(config)).name}"
+  )
+  count = clu.parameter_overview.count_parameters
+  parts = {name.split("_")[0]: 0 for name in params["params"]}
+  for name, subtree in params["params"].items():
+    parts[name.split("_")[0]] += count(subtree)
+  print(
+    f"inpainter: {count(params) / 1e6:.2f} M parameters ("
+    + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in parts.items())
+    + f"), {forward / 1e9:.2f} GFLOP forward per {size}x{size} image"
+  )
+
+
+def finished(config: Config, root: pathlib.Path) -> bool:
+  """Whether both stages have run to their end and were scored."""
+  if not (root / f"{REPORT}.json").exists():
+    return False
+  return read_json(root / f"{REPORT}.json")["step"] == config.stage2.steps

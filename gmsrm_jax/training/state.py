@@ -1,0 +1,180 @@
+"""The training state of a stage: one pytree that is initialised, sharded, stepped and saved as a whole."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from gmsrm_jax.config import Config
+from gmsrm_jax.models.discriminator import Discriminator
+from gmsrm_jax.models.inpainter import Inpainter, MemoryLearner, make_inpainter, make_memory_learner
+from gmsrm_jax.training.optimiser import make_optimiser
+
+STAGES = ("memory", "inpaint")
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that changes in training, and the frozen parameters the step needs."""
+
+  step: Any
+  params: Any  # trained by this stage's optimiser
+  ema: Any  # average of params
+  frozen: Any  # stage 2: `memory` (unless it is trained) and `teacher`; stage 1: empty
+  opt_state: Any
+  disc_params: Any
+  disc_stats: Any  # spectral norm's power-iteration vectors
+  disc_opt_state: Any
+  usage: Any  # stage 1: running mean of the retrieval weights, one per slot
+
+
+class Networks(NamedTuple):
+  """The modules of an experiment; they hold no parameters."""
+
+  learner: MemoryLearner
+  inpainter: Inpainter
+  discriminator: Discriminator
+
+
+class Optimisers(NamedTuple):
+  """The two players' optimisers."""
+
+  generator: optax.GradientTransformation
+  discriminator: optax.GradientTransformation
+
+
+def compute_dtype(config: Config) -> Any:
+  """bfloat16 where the back end computes in it, unless the setting says otherwise."""
+  if config.run.compute_dtype == "auto":
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  return jnp.dtype(config.run.compute_dtype)
+
+
+def make_networks(config: Config) -> Networks:
+  """The modules in the compute dtype of this run."""
+  dtype = compute_dtype(config)
+  return Networks(make_memory_learner(config, dtype), make_inpainter(config, dtype), Discriminator(config.model, dtype))
+
+
+def has_memory_stage(config: Config) -> bool:
+  """Whether stage 1 is part of the experiment."""
+  return config.memory.enabled and config.memory.pretrain
+
+
+def has_teacher(config: Config) -> bool:
+  """Whether stage 2 keeps stage 1's recognition of whole images.
+
+  After a stage 1 of its own always: reports and panels show what it retrieves. Fine-tuning has it only where a term
+  asks for it, because given weights may be without.
+  """
+  loss = config.loss
+  asked = loss.retrieval > 0 or loss.read > 0 or loss.features == "recognition"
+  return has_memory_stage(config) and (asked or not config.run.init_from)
+
+
+def freezes_memory(config: Config) -> bool:
+  """Whether stage 2 leaves the memory as stage 1 left it."""
+  return has_memory_stage(config) and config.memory.finetune == 0
+
+
+def make_optimisers(config: Config, stage: str) -> Optimisers:
+  """The optimisers of one stage."""
+  settings = config.stage1 if stage == "memory" else config.stage2
+  pretrained = stage == "inpaint" and has_memory_stage(config) and not freezes_memory(config)
+  return Optimisers(
+    make_optimiser(settings, memory_rate=config.memory.finetune if pretrained else 1.0),
+    make_optimiser(settings, discriminator=True),
+  )
+
+
+def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | None = None) -> TrainState:
+  """A fresh state; jit or eval_shape it.
+
+  Args:
+    config: the experiment.
+    stage: 'memory' or 'inpaint'.
+    key: root of the initial values.
+    memory_params: stage 2 after a stage 1: the learner's (averaged) parameters.
+  """
+  networks, optimisers = make_networks(config), make_optimisers(config, stage)
+  size = config.model.image_size
+  image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
+  generator_key, discriminator_key = jax.random.split(key)
+
+  frozen = {}
+  if stage == "memory":
+    params = networks.learner.init(generator_key, image)["params"]
+  else:
+    params = networks.inpainter.init(generator_key, image, mask)["params"]
+    if memory_params is not None:
+      if has_teacher(config):
+        # Not the generator: the teacher never draws while training.
+        frozen["teacher"] = {
+          **{name: memory_params[name] for name in ("recognition", "query")},
+          "memory": {name: memory_params["memory"][name] for name in ("codebook", "retrieval")},
+        }
+      params = {**params, "memory": memory_params["memory"]}
+    if freezes_memory(config):
+      frozen["memory"] = params["memory"]
+      params = {name: value for name, value in params.items() if name != "memory"}
+
+  disc = networks.discriminator.init(discriminator_key, image, mask, update_stats=False)
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    # A copy: donated buffers must not be shared between two leaves.
+    ema=jax.tree.map(jnp.copy, params),
+    frozen=jax.tree.map(jnp.copy, frozen),
+    opt_state=optimisers.generator.init(params),
+    disc_params=disc["params"],
+    disc_stats=disc["batch_stats"],
+    disc_opt_state=optimisers.discriminator.init(disc["params"]),
+    # Typed: a weak type would make the second step compile again.
+    usage=jnp.full((config.memory.num_slots,), 1.0 / config.memory.num_slots, jnp.float32),
+  )
+
+
+def restart(config: Config, trained: TrainState, weights: Any) -> TrainState:
+  """A state of stage 2 at step 0 with these weights: fine-tuning, for which the optimisers start anew.
+
+  Jit it; the two states share no buffer.
+
+  Args:
+    config: of the new run, which may freeze the memory, or do without the teacher, where the trained one did not.
+    trained: its discriminator is taken over, and its teacher where there is one and the new run needs it.
+    weights: as `release_params` gives them.
+  """
+  optimisers = make_optimisers(config, "inpaint")
+  frozen = {"memory": weights["memory"]} if freezes_memory(config) else {}
+  params = {name: value for name, value in weights.items() if name not in frozen}
+  if has_teacher(config):
+    frozen["teacher"] = trained.frozen["teacher"]
+  return dataclasses.replace(
+    trained,
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    ema=jax.tree.map(jnp.copy, params),
+    frozen=frozen,
+    opt_state=optimisers.generator.init(params),
+    disc_opt_state=optimisers.discriminator.init(trained.disc_params),
+  )
+
+
+def abstract_state(config: Config, stage: str) -> TrainState:
+  """Shapes and dtypes of `init_state`, without computing anything."""
+  key = jax.random.key(0)
+  memory = None
+  if stage == "inpaint" and has_memory_stage(config):
+    memory = abstract_state(config, "memory").params
+  return jax.eval_shape(lambda k, m: init_state(config, stage, k, m), key, memory)
+
+
+def release_params(state: TrainState) -> Any:
+  """What inference uses: the averaged parameters, and the frozen memory with them."""
+  memory = {"memory": state.frozen["memory"]} if "memory" in state.frozen else {}
+  return {**state.ema, **memory}
