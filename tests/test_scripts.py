@@ -13,9 +13,9 @@ import time
 import tomllib
 
 import pytest
-from test_train import ROOT, records, saved_arrays, start, trained_run
 
 from gmsrm_jax.training import logger
+from tests.training.test_loop import ROOT, records, saved_arrays, start, trained_run
 
 SCRIPTS = ROOT / "scripts"
 LOOP = SCRIPTS / "keep_running.sh"

@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from client import GOOD, HOLE, IMAGE, MULTIPART, Gated, multipart, png, running, text
-from test_inpainter_api import noisy_model
+
+from tests.inference.test_inpainter import noisy_model
+from tests.serving.client import GOOD, HOLE, IMAGE, MULTIPART, Gated, multipart, png, running, text
 
 # Starlette leaves the temporary file of a part that is cut off to the garbage collector, which closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning")

@@ -7,7 +7,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from test_train import STEPS, finish, one_line, restore, trained_run
 
 import run
 from gmsrm_jax import overrides
@@ -16,6 +15,7 @@ from gmsrm_jax.parallel.sharding import make_mesh
 from gmsrm_jax.training.checkpoint import with_shardings
 from gmsrm_jax.training.state import abstract_state, release_params
 from gmsrm_jax.training.weights import load_weights
+from tests.training.test_loop import STEPS, finish, one_line, restore, trained_run
 
 # One step so small that the weights after it are those before it.
 TINY = ("stage2.steps=1", "stage2.warmup=0", "stage2.learning_rate=1e-9", "stage2.discriminator_rate=1e-9")

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import skimage.data
 from PIL import Image
-from test_steps import small_config
 
 from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.serving import server
 from gmsrm_jax.serving.requests import Limits
 from gmsrm_jax.serving.service import Service
+from tests.training.test_steps import small_config
 
 BOUNDARY = "----boundary-of-the-tests"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"

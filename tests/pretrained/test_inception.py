@@ -13,16 +13,17 @@ import zipfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-import photographs
 import pytest
 import safetensors.numpy
 
 from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.pretrained import features, inception, weight_files
+from tests import photographs
 
 torch = pytest.importorskip("torch")
-torch_inception = pytest.importorskip("torch_inception")
+pytest.importorskip("torch")
+from tests.pretrained import torch_inception  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,11 @@ import time
 
 import numpy as np
 import pytest
-from test_train import ROOT, STEPS, TRUNCATED, saved_arrays, trained_run
 
 from gmsrm_jax.errors import ConfigError, SharedError
 from gmsrm_jax.parallel import processes
 from gmsrm_jax.training import logger
+from tests.training.test_loop import ROOT, STEPS, TRUNCATED, saved_arrays, trained_run
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 import scipy.ndimage
 import scipy.signal
 import skimage.data
 
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.pretrained import features
+from tests import reference
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-import photographs
 import pytest
 from skimage.color import rgb2gray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -18,6 +17,7 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.pretrained import features
+from tests import photographs
 
 
 @pytest.fixture(scope="module")

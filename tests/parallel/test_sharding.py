@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
 
 from gmsrm_jax import overrides
 from gmsrm_jax.config import REMAT
@@ -19,6 +18,7 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.hardware.tpu import collectives
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import steps, variation
+from tests.training.test_steps import BARE, initial, leaves, make_step, photo_batch, small_config
 
 
 def _fsdp(ways, **changes):

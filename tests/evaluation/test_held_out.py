@@ -11,8 +11,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from test_scoring import one_device
-from test_train import finish, trained_run
 
 from gmsrm_jax import files, overrides
 from gmsrm_jax.config import BUCKETS, bucket_name
@@ -21,6 +19,8 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation import held_out
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import weights
+from tests.evaluation.test_scorer import one_device
+from tests.training.test_loop import finish, trained_run
 
 METHODS = ["GM-SRM", "Telea", "initial fill", "mean fill"]
 COLUMNS = [*map(bucket_name, BUCKETS), "all"]

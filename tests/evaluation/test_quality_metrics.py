@@ -5,14 +5,13 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import photographs
 import pytest
-import reference
 import skimage.metrics
 
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.pretrained import features
+from tests import photographs, reference
 
 
 @pytest.fixture(scope="module", params=["built in", "shared"])

@@ -11,7 +11,7 @@ from gmsrm_jax.parallel import backend
 
 
 @pytest.mark.parametrize(
-  ("setting", "backend", "environment", "changed"),
+  ("setting", "back_end", "environment", "changed"),
   [
     ("auto", "cpu", None, {}),
     ("auto", "tpu", None, {"jax_compilation_cache_dir": "/caches/gmsrm_jax"}),
@@ -20,14 +20,14 @@ from gmsrm_jax.parallel import backend
     ("off", "gpu", None, {"jax_enable_compilation_cache": False}),
   ],
 )
-def test_compiled_programs_are_kept_where_that_is_safe(setting, backend, environment, changed, monkeypatch):
+def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, environment, changed, monkeypatch):
   seen = {}
   monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   if environment is not None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
   monkeypatch.setattr(jax.config, "update", seen.__setitem__)
-  monkeypatch.setattr(jax, "default_backend", lambda: backend)
+  monkeypatch.setattr(jax, "default_backend", lambda: back_end)
   backend.use_compile_cache(setting)
   assert seen == changed
 

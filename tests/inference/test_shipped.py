@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import skimage.data
-from photographs import SHARED
 from PIL import Image
 
 import run
@@ -27,6 +26,7 @@ from gmsrm_jax.evaluation.baselines import opencv_fill
 from gmsrm_jax.files import SHIPPED, read_run
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training.weights import WEIGHTS
+from tests.photographs import SHARED
 
 ROOT = pathlib.Path(run.__file__).parent
 

@@ -15,13 +15,13 @@ import pytest
 import safetensors.numpy
 import skimage.data
 from PIL import Image
-from test_inpainter_api import noisy_model
 
 from gmsrm_jax import Inpainter, overrides
 from gmsrm_jax.commands import export
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation import held_out
 from gmsrm_jax.training.weights import WEIGHTS, Weights, load_weights
+from tests.inference.test_inpainter import noisy_model
 
 PHOTO = skimage.data.astronaut()
 

@@ -13,11 +13,11 @@ import pytest
 import skimage.data
 from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
-from test_train import finish, one_line
 
 import run
 from gmsrm_jax.config import ALL
 from gmsrm_jax.evaluation import from_files
+from tests.training.test_loop import finish, one_line
 
 PHOTO = skimage.data.astronaut()
 NAMES = ("a", "b", "c", "d")

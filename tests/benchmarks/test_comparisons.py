@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_inpainter import MODEL, _random_params, _scene
 
 from benchmarks import lead, memory_use
 from gmsrm_jax.arrays import composite
 from gmsrm_jax.models import inpainter as models
+from tests.models.test_inpainter import MODEL, _random_params, _scene
 
 ROWS = [
   # The images lie 20 dB apart, the methods 1 and 2 dB.

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
-from test_inpainter_api import noisy_model
-from test_train import finish, one_line, trained_run
 
 import run
 from gmsrm_jax.commands import inpaint
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
+from tests.inference.test_inpainter import noisy_model
+from tests.training.test_loop import finish, one_line, trained_run
 
 PHOTO = skimage.data.astronaut()
 SIZES = {"wide": (50, 75), "tall": (101, 67), "grey": (64, 64), "alpha": (33, 47), "dot": (90, 90)}  # height, width

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
-from test_steps import initial, small_config
 
 import run
 from gmsrm_jax import Inpainter
@@ -20,6 +19,7 @@ from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import inpainter
 from gmsrm_jax.training.state import release_params
+from tests.training.test_steps import initial, small_config
 
 PHOTO = skimage.data.astronaut()
 

@@ -18,10 +18,7 @@ import grain
 import numpy as np
 import pytest
 import skimage.data
-from client import BOUNDARY, GOOD, HOLE, IMAGE, MULTIPART, Gated, multipart, png, running, text
 from PIL import Image
-from test_inpainter_api import noisy_model
-from test_steps import initial, small_config
 
 import run
 from gmsrm_jax import overrides
@@ -29,6 +26,9 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
 from gmsrm_jax.serving import server as server_lib
 from gmsrm_jax.training.checkpoint import Checkpointer
+from tests.inference.test_inpainter import noisy_model
+from tests.serving.client import BOUNDARY, GOOD, HOLE, IMAGE, MULTIPART, Gated, multipart, png, running, text
+from tests.training.test_steps import initial, small_config
 
 ROOT = pathlib.Path(run.__file__).parent
 

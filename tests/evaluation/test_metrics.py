@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 import skimage.data
 import skimage.metrics
 
 from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.evaluation import metrics
+from tests import reference
 
 
 @pytest.fixture(scope="module")

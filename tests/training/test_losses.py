@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import reference
 
 from gmsrm_jax.training import losses
+from tests import reference
 
 
 def _images(seed, batch=3, side=8):

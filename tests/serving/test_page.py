@@ -9,9 +9,10 @@ import time
 import numpy as np
 import pytest
 import skimage.data
-from browser import CHROMIUM, chromium
-from client import Gated, pixels, png, running, text
-from test_inpainter_api import noisy_model
+
+from tests.inference.test_inpainter import noisy_model
+from tests.serving.browser import CHROMIUM, chromium
+from tests.serving.client import Gated, pixels, png, running, text
 
 pytestmark = [
   pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
