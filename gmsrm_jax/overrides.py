@@ -12,8 +12,14 @@ from typing import Any
 from gmsrm_jax.config import SIZES, Config, StageConfig
 from gmsrm_jax.errors import ConfigError, one_of, require
 
-RETIRED = {"variation.probability"}
-"""Settings of older versions whose trained models work without them: what a file says of them is passed over."""
+ANYTHING: Any = object()
+RETIRED: dict[str, Any] = {
+  "variation.probability": ANYTHING,
+}
+"""Settings of older versions to the value they are fixed at now; ANYTHING where a trained model works with any.
+
+A file that says this value is read, and one that says another is refused.
+"""
 
 
 def override(config: Config, assignments: Sequence[str]) -> Config:
@@ -31,6 +37,7 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     key, equals, text = assignment.partition("=")
     key = key.strip()
     require(bool(equals), f"--set {assignment!r} has no '=': write KEY=VALUE, for example memory.num_groups=1")
+    require(key not in RETIRED, f"setting {key!r} can no longer be changed: leave it out")
     require(key in types, _unknown_setting(key))
     require(key not in texts, f"setting {key!r} is given twice, {texts.get(key)!r} and {text.strip()!r}: give it once")
     texts[key] = text.strip()
@@ -68,7 +75,12 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
       given |= {f"{name}.{key}": item for key, item in value.items()}
     else:
       given[name] = value
-  given = {key: value for key, value in given.items() if key not in RETIRED}
+  for key in RETIRED.keys() & given.keys():
+    value, fixed = given.pop(key), RETIRED[key]
+    require(
+      fixed is ANYTHING or value == fixed,
+      f"{key}={value} can no longer be changed, it is {fixed} now: leave it out, or use the version that wrote it",
+    )
   for key in given:
     require(key in types, _unknown_setting(key))
   for key, default in _defaults().items():

@@ -133,13 +133,19 @@ def test_a_setting_that_an_older_version_did_not_know_takes_its_default(config):
   assert overrides.from_dict(tree) == dataclasses.replace(config, eval=config_lib.EvalConfig())
 
 
-def test_a_setting_that_was_retired_is_passed_over_in_a_file_but_not_on_the_command_line(config):
-  tree = json.loads(json.dumps(overrides.to_dict(config)))
-  tree["variation"]["probability"] = 0.5
-  assert overrides.from_dict(tree) == config
-  assert not overrides.RETIRED & set(overrides.setting_types())
-  with pytest.raises(ConfigError, match="unknown setting 'variation.probability'"):
-    overrides.override(config, ["variation.probability=0.5"])
+def test_a_retired_setting_is_read_where_it_says_what_is_fixed_now(config, monkeypatch):
+  monkeypatch.setitem(overrides.RETIRED, "memory.depth", 2)
+  for key, value in (("variation.probability", 0.5), ("variation.probability", 0.25), ("memory.depth", 2)):
+    section, name = key.split(".")
+    tree = json.loads(json.dumps(overrides.to_dict(config)))
+    tree[section][name] = value
+    assert overrides.from_dict(tree) == config
+    with pytest.raises(ConfigError, match=f"{key}.*leave it out"):
+      overrides.override(config, [f"{key}={value}"])
+  tree["memory"]["depth"] = 3
+  with pytest.raises(ConfigError, match="memory.depth=3.* 2 .*leave it out"):
+    overrides.from_dict(tree)
+  assert not overrides.RETIRED.keys() & set(overrides.setting_types())
 
 
 def test_differences_name_each_changed_setting(config):
