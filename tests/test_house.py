@@ -40,7 +40,7 @@ FLOORS: tuple[dict[str, str], ...] = (
   {"inference": "__init__ file_pairs inpainter photos tiling"},
   {
     "evaluation": "__init__ baselines bootstrap distances distribution from_files held_out instruments metrics"
-    " picture_page protocols published report scorer summary",
+    " picture_page protocols report scorer summary",
     "serving": "__init__ requests server service",
     "hardware": "__init__ benchmark chips compare flops machine measure_fill measure_input measure_step parts plan"
     " timing tpu.__init__ tpu.collectives tpu.compile tpu.report tpu.roofline tpu.topologies",

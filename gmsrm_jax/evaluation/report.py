@@ -12,7 +12,6 @@ from typing import Any
 from gmsrm_jax.config import ALL
 from gmsrm_jax.evaluation.distances import FULL_SIZE
 from gmsrm_jax.evaluation.picture_page import save_picture_page
-from gmsrm_jax.evaluation.published import published_markdown
 from gmsrm_jax.evaluation.scorer import Results, Scores
 from gmsrm_jax.evaluation.summary import counts, self_check, summarise
 from gmsrm_jax.files import write_json, write_text
@@ -97,6 +96,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     f"Protocol {report['protocol']['name']}: {report['protocol']['source']}.",
   ]
   lines += ["", *(f"- {note}" for note in (*report["notes"], *_outside_notes(report), _check_line(report)))]
+  lines += ["", "Numbers that papers print, under other protocols: docs/published.md of the project."]
   lines += ["", "Pictures: " + ", ".join(f"{report['images'][bucket]} in {bucket}" for bucket in buckets) + "."]
   methods = report["scores"]
   first = next(iter(methods))
@@ -111,7 +111,6 @@ def markdown(report: Mapping[str, Any]) -> str:
         shown = [" – ".join(_number(bound, digits) for bound in pair) if pair else "–" for pair in bounds]
         lines.append("| *95 % interval* | " + " | ".join(shown) + " |")
   lines += _distribution_lines(report, buckets)
-  lines += published_markdown(report["experiment"])
   if "memory" in report:
     health = report["memory"]
     lines += [

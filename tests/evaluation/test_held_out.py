@@ -75,7 +75,6 @@ def test_the_report_says_what_its_numbers_rest_on(trained, report):
   assert "Self-check" in text and ": passed." in text
   assert "FID" in text and "eval.inception_weights" in text  # which weights it would need
   assert "prefer the kernel distance" in text
-  assert "Published rows" not in text  # the demo is no benchmark
 
 
 def test_the_table_has_a_row_per_method_bucket_and_image(trained, report):

@@ -1,4 +1,4 @@
-"""What a report shows: the page picks the right pictures, published rows stand apart, numbers are written plainly."""
+"""What a report shows: the page picks the right pictures, numbers are written plainly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gmsrm_jax.evaluation import picture_page, report, scorer
-from gmsrm_jax.evaluation.published import PUBLISHED, published_markdown
 
 BUCKET = "20-30%"
 
@@ -59,18 +58,3 @@ def test_a_failed_self_check_is_said_aloud():
   text = report.markdown(report.make_report(about, scores, 0))
   assert "FAILED" in text and "passed" not in text
   assert "| model | 25.00 | 25.00 |" in text
-
-
-@pytest.mark.parametrize("experiment", ["paris", "celebahq", "places2"])
-def test_published_rows_stand_apart_and_are_whole(experiment):
-  text = "\n".join(published_markdown(experiment))
-  assert text.count("other protocols") >= 2 and "0.5 dB" in text
-  for table in PUBLISHED[experiment]:
-    assert table.source in text
-    for metric, method, values in table.rows:
-      assert len(values) == len(table.columns), (table.source, metric, method)
-      assert all(float(value) > 0 for value in values)
-
-
-def test_other_experiments_have_no_published_rows():
-  assert published_markdown("demo") == [] and published_markdown(None) == []
