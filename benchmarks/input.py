@@ -28,7 +28,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gmsrm_jax.config import SIZES, Config, DataConfig, RunConfig
-from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.data import datasets, pipeline
 from gmsrm_jax.data.masks import draw
 
 _AHEAD = 2  # batches that each worker keeps ready, PyTorch's default
@@ -48,7 +48,7 @@ class TorchExamples(torch.utils.data.Dataset):
   def __init__(self, config: Config):
     self.config = config
     self.paths = [
-      pathlib.Path(config.data.train) / name for name in sources.image_names(pathlib.Path(config.data.train))
+      pathlib.Path(config.data.train) / name for name in datasets.image_names(pathlib.Path(config.data.train))
     ]
 
   def __len__(self) -> int:

@@ -233,8 +233,7 @@ class DataConfig:
   layout: str = "auto"  # of data.train: auto (seen from the tree), folder, paris, celebahq, places2 or arrayrecord
   val_share: float = 0.02  # held out by a hash where data.val is empty and data.train has no held-out part of its own
   stored_side: int = 0  # --mode=prepare: largest short side, pixels; 0: image_size / crop_min, so no crop is enlarged
-  stored_format: str = "jpeg"  # --mode=prepare: of images that are resized: jpeg (quality 95) or png (lossless); bmp:
-  # of all images, not compressed: six times the bytes of jpeg, decoded in a tenth of the time
+  stored_format: str = "jpeg"  # --mode=prepare: of images that are resized: jpeg (quality 95) or png (lossless)
   crop_min: float = 0.8  # smallest random crop, share of the image's short side; 1 takes the whole short side
   flip: bool = True  # mirror half of the training images left-right
   jitter: float = 0.0  # brightness, contrast and saturation of training images vary by up to this share; below 1
@@ -251,7 +250,7 @@ class DataConfig:
       0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a number within 0 to 1"
     )
     _not_negative("data.stored_side", self.stored_side)
-    one_of("data.stored_format", self.stored_format, ("jpeg", "png", "bmp"))
+    one_of("data.stored_format", self.stored_format, ("jpeg", "png"))
     _positive("data.threads", self.threads)
     _not_negative("data.workers", self.workers)
     _positive("data.prefetch", self.prefetch)

@@ -9,7 +9,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import io
 import itertools
 import math
 import os
@@ -21,12 +20,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, Config, shrink
-from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.data import pictures, pipeline, sources
 from gmsrm_jax.data.masks import draw
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import versions
@@ -134,17 +132,15 @@ def scan(source: sources.Source, setting: str) -> Iterator[Found]:
         yield file
 
 
-def scan_file(stored: pathlib.Path | io.BytesIO, name: str) -> Found:
+def scan_file(stored: pathlib.Path | bytes, name: str) -> Found:
   """Decodes one file to its end."""
   kind = "unreadable"
   try:
-    with Image.open(stored) as file:
+    with pictures.open_picture(stored, name) as file:
       kind = f"{file.format} {file.mode}"
-    return _described(name, kind, sources.decode(stored))
-  except MemoryError:
-    raise
-  except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-    return Found(name, kind, reason=sources.reason(error))
+    return _described(name, kind, pictures.decode(stored, name))
+  except pictures.PictureError as error:
+    return Found(name, kind, reason=error.why)
 
 
 def _described(name: str, kind: str, pixels: np.ndarray) -> Found:

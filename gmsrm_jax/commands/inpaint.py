@@ -8,6 +8,7 @@ import pathlib
 import cv2
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from gmsrm_jax.data.masks import hole_files
@@ -24,14 +25,14 @@ SHEET_SIDE = 256
 
 
 def read_hole(pair: Pair, photo: photos.Photo, *, invert: bool = False, dilate: int = 0) -> UInt8[np.ndarray, "h w"]:
-  """The upright hole of a photo: from its mask file (see `mask_files`), or where it is itself less than half opaque.
+  """The upright hole of a photo: from its mask file (see `hole_files`), or where it is itself less than half opaque.
 
   Raises:
     ConfigError: the mask cannot be decoded, is not of the photo's size, or the photo has no transparency.
   """
   height, width = photo.rgb.shape[:2]
   if pair.mask is not None:
-    mask, name = hole_files.read_mask(pair.mask, invert=invert, dilate=dilate), str(pair.mask)
+    mask, name = hole_files.read_hole(pair.mask, invert=invert, dilate=dilate), str(pair.mask)
     require(
       mask.shape == (height, width),
       f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} but {pair.image} is {width}x{height}: "
@@ -41,8 +42,8 @@ def read_hole(pair: Pair, photo: photos.Photo, *, invert: bool = False, dilate: 
     alpha = photo.alpha
     if alpha is None:
       raise ConfigError(f"{pair.image} has no transparency to take as its hole: give --masks")
-    mask, name = ((alpha <= hole_files.THRESHOLD) != invert).astype(np.uint8), f"{pair.image} (its transparency)"
-    mask = hole_files.dilated(mask, dilate) if dilate else mask
+    mask = hole_files.read_hole(Image.fromarray(alpha), invert=not invert, dilate=dilate)
+    name = f"{pair.image} (its transparency)"
   hole_files.warn_area(mask, name)
   return mask
 

@@ -21,13 +21,12 @@ from jaxtyping import UInt8
 from numpy import ndarray
 from PIL import Image
 
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import pictures, sources
 from gmsrm_jax.data.records import Records
 from gmsrm_jax.errors import ConfigError
 
 JPEG_QUALITY = 95
-# One image a group, as grain wants it for random access. Brotli, the default, gains nothing on JPEG and PNG; to undo it
-# takes longer than to read a BMP.
+# One image a group, as grain wants it for random access. Brotli, the default, gains nothing on JPEG and PNG.
 _RECORDS = "group_size:1,uncompressed"
 _MIN_IMAGES, _MAX_IMAGES, _SHARDS = 8, 1024, 64
 
@@ -48,24 +47,22 @@ def _shrunk(image: UInt8[ndarray, "_ _ 3"], side: int) -> UInt8[ndarray, "_ _ 3"
 
 def _as_it_is(data: bytes) -> bool:
   """Whether any reader sees in an encoded image what `decode` sees: upright, 8 bits, without transparency."""
-  with Image.open(io.BytesIO(data)) as file:
-    upright = file.getexif().get(0x0112, 1) == 1
-    return file.format in ("JPEG", "PNG") and file.mode in ("RGB", "L") and upright and "transparency" not in file.info
+  with pictures.open_picture(data) as file:
+    plain = file.format in ("JPEG", "PNG") and file.mode in ("RGB", "L") and "transparency" not in file.info
+    return plain and pictures.is_upright(file)
 
 
-def encoded(file: Path | io.BytesIO, side: int, image_format: str) -> bytes:
-  """An image file with a short side of at most `side`, as JPEG, PNG or BMP.
-
-  What needs no change keeps its bytes, and so every pixel; but where BMP is wanted everything is BMP.
+def encoded(source: Path | bytes, name: str, side: int, image_format: str) -> bytes:
+  """An image file with a short side of at most `side`, as JPEG or PNG; what needs no change keeps its bytes.
 
   Raises:
-    Exception: as `decode`.
+    PictureError: as `decode`.
   """
-  data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
-  image = sources.decode(io.BytesIO(data))
-  if image_format != "bmp" and min(image.shape[:2]) <= side and _as_it_is(data):
+  image = pictures.decode(source, name)
+  data = source if isinstance(source, bytes) else source.read_bytes()
+  if min(image.shape[:2]) <= side and _as_it_is(data):
     return data
-  options = {"jpeg": {"quality": JPEG_QUALITY}, "png": {}, "bmp": {}}[image_format]
+  options = {"jpeg": {"quality": JPEG_QUALITY}, "png": {}}[image_format]
   buffer = io.BytesIO()
   Image.fromarray(_shrunk(image, side)).save(buffer, image_format, **options)
   return buffer.getvalue()
@@ -83,11 +80,9 @@ class Shard:
     """Name and features of each image; `bad` takes the names of those that cannot be decoded, and why."""
     for index, name in enumerate(self.stored.names):
       try:
-        image = encoded(self.stored.open(index), self.side, self.image_format)
-      except MemoryError:
-        raise
-      except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-        bad[name] = sources.reason(error)
+        image = encoded(self.stored.open(index), name, self.side, self.image_format)
+      except pictures.PictureError as error:
+        bad[name] = error.why
       else:
         yield name, {"image": image, "name": os.fsencode(name)}  # a file's name may be no text
 

@@ -6,7 +6,6 @@ name is its split and its position, such as 'train-00000012', which TFDS keeps f
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -31,15 +30,15 @@ class Records:
   def __getstate__(self) -> dict[str, Any]:
     return {**self.__dict__, "_source": None}
 
-  def open(self, index: int) -> io.BytesIO:
-    """What `decode` reads image `index` from."""
+  def open(self, index: int) -> bytes:
+    """The encoded image `index`."""
     if self._source is None:
       # Two threads may both do this: each gets a whole reader, and one of them stays.
       self._source = _as_data_source(_load(self.folder), self.split)
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example.FromString(self._source[self._first + index])  # pyright: ignore
-    return io.BytesIO(example.features.feature["image"].bytes_list.value[0])
+    return example.features.feature["image"].bytes_list.value[0]
 
   def sizes(self) -> list[int]:
     """Bytes of each image, or of the file that it lies in where the former is not listed."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import io
 import logging
 import os
 import threading
@@ -18,18 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
 
 from gmsrm_jax.config import DataConfig
-from gmsrm_jax.data import datasets, records
-from gmsrm_jax.data.bmp import decode_bmp
-from gmsrm_jax.data.datasets import SUFFIXES as SUFFIXES  # the modes and the masks list their files alike
-from gmsrm_jax.data.datasets import image_names as image_names
-from gmsrm_jax.data.jpeg import decode_jpeg
+from gmsrm_jax.data import datasets, pictures, records
 from gmsrm_jax.data.records import Records
 from gmsrm_jax.errors import ConfigError, require
-
-MAX_PIXELS = 89_000_000  # where Pillow begins to warn of decompression bombs; a camera's 50 million are fine
 
 # Photographs of things, and one of a stereo pair only: the other would show the held-out region again.
 _DEMO_PHOTOS = (
@@ -55,61 +47,6 @@ class Example(NamedTuple):
   name: str
 
 
-def _scaled_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-  """Maps one channel of 0..65535 to 0..255 by division, where Pillow's `convert` would clip at 255."""
-  if values.min() < 0 or values.max() > 65535:
-    raise ValueError(f"pixel values from {values.min()} to {values.max()} are not 16 bits")
-  grey = np.round(values.astype(np.float32) / 257.0).astype(np.uint8)
-  return np.repeat(grey[:, :, None], 3, axis=2)
-
-
-def decode(file: Path | io.BytesIO) -> UInt8[np.ndarray, "h w 3"]:
-  """Reads an image file of any mode as RGB, upright by its EXIF tag; what is transparent becomes white.
-
-  Pillow decodes every format, because it refuses a truncated JPEG, which OpenCV returns half grey; plain whole JPEG
-  files, most of all data, and BMP, take a faster way to the same pixels.
-
-  Raises:
-    Exception: whatever Pillow raises on a file that it cannot decode to the end; an image of
-      more than MAX_PIXELS is refused before memory is taken for it.
-  """
-  data = file.read_bytes() if isinstance(file, Path) else file.getvalue()
-  for decode_plain in (decode_jpeg, decode_bmp):
-    pixels = decode_plain(data, MAX_PIXELS)
-    if pixels is not None:
-      return pixels
-  with Image.open(io.BytesIO(data)) as opened:
-    width, height = opened.size
-    if width * height > MAX_PIXELS:
-      raise Image.DecompressionBombError(f"{width}x{height} pixels")
-    opened.load()
-    return as_rgb(ImageOps.exif_transpose(opened))
-
-
-def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-  """A decoded image of any mode as RGB; what is transparent becomes white.
-
-  Raises:
-    ValueError: the pixels have no known range.
-  """
-  if upright.mode.startswith("I"):
-    return _scaled_16_bit(np.asarray(upright))
-  if upright.mode == "F":
-    raise ValueError("floating-point pixels have no known range: save the image with 8 or 16 bits")
-  if upright.has_transparency_data:
-    upright = upright.convert("RGBA")
-    white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
-    upright = Image.alpha_composite(white, upright)
-  return np.array(upright.convert("RGB"))
-
-
-def reason(error: Exception) -> str:
-  """Why `decode` failed, in one line."""
-  if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-    return f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: shrink it"
-  return " ".join(f"{type(error).__name__}: {error}".split())
-
-
 class Files:
   """The image files of a split, unread."""
 
@@ -117,7 +54,7 @@ class Files:
     self.folder, self.names, self.layout, self.rule = folder, names, layout, rule
 
   def open(self, index: int) -> Path:
-    """What `decode` reads image `index` from."""
+    """The file of image `index`."""
     return self.folder / self.names[index]
 
   def sizes(self) -> list[int]:
@@ -170,11 +107,9 @@ class ImageSource:
       if name in self._bad:
         continue
       try:
-        image = decode(self.stored.open(position))
-      except MemoryError:
-        raise
-      except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-        self._add_bad(name, reason(error))
+        image = pictures.decode(self.stored.open(position), name)
+      except pictures.PictureError as error:
+        self._add_bad(name, error.why)
       else:
         return Example(image, name)
     raise ConfigError(f"{self.where}: none of its {len(self.names)} image files can be decoded: replace them")
@@ -237,7 +172,7 @@ class DemoSource:
     self._examples = {}
     for photo in _DEMO_PHOTOS:
       require((folder / photo).is_file(), f"{setting}='skimage': this scikit-image has no {photo}: {way_out}")
-      pixels = decode(folder / photo)
+      pixels = pictures.decode(folder / photo)
       for name, (top, left, height, width) in demo_regions(photo, pixels.shape[0], pixels.shape[1], split).items():
         self._examples[name] = pixels[top : top + height, left : left + width].copy()
     self.names = sorted(self._examples)

@@ -114,7 +114,7 @@ class FolderResults:
     others = {result: _size(result)}
     bucket = ALL
     if hole is not None:
-      mask = hole_files.read_mask(hole, invert=self._invert)
+      mask = hole_files.read_hole(hole, invert=self._invert)
       others[hole] = (mask.shape[1], mask.shape[0])
       bucket = area_bucket(float(mask.mean()))
     for path, other in others.items():
@@ -161,7 +161,7 @@ class FolderResults:
   def _mask(self, case: Case) -> UInt8[np.ndarray, "h w"]:
     if case.mask is None:
       return np.ones(case.size[::-1], np.uint8)
-    return hole_files.read_mask(case.mask, invert=self._invert)
+    return hole_files.read_hole(case.mask, invert=self._invert)
 
   def conversions(self) -> list[str]:
     """What was converted while reading, one line a kind."""

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import datasets
 from gmsrm_jax.errors import require
 
 
@@ -50,8 +50,8 @@ def files(flag: str, path: str) -> list[pathlib.Path]:
   require(root.exists(), f"{flag}={path} does not exist: give an image file or a folder of images")
   if root.is_file():
     return [root]
-  found = [root / name for name in sources.image_names(root)]
-  require(bool(found), f"{flag}={path} holds no image ({', '.join(sources.SUFFIXES)}): give a folder that does")
+  found = [root / name for name in datasets.image_names(root)]
+  require(bool(found), f"{flag}={path} holds no image ({', '.join(datasets.SUFFIXES)}): give a folder that does")
   return found
 
 

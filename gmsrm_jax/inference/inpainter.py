@@ -16,7 +16,8 @@ from PIL import Image as PilImage
 from gmsrm_jax import overrides
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import STRATEGIES, Config
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import pictures
+from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import require, suggest
 from gmsrm_jax.files import SHIPPED, read_run
 from gmsrm_jax.inference import tiling
@@ -62,8 +63,7 @@ class Inpainter:
 
     Args:
       image: a PIL image, or a uint8 array [h w 3] or [b h w 3] of 0..255 (NumPy or JAX), RGB.
-      mask: the hole: a PIL image (white is hole, threshold 127), or an array [h w], [h w 1], [b h w] or [b h w 1],
-        any value above 0 is hole.
+      mask: the hole: a PIL image, or an array [h w], [h w 1], [b h w] or [b h w 1]; `read_hole` says what is hole.
       num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
       seed: another seed draws other samples; equal seeds repeat to the bit.
       strategy: how a large picture is seen, one of `config.STRATEGIES` (see `windows.plan`).
@@ -202,7 +202,7 @@ def _load(path: str | pathlib.Path) -> tuple[Config, Any, str]:
 
 def _image_array(image: Picture) -> np.ndarray:
   if isinstance(image, PilImage.Image):
-    return sources.as_rgb(image)
+    return pictures.as_rgb(image)
   array = np.asarray(image)
   require(
     array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0,
@@ -213,15 +213,10 @@ def _image_array(image: Picture) -> np.ndarray:
 
 def _mask_array(mask: Picture) -> np.ndarray:
   if isinstance(mask, PilImage.Image):
-    return (np.asarray(mask.convert("L")) > 127).astype(np.uint8)
+    return read_hole(mask)
   array = np.asarray(mask)
   array = array[..., 0] if array.ndim in (3, 4) and array.shape[-1] == 1 else array
-  require(
-    array.ndim in (2, 3) and array.dtype.kind in "bui",
-    f"mask is an array of {array.dtype} {_shape(array)}: give whole numbers or bools, [h w] or [b h w], "
-    "above 0 in the hole",
-  )
-  return (array > 0).astype(np.uint8)
+  return np.stack([read_hole(one) for one in array]) if array.ndim == 3 and len(array) else read_hole(array)
 
 
 def _like(given: Picture, filled: UInt8[np.ndarray, "b h w 3"], single: bool) -> Any:

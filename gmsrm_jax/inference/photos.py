@@ -19,11 +19,9 @@ from jaxtyping import UInt8
 from PIL import Image as PilImage
 from PIL import ImageOps, JpegImagePlugin
 
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import pictures
 from gmsrm_jax.errors import ConfigError, require
 
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded: a small file can expand to gigabytes."""
 MAX_DPI = 100_000
 """A resolution beyond this is nonsense and is not written again."""
 
@@ -77,7 +75,7 @@ def read_photo(path: pathlib.Path) -> Photo:
   """Reads a picture file.
 
   Raises:
-    ConfigError: it cannot be decoded to the end, or holds more than MAX_PIXELS.
+    ConfigError: it cannot be decoded to the end.
   """
   try:
     data = path.read_bytes()
@@ -95,22 +93,11 @@ def decode_photo(data: bytes, name: str, formats: tuple[str, ...] | None = None)
     formats: those of Pillow's formats that are tried; None for all of them, which suits one's own files alone.
 
   Raises:
-    ConfigError: it cannot be decoded to the end, or holds more than MAX_PIXELS.
+    ConfigError: it cannot be decoded to the end.
   """
-  try:
-    with PilImage.open(io.BytesIO(data), formats=formats) as file:
-      width, height = file.size
-      require(
-        width * height <= MAX_PIXELS,
-        f"{name} has {width}x{height} pixels, more than {MAX_PIXELS // 10**6} million: reduce it first",
-      )
-      file.load()
-      photo = _from_pillow(file)
-  except (ConfigError, MemoryError):
-    raise
-  except Exception as error:  # Pillow raises what it likes on a broken file.
-    reason = "no known image format" if isinstance(error, PilImage.UnidentifiedImageError) else error
-    raise ConfigError(f"{name} cannot be decoded ({reason}): replace the file") from error
+  with pictures.open_picture(data, name, formats) as file:
+    file.load()
+    photo = _from_pillow(file)
   if photo.mode in ("RGB", "RGBA") and photo.format in ("PNG", "TIFF"):
     # Pillow reads 16 bits per colour as 8; OpenCV keeps them.
     deep = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
@@ -132,7 +119,7 @@ def _from_pillow(file: PilImage.Image) -> Photo:
   image_format = file.format or "PNG"
   if image_format in _LOSSY:
     metadata["subsampling"] = max(0, JpegImagePlugin.get_sampling(file))
-  rgb = sources.as_rgb(ImageOps.exif_transpose(file))
+  rgb = pictures.as_rgb(ImageOps.exif_transpose(file))
   stored = file
   if file.mode not in ("1", "L", "LA", "RGB", "RGBA", "CMYK") and not file.mode.startswith("I"):
     # Palettes and colour spaces that a fill cannot be written in: equal colours, more bytes.

@@ -14,12 +14,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import cv2
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 from PIL import Image as PilImage
 
-from gmsrm_jax.data.masks.hole_files import THRESHOLD
+from gmsrm_jax.data import pictures
+from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import ConfigError, suggest
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
@@ -114,25 +114,27 @@ def read_order(fields: Mapping[str, Value], limits: Limits, inpainter: Inpainter
   height, width = photo.rgb.shape[:2]
   inpainter.check(height, width, num_samples, seed, strategy)
   if "mask" in sizes:
-    hole = _hole(_decode("mask", mask))
+    hole = _hole(mask)
     demand(
       hole.shape == (height, width),
       422,
       f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}: send them equally large",
     )
   else:
-    demand(photo.alpha is not None, 422, "mask is missing, and image has no transparency to take as its hole")
-    hole = np.asarray(photo.alpha) <= THRESHOLD
+    if photo.alpha is None:
+      raise Refused(422, "mask is missing, and image has no transparency to take as its hole")
+    hole = read_hole(PilImage.fromarray(photo.alpha), invert=True)
   demand(bool(hole.any()), 422, "the mask has no hole: it is white where the picture is to be filled, black elsewhere")
-  return Order(photo, hole.astype(np.uint8), "mask" not in sizes, num_samples, seed, strategy)
+  return Order(photo, hole, "mask" not in sizes, num_samples, seed, strategy)
 
 
-def _hole(mask: photos.Photo) -> Bool[np.ndarray, "h w"]:
-  """As `mask_files.read_mask` has it: what is white, or what is transparent where the alpha channel varies."""
-  alpha = mask.alpha
-  if alpha is not None and alpha.min() < alpha.max():
-    return alpha <= THRESHOLD
-  return cv2.cvtColor(mask.rgb, cv2.COLOR_RGB2GRAY) > THRESHOLD
+def _hole(data: Value) -> UInt8[np.ndarray, "h w"]:
+  assert isinstance(data, bytes)
+  try:
+    with pictures.open_picture(data, "mask", FORMATS) as file:
+      return read_hole(file)
+  except ConfigError as error:
+    raise Refused(400, str(error)) from error
 
 
 def _whole(name: str, value: Value, default: int, low: int, high: int) -> int:

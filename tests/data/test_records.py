@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from gmsrm_jax.config import DataConfig
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import pictures, sources
 from gmsrm_jax.errors import ConfigError
 
 
@@ -52,20 +52,20 @@ def opened(spec, split, **settings):
   return sources.open_source(DataConfig(train=str(spec), **settings), split)
 
 
-def pictures(source):
+def images_of(source):
   return {source[i].image.tobytes() for i in range(len(source))}
 
 
 def test_celebahq_of_tfds_holds_out_a_fifteenth_of_its_one_split(tmp_path):
   folder = prepared(tmp_path, "celeb_a_hq", {"train": 30}, config="256")
-  expected = {sources.decode(io.BytesIO(png(i))).tobytes() for i in range(30)}
+  expected = {pictures.decode(png(i)).tobytes() for i in range(30)}
   for spec in (f"tfds:celeb_a_hq/256@{tmp_path}", folder):
     train, val = (opened(spec, split) for split in ("train", "val"))
     assert (len(train), len(val)) == (28, 2)
     assert val.names == ["train-00000028", "train-00000029"]
     assert [val[i].name for i in range(2)] == val.names
-    assert pictures(train) | pictures(val) == expected
-    assert not pictures(train) & pictures(val)
+    assert images_of(train) | images_of(val) == expected
+    assert not images_of(train) & images_of(val)
     # All of it where the held-out images come from elsewhere.
     assert len(opened(spec, "train", val="elsewhere")) == 30
   assert "tensorflow" not in sys.modules

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from gmsrm_jax.config import DataConfig
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import pictures, sources
 from gmsrm_jax.errors import ConfigError
 
 
@@ -61,65 +61,6 @@ def test_links_in_a_circle_end(tmp_path):
   os.symlink(tmp_path, tmp_path / "a" / "up")
   os.symlink(tmp_path / "a", tmp_path / "b")
   assert opened(str(tmp_path), "train", 0.01).names == ["a/x.png"]
-
-
-def test_rgb_comes_back_to_the_bit(tmp_path):
-  for suffix in ("png", "bmp", "tiff"):
-    np.testing.assert_array_equal(sources.decode(_save(tmp_path / f"x.{suffix}")), _photo())
-  close = sources.decode(_save(tmp_path / "x.jpg", quality=98)).astype(int) - _photo()
-  assert np.abs(close).mean() < 3
-
-
-def test_grey_palette_bilevel_and_cmyk_become_rgb(tmp_path):
-  rgb = Image.fromarray(_photo())
-  for mode, suffix in (("L", "png"), ("P", "png"), ("1", "png"), ("CMYK", "tif"), ("CMYK", "jpg"), ("L", "jpg")):
-    converted = rgb.convert(mode)
-    path = tmp_path / f"{mode}.{suffix}"
-    converted.save(path, **({"quality": 98} if suffix == "jpg" else {}))
-    image = sources.decode(path)
-    assert image.shape == (48, 60, 3)
-    assert image.dtype == np.uint8
-    assert np.abs(image.astype(int) - np.asarray(converted.convert("RGB"))).mean() < 3
-    if mode in ("L", "1"):
-      assert (image[..., 0] == image[..., 2]).all()
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
-  values = np.linspace(0, 65535, 40 * 30).reshape(40, 30).astype(np.uint16)
-  Image.fromarray(values).save(tmp_path / f"x.{suffix}")
-  image = sources.decode(tmp_path / f"x.{suffix}")
-  np.testing.assert_array_equal(image, np.repeat(np.round(values / 257).astype(np.uint8)[..., None], 3, 2))
-
-
-def test_16_bit_colour_is_scaled(tmp_path):
-  cv2 = pytest.importorskip("cv2")
-  values = _photo().astype(np.uint16) * 257
-  cv2.imwrite(str(tmp_path / "x.png"), values[..., ::-1])
-  np.testing.assert_array_equal(sources.decode(tmp_path / "x.png"), _photo())
-
-
-def test_transparent_pixels_become_white(tmp_path):
-  alpha = np.full((48, 60), 255, np.uint8)
-  alpha[:, 30:] = 0
-  Image.fromarray(np.dstack([_photo(), alpha])).save(tmp_path / "x.png")
-  image = sources.decode(tmp_path / "x.png")
-  np.testing.assert_array_equal(image[:, :30], _photo()[:, :30])
-  assert (image[:, 30:] == 255).all()
-
-
-def test_exif_orientation_turns_the_image_upright(tmp_path):
-  exif = Image.Exif()
-  exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to view
-  Image.fromarray(_photo()).save(tmp_path / "x.png", exif=exif)
-  np.testing.assert_array_equal(sources.decode(tmp_path / "x.png"), np.rot90(_photo(), -1))
-
-
-def test_a_photo_of_50_megapixels_is_read(tmp_path):
-  Image.new("L", (8660, 5774), 77).save(tmp_path / "x.png", compress_level=1)
-  image = sources.decode(tmp_path / "x.png")
-  assert image.shape == (5774, 8660, 3)
-  assert (image[::1000, ::1000] == 77).all()
 
 
 @pytest.mark.parametrize("side", [9_500, 20_000])  # where Pillow warns, and where it raises
@@ -212,14 +153,14 @@ def test_bad_files_are_counted_once_when_many_threads_meet_them(tmp_path, caplog
     _save(tmp_path / f"{i:02}.png")
   (tmp_path / "07.png").write_bytes(b"\x89PNG broken")
   source = opened(str(tmp_path), "train", 0.01)
-  all_here, decode = threading.Barrier(8, timeout=20), sources.decode
+  all_here, decode = threading.Barrier(8, timeout=20), pictures.decode
 
-  def decode_together(path):
+  def decode_together(path, name):
     if path.name == "07.png":
       all_here.wait()
-    return decode(path)
+    return decode(path, name)
 
-  monkeypatch.setattr(sources, "decode", decode_together)
+  monkeypatch.setattr(pictures, "decode", decode_together)
   names = []
   with caplog.at_level(logging.WARNING):
     threads = [threading.Thread(target=lambda: names.append(source[7].name)) for _ in range(8)]

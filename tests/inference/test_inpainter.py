@@ -121,7 +121,7 @@ def test_many_sizes_compile_few_programs(model):
     (PHOTO[:8, :8], np.ones((8, 9)) > 0, {}, "mask of 1x8x9 does not fit image of 1x8x8x3"),
     (PHOTO[:8, :8] / 255.0, np.ones((8, 8)) > 0, {}, "image is an array of float64 8x8x3: give uint8"),
     (PHOTO[:8, :8, 0], np.ones((8, 8)) > 0, {}, "image is an array of uint8 8x8: give"),
-    (PHOTO[:8, :8], np.ones((8, 8)), {}, "mask is an array of float64 8x8: give whole numbers"),
+    (PHOTO[:8, :8], np.full((8, 8), 2.0), {}, "mask is an array of float64 8x8 up to 2"),
     (PHOTO[:8, :8], np.ones((8, 8)) > 0, {"strategy": "corp"}, "did you mean 'crop'"),
     (PHOTO[:8, :8], np.ones((8, 8)) > 0, {"num_samples": 0}, "num_samples=0 must be"),
     (PHOTO[:8, :8], np.ones((8, 8)) > 0, {"seed": -1}, "seed=-1 must not be negative"),

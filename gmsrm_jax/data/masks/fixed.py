@@ -77,7 +77,7 @@ class ManifestMasks:
   def mask(self, name: str, bucket: Bucket) -> UInt8[np.ndarray, "_ _"]:
     path = self._folder / mask_path(name, bucket)
     require(path.is_file(), f"{self._setting}: {path} is missing: write the masks again with --mode=masks")
-    mask = hole_files.read_mask(path)
+    mask = hole_files.read_hole(path)
     require(
       mask_sha256(mask) == self._sha256[name, bucket],
       f"{self._setting}: {path} was changed since the manifest was written (its sha256 differs): "

@@ -1,8 +1,4 @@
-"""Masks from files: any image file, a folder of them, or NVIDIA's irregular test set.
-
-White is hole: a pixel is hole where its grey level exceeds THRESHOLD, so the soft edges of a JPEG are cut in the
-middle. In a file whose alpha channel varies, what is transparent is hole, and its colours do not count.
-"""
+"""Masks from files: any image file, a folder of them, or NVIDIA's irregular test set."""
 
 from __future__ import annotations
 
@@ -13,14 +9,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps
 
-from gmsrm_jax.data import sources
+from gmsrm_jax.data import datasets, pictures
 from gmsrm_jax.errors import ConfigError, require
 
 THRESHOLD = 127
-"""A mask pixel above this is hole, of 0..255."""
+"""A mask pixel above this is hole, of 0..255, so the soft edges of a JPEG are cut in the middle."""
 
 LARGE = 0.7
 """A mask that covers more than this share of its image may be upside down: white and black exchanged."""
@@ -32,49 +28,63 @@ _NVIDIA_SIDE = 256  # pixels, of the packed file
 _log = logging.getLogger(__name__)
 
 
-def read_mask(path: Path, *, invert: bool = False, dilate: int = 0) -> UInt8[np.ndarray, "h w"]:
-  """Reads a mask of any format and mode, upright, 1 in the hole.
+def read_hole(
+  source: Path | bytes | Image.Image | np.ndarray, *, invert: bool = False, dilate: int = 0
+) -> UInt8[np.ndarray, "h w"]:
+  """Reads which pixels are hole, upright, 1 in the hole: what is white, or what is transparent where alpha varies.
+
+  White is above the middle of the range: 127 of 255, 32767 of 65535, 0.5 of 1. An array of whole numbers of which none
+  is above 1 holds zeros and ones.
 
   Args:
-    path: the file.
+    source: a file or its bytes, Pillow's picture, or an array [h w], [h w 1], [h w 3] or [h w 4].
     invert: black (or opaque) is hole instead.
     dilate: pixels by which the hole is then widened all round.
 
   Raises:
-    ConfigError: it cannot be decoded.
+    ConfigError: it cannot be decoded, or the array is of another kind.
   """
-  try:
-    alpha = _alpha(path)
-    # Grey levels come from RGB, as a picture viewer shows them, whatever the file's own mode.
-    mask = alpha <= THRESHOLD if alpha is not None else _grey(path) > THRESHOLD
-  except MemoryError:
-    raise
-  except Exception as error:  # Pillow raises what it likes on a broken file.
-    raise ConfigError(f"{path} cannot be decoded ({error}): replace the file") from error
-  hole = (mask != invert).astype(np.uint8)
-  return dilated(hole, dilate) if dilate else hole
+  if isinstance(source, np.ndarray):
+    hole = _hole_of_array(source)
+  elif isinstance(source, Image.Image):
+    hole = _hole_of_picture(source)
+  else:
+    with pictures.open_picture(source) as file:
+      hole = _hole_of_picture(file)
+  hole = (hole != invert).astype(np.uint8)
+  return _dilated(hole, dilate) if dilate else hole
 
 
-def _alpha(path: Path) -> UInt8[np.ndarray, "h w"] | None:
-  """The alpha channel of a file where it varies."""
-  with Image.open(path) as file:
-    # Sixteen bits with a transparent level exist on paper; Pillow does not convert them.
-    if not file.has_transparency_data or file.mode.startswith("I"):
-      return None
-    file.load()
-    alpha = np.asarray(ImageOps.exif_transpose(file).convert("RGBA"))[..., 3]
-  return alpha if alpha.min() != alpha.max() else None
+def _hole_of_picture(picture: Image.Image) -> Bool[np.ndarray, "h w"]:
+  upright = ImageOps.exif_transpose(picture)
+  if upright.mode.startswith("I"):
+    return _hole_of_array(np.asarray(upright).astype(np.uint16))
+  if upright.mode == "F":
+    return _hole_of_array(np.asarray(upright))
+  if upright.has_transparency_data:
+    alpha = np.asarray(upright.convert("RGBA"))[..., 3]
+    if alpha.min() != alpha.max():
+      return alpha <= THRESHOLD
+  # Grey levels come from RGB, as a picture viewer shows them, whatever the file's own mode.
+  return cv2.cvtColor(np.asarray(upright.convert("RGB")), cv2.COLOR_RGB2GRAY) > THRESHOLD
 
 
-def _grey(path: Path) -> UInt8[np.ndarray, "h w"]:
-  with Image.open(path) as file:
-    if file.mode in ("RGBA", "LA"):  # alpha is the same everywhere, and `decode` would fade the colours by it
-      file.load()
-      return cv2.cvtColor(np.array(ImageOps.exif_transpose(file).convert("RGB")), cv2.COLOR_RGB2GRAY)
-  return cv2.cvtColor(sources.decode(path), cv2.COLOR_RGB2GRAY)
+def _hole_of_array(array: np.ndarray) -> Bool[np.ndarray, "h w"]:
+  if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in (3, 4):
+    return _hole_of_picture(Image.fromarray(array))
+  levels = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+  largest = levels.max(initial=0).item()
+  whole = levels.dtype.kind in "iu"
+  limit = (65535 if levels.dtype == np.uint16 else 255) if whole else 1
+  require(
+    levels.ndim == 2 and levels.dtype.kind in "biuf" and largest <= limit,
+    f"mask is an array of {array.dtype} {'x'.join(map(str, array.shape))} up to {largest}: give [h w] of bools, of "
+    "0 and 1, or of grey levels up to 255 (uint16: 65535; floating point: 1)",
+  )
+  return levels > (limit // 2 if whole and largest > 1 else 0.5)
 
 
-def dilated(mask: UInt8[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray, "h w"]:
+def _dilated(mask: UInt8[np.ndarray, "h w"], radius: int) -> UInt8[np.ndarray, "h w"]:
   """Widens the hole by `radius` pixels all round."""
   return cv2.dilate(mask, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)))
 
@@ -105,13 +115,13 @@ def mask_paths(folder: str, setting: str) -> tuple[Path, ...]:
   require(folder != "", f"{setting}='' names no folder: give a folder of mask files, white in the hole")
   require(root.exists(), f"{setting}={folder!r} does not exist: give a folder of mask files, white in the hole")
   require(root.is_dir(), f"{setting}={folder!r} is a file, not a folder: give a folder of mask files")
-  paths = tuple(root / name for name in sources.image_names(root))
-  require(bool(paths), f"{setting}={folder!r} holds no image ({' '.join(sources.SUFFIXES)}): give a folder that does")
+  paths = tuple(root / name for name in datasets.image_names(root))
+  require(bool(paths), f"{setting}={folder!r} holds no image ({' '.join(datasets.SUFFIXES)}): give a folder that does")
   return paths
 
 
 class FolderMasks:
-  """The mask files below a folder, in name order, each read as `read_mask` does."""
+  """The mask files below a folder, in name order, read by `read_hole`."""
 
   def __init__(self, folder: str, setting: str, *, invert: bool = False, dilate: int = 0):
     self._paths = mask_paths(folder, setting)
@@ -121,7 +131,7 @@ class FolderMasks:
     return len(self._paths)
 
   def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return read_mask(self._paths[index], invert=self._invert, dilate=self._dilate)
+    return read_hole(self._paths[index], invert=self._invert, dilate=self._dilate)
 
 
 class PackedMasks:

@@ -117,7 +117,7 @@ def _line_distance(height: int, width: int, gap: float, angle: float, start: flo
 @functools.lru_cache(maxsize=256)
 def _shape(path: Path) -> UInt8[np.ndarray, "_ _"]:
   """The hole of a file, 255 in it, cut out and of moderate size."""
-  mask = hole_files.read_mask(path)
+  mask = hole_files.read_hole(path)
   require(bool(mask.any()), f"{path} is black everywhere, so it holds no shape: paint the shape white, or remove it")
   left, top, width, height = cv2.boundingRect(mask)
   shape = mask[top : top + height, left : left + width] * np.uint8(255)
@@ -130,7 +130,7 @@ def _shape(path: Path) -> UInt8[np.ndarray, "_ _"]:
 @functools.lru_cache(maxsize=256)
 def _occlusion(path: Path) -> UInt8[np.ndarray, "_ _"]:
   """A file of raw occlusions, 255 in the hole, whole and of moderate size."""
-  mask = hole_files.read_mask(path)
+  mask = hole_files.read_hole(path)
   require(bool(mask.any()), f"{path} is black everywhere, so it holds no occlusion: paint it white, or remove it")
   height, width = mask.shape
   scale = _LARGEST / max(height, width)

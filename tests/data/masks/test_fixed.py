@@ -90,7 +90,7 @@ def test_a_changed_missing_or_foreign_mask_is_refused_by_name(config, tmp_path):
   assert write(config, tmp_path) == 0
   evaluation = pipeline.evaluation_set(with_masks(config, tmp_path))
   victim = tmp_path / "20-30" / "a.png.png"
-  mask = hole_files.read_mask(victim) > 0
+  mask = hole_files.read_hole(victim) > 0
   mask[0, 0] ^= True
   Image.fromarray(mask).save(victim)
   evaluation.mask(0, BUCKETS[2])
@@ -203,7 +203,7 @@ def test_nvidias_buckets_go_by_index_or_by_area(config, tmp_path, monkeypatch):
   sides = (10, 20, 33, 40, 50, 52, 57, 60, 65, 68, 76, 30)  # the last lies in another bucket than its index says
   folder = mask_folder(tmp_path / "testing_mask_dataset", sides)
   by_index = pipeline.evaluation_set(with_masks(config, tmp_path, mask_bucket="index", mask_seed=0))
-  bits = [hole_files.read_mask(folder / f"{i:05d}.png") for i in range(12)]
+  bits = [hole_files.read_hole(folder / f"{i:05d}.png") for i in range(12)]
   last = {by_index.mask(i, BUCKETS[5]).tobytes() for i in range(len(NAMES))}
   assert last <= {hole_files.resize_mask(bits[i], 64, 64).tobytes() for i in (10, 11)}
   by_area = pipeline.evaluation_set(with_masks(config, tmp_path))

@@ -53,40 +53,78 @@ def soft() -> Image.Image:
   ],
 )
 def test_white_is_hole_in_every_format(tmp_path, name, picture):
-  mask = hole_files.read_mask(save(tmp_path / name, picture()))
+  mask = hole_files.read_hole(save(tmp_path / name, picture()))
   assert mask.dtype == np.uint8
   np.testing.assert_array_equal(mask, hole())
-  inverted = hole_files.read_mask(tmp_path / name, invert=True)
+  inverted = hole_files.read_hole(tmp_path / name, invert=True)
   np.testing.assert_array_equal(inverted, 1 - hole())
 
 
 def test_the_threshold_lies_between_127_and_128(tmp_path):
   levels = np.array([[0, 127, 128, 255]], np.uint8)
-  assert hole_files.read_mask(save(tmp_path / "m.png", Image.fromarray(levels))).tolist() == [[0, 0, 1, 1]]
-  deep = np.array([[0, 127 * 257, 128 * 257, 65535]], np.uint16)
-  assert hole_files.read_mask(save(tmp_path / "d.png", Image.fromarray(deep))).tolist() == [[0, 0, 1, 1]]
+  assert hole_files.read_hole(save(tmp_path / "m.png", Image.fromarray(levels))).tolist() == [[0, 0, 1, 1]]
+  deep = np.array([[0, 32767, 32768, 65535]], np.uint16)
+  assert hole_files.read_hole(save(tmp_path / "d.png", Image.fromarray(deep))).tolist() == [[0, 0, 1, 1]]
+
+
+def erased():
+  noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+  return Image.fromarray(np.dstack([noise, np.where(hole(), 20, 255).astype(np.uint8)]))
+
+
+@pytest.mark.parametrize(
+  "picture", [erased(), palette(), soft(), Image.fromarray(hole() * 255), Image.fromarray(hole() * np.uint16(40000))]
+)
+def test_a_file_its_bytes_pillows_picture_and_its_pixels_have_one_hole(tmp_path, picture):
+  path = save(tmp_path / "m.png", picture)
+  sources = [path, path.read_bytes(), picture]
+  if picture.mode != "P":  # an array has no palette
+    sources.append(np.asarray(picture))
+  for source in sources:
+    np.testing.assert_array_equal(hole_files.read_hole(source), hole())
+
+
+@pytest.mark.parametrize(
+  ("levels", "expected"),
+  [
+    (np.array([[0, 127, 128, 255]], np.uint8), [[0, 0, 1, 1]]),
+    (np.array([[0, 127, 128, 255]], np.int64), [[0, 0, 1, 1]]),
+    (np.array([[0, 32767, 32768, 65535]], np.uint16), [[0, 0, 1, 1]]),
+    (np.array([[0.0, 0.5, 0.51, 1.0]], np.float32), [[0, 0, 1, 1]]),
+    *((np.array([[0, 0, 1, 1]], dtype), [[0, 0, 1, 1]]) for dtype in (bool, np.uint8, np.uint16, np.int32, float)),
+    (np.zeros((1, 4), np.uint8), [[0, 0, 0, 0]]),
+    (np.array([[[0], [1]]], np.uint8), [[0, 1]]),
+  ],
+)
+def test_arrays_are_cut_in_the_middle_of_their_range_unless_they_hold_zeros_and_ones(levels, expected):
+  assert hole_files.read_hole(levels).tolist() == expected
+  assert hole_files.read_hole(levels, invert=True).tolist() == (1 - np.array(expected)).tolist()
+
+
+@pytest.mark.parametrize("array", [np.full((2, 2), 2.0), np.full((2, 2), 256), np.zeros(4), np.zeros((2, 4, 4), bool)])
+def test_arrays_of_no_known_range_or_shape_are_refused(array):
+  with pytest.raises(ConfigError, match=rf"mask is an array of {array.dtype} {array.shape[0]}"):
+    hole_files.read_hole(array)
 
 
 def test_where_alpha_varies_the_transparent_is_hole_and_colours_do_not_count(tmp_path):
-  noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+  np.testing.assert_array_equal(hole_files.read_hole(save(tmp_path / "erased.png", erased())), hole())
   alpha = np.where(hole(), 20, 255).astype(np.uint8)
-  erased = Image.fromarray(np.dstack([noise, alpha]))
-  np.testing.assert_array_equal(hole_files.read_mask(save(tmp_path / "erased.png", erased)), hole())
   grey = Image.merge("LA", [Image.new("L", (56, 40), 255), Image.fromarray(alpha)])
-  np.testing.assert_array_equal(hole_files.read_mask(save(tmp_path / "la.png", grey)), hole())
+  np.testing.assert_array_equal(hole_files.read_hole(save(tmp_path / "la.png", grey)), hole())
 
 
 @pytest.mark.parametrize("alpha", [255, 128, 0])
 def test_where_alpha_is_the_same_everywhere_colours_count(tmp_path, alpha):
   white = np.dstack([hole() * np.uint8(255)] * 3 + [np.full((40, 56), alpha, np.uint8)])
-  np.testing.assert_array_equal(hole_files.read_mask(save(tmp_path / "m.png", Image.fromarray(white))), hole())
+  np.testing.assert_array_equal(hole_files.read_hole(save(tmp_path / "m.png", Image.fromarray(white))), hole())
 
 
 def test_a_mask_stands_upright_like_its_photo(tmp_path):
   exif = Image.Exif()
   exif[0x0112] = 6  # stored lying: a viewer turns it a quarter clockwise
   Image.fromarray(hole() * np.uint8(255)).save(tmp_path / "m.png", exif=exif)
-  np.testing.assert_array_equal(hole_files.read_mask(tmp_path / "m.png"), np.rot90(hole(), -1))
+  np.testing.assert_array_equal(hole_files.read_hole(tmp_path / "m.png"), np.rot90(hole(), -1))
 
 
 def test_dilation_widens_by_that_many_pixels_and_follows_the_inversion(tmp_path):
@@ -95,16 +133,16 @@ def test_dilation_widens_by_that_many_pixels_and_follows_the_inversion(tmp_path)
   path = save(tmp_path / "dot.png", Image.fromarray(dot))
   y, x = np.mgrid[-10:11, -10:11]
   for radius in (1, 3, 6):
-    mask = hole_files.read_mask(path, dilate=radius)
+    mask = hole_files.read_hole(path, dilate=radius)
     assert mask[10, 10 - radius] == mask[10 + radius, 10] == 1
     assert (mask[np.hypot(x, y) <= radius - 0.5] == 1).all() and (mask[np.hypot(x, y) > radius + 0.5] == 0).all()
-  assert hole_files.read_mask(path, invert=True, dilate=2).all()
+  assert hole_files.read_hole(path, invert=True, dilate=2).all()
 
 
 def test_what_is_no_picture_is_refused_by_name(tmp_path):
   (tmp_path / "broken.png").write_bytes(b"no picture")
   with pytest.raises(ConfigError, match="broken.png cannot be decoded"):
-    hole_files.read_mask(tmp_path / "broken.png")
+    hole_files.read_hole(tmp_path / "broken.png")
 
 
 def test_resizing_takes_whole_pixels():

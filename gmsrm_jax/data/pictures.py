@@ -1,0 +1,116 @@
+"""Picture files: opened and decoded in one way, whoever asks, with one limit and one error."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageOps
+
+from gmsrm_jax.errors import ConfigError
+
+MAX_PIXELS = 89_000_000
+"""Larger pictures are refused by their header, for a small file can expand to gigabytes; Pillow warns from here on."""
+
+_JPEG_END = b"\xff\xd9"  # cannot occur inside the coded pixels, where 0 follows every 255
+
+
+class PictureError(ConfigError):
+  """A picture that cannot be decoded to its end; `why` in a few words."""
+
+  def __init__(self, name: str, why: str):
+    super().__init__(f"{name} cannot be decoded ({why}): replace the file")
+    self.why = why
+
+
+def _why(error: Exception) -> str:
+  if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+    return f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: shrink it"
+  if isinstance(error, Image.UnidentifiedImageError):
+    return "no known picture format"
+  return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+@contextlib.contextmanager
+def open_picture(source: Path | bytes, name: str = "", formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+  """Opens a picture file, or its bytes; the pixels are decoded when they are first asked for.
+
+  Args:
+    source: the file; its bytes may come from anywhere.
+    name: what errors call it; the path when empty.
+    formats: those of Pillow's formats that are tried; None for all of them, which suits one's own files alone.
+
+  Raises:
+    PictureError: for whatever is raised while the picture is open, and for more than MAX_PIXELS.
+  """
+  try:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as file:
+      width, height = file.size
+      if width * height > MAX_PIXELS:
+        raise Image.DecompressionBombError
+      yield file
+  except (ConfigError, MemoryError):
+    raise
+  except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
+    raise PictureError(name or str(source), _why(error)) from error
+
+
+def decode(source: Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
+  """Decodes a picture of any mode as RGB, upright by its EXIF tag; what is transparent becomes white.
+
+  Raises:
+    PictureError: it cannot be decoded to its end.
+  """
+  with open_picture(source, name) as file:
+    pixels = _decode_plain_jpeg(file, source)
+    return as_rgb(ImageOps.exif_transpose(file)) if pixels is None else pixels
+
+
+def _decode_plain_jpeg(file: Image.Image, source: Path | bytes) -> UInt8[np.ndarray, "h w 3"] | None:
+  """The pixels of a whole and upright JPEG file, from OpenCV; None for any other, which is left to Pillow.
+
+  Both call libjpeg-turbo with its defaults, but Pillow takes three times as long. OpenCV fills the missing part of a
+  truncated file with grey; Pillow refuses it.
+  """
+  if file.format != "JPEG" or file.mode not in ("L", "RGB") or not is_upright(file):
+    return None
+  data = source if isinstance(source, bytes) else source.read_bytes()
+  if data[-2:] != _JPEG_END:
+    return None
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+  return pixels if pixels is not None and pixels.shape == (file.height, file.width, 3) else None
+
+
+def is_upright(file: Image.Image) -> bool:
+  """True unless EXIF says that the picture is stored turned or mirrored."""
+  return file.getexif().get(ExifTags.Base.Orientation, 1) == 1
+
+
+def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+  """A picture of any mode as RGB; what is transparent becomes white.
+
+  Raises:
+    ValueError: the pixels have no known range.
+  """
+  if upright.mode.startswith("I"):
+    return _scaled_16_bit(np.asarray(upright))
+  if upright.mode == "F":
+    raise ValueError("floating-point pixels have no known range: save the image with 8 or 16 bits")
+  if upright.has_transparency_data:
+    upright = upright.convert("RGBA")
+    white = Image.new("RGBA", upright.size, (255, 255, 255, 255))
+    upright = Image.alpha_composite(white, upright)
+  return np.array(upright.convert("RGB"))
+
+
+def _scaled_16_bit(values: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+  """Maps one channel of 0..65535 to 0..255 by division, where Pillow's `convert` would clip at 255."""
+  if values.min() < 0 or values.max() > 65535:
+    raise ValueError(f"pixel values from {values.min()} to {values.max()} are not 16 bits")
+  grey = np.round(values.astype(np.float32) / 257.0).astype(np.uint8)
+  return np.repeat(grey[:, :, None], 3, axis=2)
