@@ -79,11 +79,11 @@ _SIGNS_OF_JAX = (*_SIGNS, "UNAVAILABLE", "Connection", "heartbeat", "DEADLINE_EX
 
 
 def lost_another(error: BaseException | None) -> bool:
-  """Whether an error, or one behind it, says that another process does not answer any more.
+  """Whether an error, or one behind it, says that another process of this run does not answer any more.
 
   Orbax and TensorStore pass JAX's errors on as errors of their own, such as a TimeoutError or a ValueError.
   """
-  while error is not None:
+  while error is not None and is_shared():
     of_jax = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
     if any(sign in str(error) for sign in (_SIGNS_OF_JAX if of_jax else _SIGNS)):
       return True

@@ -7,14 +7,12 @@ import logging
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import grain
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
+import tensorstore
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
@@ -40,8 +38,8 @@ class _Damaged(Exception):
   """A checkpoint cannot be read."""
 
 
-class _Misfit(Exception):
-  """A checkpoint is of another configuration."""
+class SaveError(ConfigError):
+  """A checkpoint cannot be written; the ones before it stay."""
 
 
 class _Position:
@@ -72,22 +70,21 @@ class Checkpointer:
   ):
     self._directory = pathlib.Path(workdir).absolute() / "checkpoints" / stage
     self._go_on = go_on
-    _silence()
     policies: list[Any] = [checkpoint_managers.LatestN(keep)]
     if keep_best:
-      policies.append(
-        checkpoint_managers.BestN(get_metric_fn=_quality, n=keep_best, keep_checkpoints_without_metrics=False)
-      )
+      best = checkpoint_managers.BestN(get_metric_fn=_quality, n=keep_best, keep_checkpoints_without_metrics=False)
+      policies.append(best)
     options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
       best_fn=_quality if keep_best else None,  # only then is the quality written
       create=True,
       cleanup_tmp_directories=owner,
     )
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of every second that it waits
     self._manager = _Manager(self._directory, options=options)
 
   def latest(self) -> int | None:
-    """The newest complete step."""
+    """Returns the newest complete step."""
     return self._manager.latest_step()
 
   def save(self, state: TrainState, iterator: Any, quality: float | None = None) -> None:
@@ -103,11 +100,11 @@ class Checkpointer:
     items = ocp.args.Composite(
       state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(_Position(iterator))
     )
-    metrics = None if quality is None else {"quality": quality}
     try:
-      self._manager.save(step, args=items, metrics=metrics, force=True)
+      self._check_room()
+      self._manager.save(step, args=items, metrics=None if quality is None else {"quality": quality}, force=True)
     except _FAILURES as error:
-      self._failed(error)
+      self._report(error)
 
   def wait(self) -> None:
     """Waits until what was saved is on disk.
@@ -118,15 +115,24 @@ class Checkpointer:
     try:
       self._manager.wait_until_finished()
     except _FAILURES as error:
-      self._failed(error)
+      self._report(error)
 
   def check(self) -> None:
-    """The same without waiting: a save that goes on is not asked."""
+    """Does the same without waiting: a save that goes on is not asked."""
     if not self._manager.is_saving_in_progress():
       self.wait()
 
-  def _failed(self, error: Exception) -> None:
-    if isinstance(error, jax.errors.JaxRuntimeError) or _is_of_another(error):
+  def _check_room(self) -> None:
+    """Raises OSError where the newest checkpoint would not fit again: Orbax would print a page for every array."""
+    last = self.latest()
+    if last is not None:
+      size = sum(file.stat().st_size for file in (self._directory / str(last)).rglob("*") if file.is_file())
+      if size > shutil.disk_usage(self._directory).free:
+        raise OSError("No space left on device")
+
+  def _report(self, error: Exception) -> None:
+    """Reports a save that failed, after which the newest complete checkpoint counts again."""
+    if isinstance(error, jax.errors.JaxRuntimeError) or backend.lost_another(error):
       raise error  # No file's fault: a device, or another process.
     for remains in self._directory.glob("*.orbax-checkpoint-tmp*"):
       shutil.rmtree(remains, ignore_errors=True)  # They may be what fills the disk.
@@ -141,7 +147,7 @@ class Checkpointer:
     print(f"warning: {text}; training goes on", file=sys.stderr)
 
   def restore(self, abstract: TrainState, iterator: Any | None, *, fall_back: bool = False) -> TrainState:
-    """The newest state, laid out as `abstract` says; the iterator, if given, is set to where it was.
+    """Returns the newest state, laid out as `abstract` says; the iterator, if given, is set to where it was.
 
     The abstract tree carries today's shardings, so a checkpoint moves between topologies.
 
@@ -159,14 +165,7 @@ class Checkpointer:
         raise ConfigError(f"no checkpoint under {self._directory}: train first or name another folder")
       folder = self._directory / str(step)
       try:
-        if jax.process_count() > 1:
-          self._verify(folder, abstract)
-        return self._read(step, abstract, iterator)
-      except _Misfit as error:
-        raise ConfigError(
-          f"checkpoint {folder} does not fit this configuration ({error}): "
-          "use the workdir's own config.json or another --workdir"
-        ) from error
+        return self._read(folder, abstract, iterator)
       except _Damaged as error:
         older = [other for other in self._manager.all_steps() if other < step]
         if not fall_back or not older:
@@ -179,56 +178,35 @@ class Checkpointer:
             file=sys.stderr,
           )
 
-  def _read(self, step: int, abstract: TrainState, iterator: Any | None) -> TrainState:
+  def _read(self, folder: pathlib.Path, abstract: TrainState, iterator: Any | None) -> TrainState:
+    # Process 0 reads all of it before they all do: one that failed alone would leave the others waiting.
+    damage = processes.gather(_damage(folder) if jax.process_index() == 0 else "")[0]
+    if damage:
+      raise _Damaged(damage)
     try:
-      if iterator is not None:
-        # Each process wrote the same position; as many files as there were processes then.
-        positions = sorted((self._directory / str(step) / "data").glob("process_0-of-*.json"))
-        if not positions:
-          raise _Damaged("the position of the input is missing")
-        iterator.set_state(json.loads(positions[0].read_text()))
       items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-      return self._manager.restore(step, args=items)["state"]
-    except (MemoryError, jax.errors.JaxRuntimeError, _Damaged):
+      state = self._manager.restore(int(folder.name), args=items)["state"]
+    except (MemoryError, jax.errors.JaxRuntimeError):
       raise
     except Exception as error:  # TensorStore raises a plain Exception on a damaged file.
-      if _is_of_another(error):
+      if backend.lost_another(error):
         raise
-      raise _kind(error)(_reason(error)) from error
-
-  def _verify(self, folder: pathlib.Path, abstract: TrainState) -> None:
-    """Lets process 0 read everything; only then all do, because one that failed would leave the others waiting.
-
-    Raises:
-      _Damaged, _Misfit: on all processes.
-    """
-    code, text = 0, b""
-    if jax.process_index() == 0:
-      alone = ocp.options.MultiprocessingOptions(
-        primary_host=0, active_processes={0}, barrier_sync_key_prefix=f"verify_{folder.parent.name}_{folder.name}"
-      )
-      target = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), abstract)
-      try:
-        with ocp.StandardCheckpointer(multiprocessing_options=alone) as reader:
-          reader.restore(folder / "state", target)
-        if not list((folder / "data").glob("process_0-of-*.json")):
-          raise _Damaged("the position of the input is missing")
-      except Exception as error:
-        code, text = (2 if _kind(error) is _Misfit else 1), _reason(error).encode()[:200]
-    message = np.zeros(201, np.uint8)
-    message[0] = code
-    message[1 : 1 + len(text)] = np.frombuffer(text, np.uint8)
-    processes.wait_for_all("verified")
-    code, *characters = np.asarray(multihost_utils.broadcast_one_to_all(message))
-    if code:
-      raise (_Misfit if code == 2 else _Damaged)(bytes(characters).rstrip(b"\0").decode(errors="replace"))
+      if "stored shape" in str(error) or "structures do not match" in str(error):
+        raise ConfigError(
+          f"checkpoint {folder} does not fit this configuration ({_reason(error)}): "
+          "use the workdir's own config.json or another --workdir"
+        ) from error
+      raise _Damaged(_reason(error)) from error
+    if iterator is not None:
+      iterator.set_state(_position(folder))
+    return state
 
   def _put_aside(self, folder: pathlib.Path) -> pathlib.Path:
-    """Moves a damaged checkpoint out of the way, into a folder beside the stage's."""
-    place = self._directory.with_name(f"{self._directory.name}_damaged")
-    aside = next(path for n in range(1000) if not (path := place / f"{folder.name}{f'-{n}' if n else ''}").exists())
+    """Moves a damaged checkpoint into a folder beside the stage's."""
+    aside = self._directory.with_name(f"{self._directory.name}_damaged") / folder.name
     if jax.process_index() == 0:
-      place.mkdir(exist_ok=True)
+      shutil.rmtree(aside, ignore_errors=True)
+      aside.parent.mkdir(exist_ok=True)
       folder.rename(aside)
     processes.wait_for_all("put aside")
     self._manager.reload()
@@ -246,17 +224,8 @@ class Checkpointer:
       self._manager.close()
 
 
-class SaveError(ConfigError):
-  """A checkpoint cannot be written; the ones before it stay."""
-
-
 _FAILURES = (OSError, ValueError, RuntimeError)
 """What Orbax and TensorStore raise when a file cannot be written: a full disk is a ValueError."""
-
-
-def _is_of_another(error: Exception) -> bool:
-  """Whether it is no file's fault, but that of a process which is gone."""
-  return backend.is_shared() and backend.lost_another(error)
 
 
 def _quality(metrics: Any) -> float:
@@ -264,7 +233,7 @@ def _quality(metrics: Any) -> float:
 
 
 def _reason(error: Exception) -> str:
-  """The first line of an error, with the cause that the user can change in front."""
+  """Returns the first line of an error, or the cause in it that the user can change."""
   text = str(error)
   for cause in ("No space left on device", "Disk quota exceeded", "Permission denied", "File too large"):
     if cause in text:
@@ -272,39 +241,28 @@ def _reason(error: Exception) -> str:
   return next(iter(text.strip().splitlines()), type(error).__name__)[:200]
 
 
-def _kind(error: Exception) -> type[Exception]:
-  text = str(error)
-  return _Misfit if "stored shape" in text or "structures do not match" in text else _Damaged
+def _damage(folder: pathlib.Path) -> str:
+  """Returns why a checkpoint cannot be read, or nothing.
 
-
-def _silence() -> None:
-  """Keeps Orbax's own reports off the console: each failure is reported once, in one line, by this module.
-
-  After a failure TensorStore's threads still call the event loop that Orbax has closed, and Python prints it; and of
-  all the arrays that could not be read Orbax asks one for its error, so asyncio prints some of the others.
+  Reads one array after the other: Orbax reads all at once, and prints a traceback for every one that it gave up.
   """
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
-  logging.getLogger("asyncio").addFilter(_is_news)
-  if getattr(sys.excepthook, "__name__", "") != "_without_closed_loops":
-    sys.excepthook = _filtered(sys.excepthook, lambda kind, error, trace: error)
-  if getattr(sys.unraisablehook, "__name__", "") != "_without_closed_loops":
-    sys.unraisablehook = _filtered(sys.unraisablehook, lambda report: report.exc_value)
+  try:
+    _position(folder)
+    files = {"driver": "file", "path": f"{folder / 'state'}/"}
+    arrays = tensorstore.KvStore.open({"driver": "ocdbt", "base": files}).result()
+    for name in arrays.list().result():
+      arrays.read(name).result()
+  except (OSError, ValueError) as error:
+    return _reason(error)
+  return ""
 
 
-def _is_news(record: logging.LogRecord) -> bool:
-  """Whether a record is anything but an error of TensorStore that nobody asked for."""
-  error = record.exc_info[1] if record.exc_info else None
-  return not ("never retrieved" in record.getMessage() and "tensorstore" in str(error))
-
-
-def _filtered(hook: Callable[..., Any], error_of: Callable[..., Any]) -> Callable[..., None]:
-  """A hook for exceptions that nobody can catch, without those of a closed event loop."""
-
-  def _without_closed_loops(*report: Any) -> None:
-    if str(error_of(*report)) != "Event loop is closed":
-      hook(*report)
-
-  return _without_closed_loops
+def _position(folder: pathlib.Path) -> Any:
+  # Each process wrote the same position; as many files as there were processes then.
+  file = next((folder / "data").glob("process_0-of-*.json"), None)
+  if file is None:
+    raise OSError("the position of the input is missing")
+  return json.loads(file.read_text())
 
 
 def with_shardings(config: Config, stage: str, mesh: Mesh) -> TrainState:
