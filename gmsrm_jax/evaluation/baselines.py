@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import EvalConfig, names_in
 from gmsrm_jax.models.blocks import push_pull_fill
-from gmsrm_jax.parallel.fixed_batches import chunked
+from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
 
 Images = UInt8[np.ndarray, "b h w 3"]
 Masks = UInt8[np.ndarray, "b h w 1"]
@@ -67,7 +67,7 @@ def initial_fill(images: Images, masks: Masks) -> Images:
 
 @functools.cache
 def _initial_program() -> Fill:
-  return chunked(_initial_fill)
+  return in_fixed_batches(_initial_fill)
 
 
 def baselines(config: EvalConfig) -> dict[str, Fill]:

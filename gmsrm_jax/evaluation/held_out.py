@@ -27,7 +27,7 @@ from gmsrm_jax.evaluation.scorer import Batch, Results, score
 from gmsrm_jax.files import save_panel
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
-from gmsrm_jax.parallel.fixed_batches import chunked
+from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
 from gmsrm_jax.training.run_folder import REPORT
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import Weights, load_weights
@@ -43,7 +43,7 @@ def make_fill(config: Config, params: Any) -> Fill:
     out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks))
     return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
 
-  return chunked(fill, params)
+  return in_fixed_batches(fill, params)
 
 
 class HeldOutResults:
@@ -86,7 +86,7 @@ def memory_health(config: Config, teacher: Any, generator: Any, evaluation: pipe
     weights = jax.vmap(lambda w: codebook.mean_weights(w[None]))(out.retrieval.log_weights)
     return weights, metrics.psnr(drawn, image)
 
-  program = chunked(recognise, params)
+  program = in_fixed_batches(recognise, params)
   usage, total = np.zeros(config.memory.num_slots), metrics.Sums()
   for batch in evaluation.batches(BUCKETS[0], config.eval.batch_size):
     weights, psnr = program(batch.images)

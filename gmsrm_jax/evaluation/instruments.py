@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from gmsrm_jax.arrays import Rgb8, image_from_uint8
 from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation.protocols import PROTOCOLS, Protocol
-from gmsrm_jax.parallel.fixed_batches import ByImage, chunked
+from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
 from gmsrm_jax.pretrained import features, inception
 
 Embedding = Callable[[Any, Rgb8], jax.Array]
@@ -66,7 +66,7 @@ def load(config: EvalConfig) -> Instruments:
     of_fills = {name: jax.vmap(embed, (None, 1), 1)(networks, fills) for name, embed in embeddings.items()}
     return scores, of_fills, {name: embed(networks, truth) for name, embed in embeddings.items()}
 
-  return Instruments(protocol, chunked(measure, networks), weights, notes)
+  return Instruments(protocol, in_fixed_batches(measure, networks), weights, notes)
 
 
 def _inception_path(setting: str) -> pathlib.Path | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterator
 
 from gmsrm_jax.errors import ConfigError, require
@@ -38,7 +37,7 @@ def check(platform: str) -> None:
   import jax
 
   try:
-    with _native_stderr_held():
+    with _native_stderr_dropped():
       jax.devices()
   except (RuntimeError, AssertionError) as error:
     # JAX asserts, without a message, when the plugin that it was told to use is not installed.
@@ -69,7 +68,7 @@ def use_compile_cache(setting: str) -> None:
 
 
 def is_shared() -> bool:
-  """Whether this process is one of several that run together."""
+  """Returns True in one of several processes that run together."""
   jax = sys.modules.get("jax")
   return jax is not None and jax.distributed.is_initialized()
 
@@ -79,7 +78,7 @@ _SIGNS_OF_JAX = (*_SIGNS, "UNAVAILABLE", "Connection", "heartbeat", "DEADLINE_EX
 
 
 def lost_another(error: BaseException | None) -> bool:
-  """Whether an error, or one behind it, says that another process of this run does not answer any more.
+  """Returns True where an error, or one behind it, says that another process of this run does not answer any more.
 
   Orbax and TensorStore pass JAX's errors on as errors of their own, such as a TimeoutError or a ValueError.
   """
@@ -109,27 +108,18 @@ def leave(code: int, *, together: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def _native_stderr_held() -> Iterator[None]:
-  """Holds back what native code prints to stderr, and drops it unless an accelerator was found.
+def _native_stderr_dropped() -> Iterator[None]:
+  """Drops what native code prints to stderr: libtpu without a TPU prints several lines before JAX gives it up.
 
-  libtpu without a TPU prints several lines before JAX falls back to the CPU or raises. Python's own warnings,
-  such as JAX's "an NVIDIA GPU may be present", are not held.
+  Python's own warnings, such as JAX's "an NVIDIA GPU may be present", go where they went.
   """
   sys.stderr.flush()
   real = os.dup(2)
-  python_stderr = sys.stderr
-  with tempfile.TemporaryFile() as held, os.fdopen(os.dup(real), "w", buffering=1) as passed:
-    os.dup2(held.fileno(), 2)
-    if python_stderr is sys.__stderr__:
-      sys.stderr = passed
+  python = os.fdopen(os.dup(2), "w", buffering=1) if sys.stderr is sys.__stderr__ else sys.stderr
+  with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(python):
+    os.dup2(nowhere.fileno(), 2)
     try:
       yield
-      import jax
-
-      if jax.default_backend() != "cpu":
-        held.seek(0)
-        os.write(real, held.read())
     finally:
-      sys.stderr = python_stderr
       os.dup2(real, 2)
       os.close(real)

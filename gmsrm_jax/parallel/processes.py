@@ -1,4 +1,4 @@
-"""Several processes as one program: how they find each other, who they are, and that they agree before they compute."""
+"""Several processes as one program: they find each other, agree before they compute, and wait for each other."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -43,44 +44,36 @@ def start(platform: str, coordinator: str | None, num_processes: int | None, pro
     ConfigError: the arguments are incomplete, or the others do not come.
   """
   coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-  if num_processes is None:
-    num_processes = _number("JAX_NUM_PROCESSES")
-  if process_id is None:
-    process_id = _number("JAX_PROCESS_ID")
-  if coordinator is None:
+  count = _number("JAX_NUM_PROCESSES") if num_processes is None else num_processes
+  index = _number("JAX_PROCESS_ID") if process_id is None else process_id
+  flag = f"--coordinator={coordinator}"
+  if coordinator is None or coordinator == "auto":
     require(
-      num_processes is None and process_id is None,
-      "--num_processes and --process_id need --coordinator=HOST:PORT, the address of process 0",
+      count is None and index is None,
+      "--coordinator=auto finds out the processes itself: leave out --num_processes and --process_id"
+      if coordinator
+      else "--num_processes and --process_id need --coordinator=HOST:PORT, the address of process 0",
     )
-    if platform in ("auto", "tpu") and _has_tpu():
+    if coordinator:
+      _join(flag)
+    elif platform in ("auto", "tpu") and _has_tpu():
       _join("the TPU slice", required=False)
-    return
-  if coordinator == "auto":
-    require(
-      num_processes is None and process_id is None,
-      "--coordinator=auto finds out the processes itself: leave out --num_processes and --process_id",
-    )
-    _join("--coordinator=auto", required=True)
     return
   require(
     coordinator.rpartition(":")[2].isdecimal() and ":" in coordinator,
-    f"--coordinator={coordinator} is no address: give HOST:PORT of process 0, such as 10.0.0.1:1234",
+    f"{flag} is no address: give HOST:PORT of process 0, such as 10.0.0.1:1234",
   )
+  if count is None or index is None:
+    raise ConfigError(f"{flag} needs --num_processes and --process_id, too")
   require(
-    num_processes is not None and process_id is not None,
-    f"--coordinator={coordinator} needs --num_processes and --process_id, too",
-  )
-  assert num_processes is not None and process_id is not None
-  require(
-    0 <= process_id < num_processes,
-    f"--process_id={process_id} is out of range: give 0 to {num_processes - 1} with --num_processes={num_processes}",
+    0 <= index < count,
+    f"--process_id={index} is out of range: give 0 to {count - 1} with --num_processes={count}",
   )
   _join(
-    f"--coordinator={coordinator}",
-    required=True,
+    flag,
     coordinator_address=coordinator,
-    num_processes=num_processes,
-    process_id=process_id,
+    num_processes=count,
+    process_id=index,
     cluster_detection_method="deactivate",
   )
 
@@ -92,12 +85,12 @@ def _number(variable: str) -> int | None:
 
 
 def _has_tpu() -> bool:
-  """Whether this machine has TPU chips and the library for them; asks neither, which would take the chips."""
+  """Looks for TPU chips and the library for them without asking either, which would take the chips."""
   chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
   return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
-def _join(how: str, *, required: bool, **arguments: Any) -> None:
+def _join(how: str, *, required: bool = True, **arguments: Any) -> None:
   try:
     jax.distributed.initialize(
       **arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT, shutdown_timeout_seconds=_LAST_TIMEOUT
@@ -112,7 +105,7 @@ def _join(how: str, *, required: bool, **arguments: Any) -> None:
 
 
 def banner() -> str:
-  """One line that says which process this is, where, and with which devices."""
+  """Returns one line that says which process this is, where, and with which devices."""
   return (
     f"process {jax.process_index()} of {jax.process_count()} on {socket.gethostname()}: "
     f"{jax.local_device_count()} of {jax.device_count()} devices ({jax.local_devices()[0].device_kind}), "
@@ -121,16 +114,16 @@ def banner() -> str:
 
 
 def gather(text: str) -> list[str]:
-  """The texts of all processes, by process; all of them must call it."""
+  """Returns the texts of all processes, by process; all of them must call it."""
   if jax.process_count() == 1:
     return [text]
-  wait_for_all("gather")
+  barrier("gather")
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).reshape(-1)
   padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
   padded[: data.size] = data
-  rows = np.asarray(multihost_utils.process_allgather(padded))
-  return [bytes(row[:size]).decode() for row, size in zip(rows, sizes, strict=True)]
+  texts = np.asarray(multihost_utils.process_allgather(padded))
+  return [bytes(text[:size]).decode() for text, size in zip(texts, sizes, strict=True)]
 
 
 @contextlib.contextmanager
@@ -153,12 +146,12 @@ def together() -> Iterator[None]:
 
 
 def agree(facts: Mapping[str, Any]) -> None:
-  """Compares versions, settings and data of all processes; values must be plain, nested mappings allowed.
+  """Compares what all processes must have in common: nested mappings of plain values.
 
   Raises:
     SharedError: names the first process and the facts in which it differs from process 0.
   """
-  first, *others = [_flat(json.loads(text)) for text in gather(json.dumps(facts))]
+  first, *others = [flax.traverse_util.flatten_dict(json.loads(text), sep=".") for text in gather(json.dumps(facts))]
   for index, other in enumerate(others, 1):
     different = [key for key in sorted(first.keys() | other.keys()) if first.get(key) != other.get(key)]
     if different:
@@ -170,14 +163,7 @@ def agree(facts: Mapping[str, Any]) -> None:
       )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in tree.items():
-    flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-  return flat
-
-
-def wait_for_all(name: str) -> None:
+def barrier(name: str) -> None:
   """Waits until all processes of the run are here; they must all come, in the same order.
 
   Through the coordinator, which waits for hours, not through the devices: their first exchange gives up on a process

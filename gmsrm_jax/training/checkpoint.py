@@ -208,7 +208,7 @@ class Checkpointer:
       shutil.rmtree(aside, ignore_errors=True)
       aside.parent.mkdir(exist_ok=True)
       folder.rename(aside)
-    processes.wait_for_all("put aside")
+    processes.barrier("put aside")
     self._manager.reload()
     return aside
 

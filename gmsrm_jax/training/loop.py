@@ -285,7 +285,7 @@ def compiled(function: Any, *arguments: Any) -> Callable:
   if jax.process_count() == 1:
     return function
   done = function.lower(*arguments).compile()
-  processes.wait_for_all("compiled")
+  processes.barrier("compiled")
   return done
 
 

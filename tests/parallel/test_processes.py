@@ -174,9 +174,10 @@ def test_processes_of_a_launcher_find_each_other(launcher, trained, tmp_path):
 def test_one_of_several_processes_scores_on_its_own_devices():
   program = (
     "import numpy as np\n"
-    "from gmsrm_jax import chunks, distributed\n"
-    "distributed.start('cpu', 'auto', None, None)\n"
-    "print(chunks.chunked(lambda factor, rows: factor * rows, np.float32(2))(np.arange(5.0, dtype=np.float32)))\n"
+    "from gmsrm_jax.parallel import fixed_batches, processes\n"
+    "processes.start('cpu', 'auto', None, None)\n"
+    "double = fixed_batches.in_fixed_batches(lambda factor, x: factor * x, np.float32(2))\n"
+    "print(double(np.arange(5.0, dtype=np.float32)))\n"
   )
   port = free_port()
   processes = [
