@@ -3,7 +3,7 @@
   python -m benchmarks.retrieval [--sizes small base] [--batches 1 8] [--output=FILE.json]
 
 On the device that JAX chooses (JAX_PLATFORMS=cpu for another). Two programs: the read (what a fill needs), and the
-gradient of read and weights (what a step of stage 1 needs). The floor is the larger of two times: the products at
+gradient of read and weights (what a step of stage 1 needs). The floor is the larger of two times: the operations at
 the rate of a large float32 product here, and the bytes at the rate of a large copy here. The bytes are those that no
 order of work avoids: queries, codebook and reads once, and in a step the weights written and read back once, because
 the loss looks at them.
@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmsrm_jax.config import SIZES, MemoryConfig
-from gmsrm_jax.hardware import flops, machine, timing
+from gmsrm_jax.hardware import machine, measure
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
 
@@ -49,7 +49,7 @@ def copy_rate(seconds: float) -> float:
     array = step(array)
     return array
 
-  return 2.0 * size / timing.measure(again, seconds=seconds).median
+  return 2.0 * size / measure.time_calls(again, seconds=seconds)["median"]
 
 
 def least_bytes(config: MemoryConfig, batch: int, positions: int, *, step: bool) -> int:
@@ -62,7 +62,7 @@ def least_bytes(config: MemoryConfig, batch: int, positions: int, *, step: bool)
   return 4 * (once + (once + 2 * weights if step else 0))
 
 
-def measure(config: MemoryConfig, size: str, batch: int, rates: dict[str, float], seconds: float) -> list[dict]:
+def measure_size(config: MemoryConfig, size: str, batch: int, rates: dict[str, float], seconds: float) -> list[dict]:
   """The rows of one size and batch."""
   model = SIZES[size]
   positions = (model.image_size // model.stride) ** 2
@@ -80,22 +80,22 @@ def measure(config: MemoryConfig, size: str, batch: int, rates: dict[str, float]
 
   rows = []
   for name, function, step in (("read", read, False), ("gradient", jax.grad(loss, argnums=(0, 1)), True)):
-    traced = jax.jit(function).trace(params, query)
-    compiled = traced.lower().compile()
-    took = timing.measure(lambda c=compiled: c(params, query), seconds=seconds)
-    operations, moved = flops.count(traced.jaxpr), least_bytes(config, batch, positions, step=step)
+    lowered = jax.jit(function).lower(params, query)
+    compiled = lowered.compile()
+    took = measure.time_calls(lambda c=compiled: c(params, query), seconds=seconds)
+    operations, moved = (lowered.cost_analysis() or {})["flops"], least_bytes(config, batch, positions, step=step)
     floor = max(operations / rates["flops"], moved / rates["bytes"])
     rows.append(
       {
         "program": name,
         "size": size,
         "batch": batch,
-        "seconds": took.median,
-        "quartiles": [took.q1, took.q3],
+        "seconds": took["median"],
+        "quartiles": [took["q1"], took["q3"]],
         "flops": operations,
         "bytes": moved,
         "floor_seconds": floor,
-        "times_the_floor": took.median / floor,
+        "times_the_floor": took["median"] / floor,
       }
     )
   return rows
@@ -123,7 +123,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   rows = []
   for size in flags.sizes:
     for batch in flags.batches:
-      for row in measure(MemoryConfig(), size, batch, rates, flags.seconds):
+      for row in measure_size(MemoryConfig(), size, batch, rates, flags.seconds):
         rows.append(row)
         print(
           f"{row['program']:10}{size:8}{batch:6}{1e3 * row['seconds']:9.2f}{1e3 * row['floor_seconds']:11.2f}"

@@ -42,8 +42,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     "evaluation": "__init__ baselines bootstrap distances distribution from_files held_out instruments metrics"
     " picture_page protocols report scorer summary",
     "serving": "__init__ requests server service",
-    "hardware": "__init__ benchmark chips compare flops machine measure_fill measure_input measure_step parts plan"
-    " timing tpu.__init__ tpu.collectives tpu.compile tpu.report tpu.roofline tpu.topologies",
+    "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
+    " tpu.topologies",
   },
   {"commands": "__init__ check export inpaint masks prepare train"},
 )

@@ -1,53 +1,28 @@
-"""--mode=benchmark: how fast the steps of both stages, the fill and the input are on the devices that are here.
+"""Measures the steps of both stages, the fill and the input on the devices that are here.
 
-Writes one JSON file, which `compare.py` lays beside those of other back ends.
+Writes one JSON file, which `compare.py` lays beside those of other machines.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import gc
+import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from tqdm import tqdm
 
 from gmsrm_jax import files, overrides
 from gmsrm_jax.config import Config
-from gmsrm_jax.errors import require
-from gmsrm_jax.hardware import compare, machine, parts
-from gmsrm_jax.hardware.measure_fill import measure_fill, random_params
-from gmsrm_jax.hardware.measure_input import measure_input
-from gmsrm_jax.hardware.measure_step import (
-  initial_state,
-  input_share,
-  measure_parts,
-  measure_step,
-  synthetic_batch,
-  to_host,
-)
-from gmsrm_jax.hardware.plan import Plan, make_plan
+from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.hardware import compare, machine, measure
 from gmsrm_jax.parallel import backend, sharding
-from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import loop
 from gmsrm_jax.training.state import STAGES, compute_dtype, has_memory_stage
-
-
-class Pace(NamedTuple):
-  """Seconds that a program is measured for, once it is compiled."""
-
-  step: float
-  part: float
-  fill: float
-  input: float
-
-
-_ON_CPU, _ON_CHIP = Pace(3.0, 0.5, 1.0, 3.0), Pace(5.0, 1.0, 3.0, 10.0)
 
 
 def benchmark(
@@ -56,9 +31,9 @@ def benchmark(
   sizes: Sequence[str] | None = None,
   batches: Sequence[int] | None = None,
   output: str | None = None,
-  pace: Pace | None = None,
+  seconds: float | None = None,
 ) -> dict[str, Any]:
-  """Measures, prints a table, and writes the JSON file, anew after every measurement.
+  """Measures, prints a table, and returns what it wrote to the JSON file, anew after every row.
 
   Args:
     experiment: whose settings count.
@@ -66,33 +41,27 @@ def benchmark(
     sizes: of the model; None leaves the choice to the back end, so that a CPU is done within five minutes.
     batches: images at once; None likewise.
     output: the JSON file; None is runs/benchmark_PLATFORM.json.
-    pace: how long to measure; None leaves it to the back end.
-
-  Returns:
-    What was written.
+    seconds: how long to time each program, once it is compiled; None leaves it to the back end.
 
   Raises:
     ConfigError: a size or setting is unknown, or a batch does not fit the devices.
   """
   began = time.perf_counter()
-  # What a cache hands out took no time to compile.
-  backend.use_compile_cache("off")
+  backend.use_compile_cache("off")  # what a cache hands out took no time to compile
   require(jax.process_count() == 1, "--mode=benchmark measures one host: start it on one that has its own devices")
-  for assignment in assignments:
-    for key, flag in (("model.size", "--sizes"), ("run.batch_size", "--batches")):
-      require(not assignment.startswith(f"{key}="), f"--set {assignment} is not read by --mode=benchmark: use {flag}")
 
   def configured(size: str, batch: int | None = None) -> Config:
     more = [] if batch is None else [f"run.batch_size={batch}"]
     return overrides.override(experiment, [*assignments, f"model.size={size}", *more])
 
-  plan = make_plan(configured, sizes, batches)
+  plan, left_out = make_plan(configured, sizes, batches)
   path = pathlib.Path(output or f"runs/benchmark_{jax.default_backend()}.json")
   require(not path.is_dir(), f"--output={path} is a folder: name a file, such as {path / 'benchmark.json'}")
   path.parent.mkdir(parents=True, exist_ok=True)
-  base = configured(plan.fills[0][0])
+  base = configured(plan[0][1])
   loop.check_settings(base)
-  pace = pace or (_ON_CPU if jax.default_backend() == "cpu" else _ON_CHIP)
+  if seconds is None:
+    seconds = 3.0 if jax.default_backend() == "cpu" else 5.0
 
   document: dict[str, Any] = {
     "format": compare.FORMAT,
@@ -101,143 +70,97 @@ def benchmark(
     "finished": False,
     "machine": machine.describe_machine(),
     "settings": {**overrides.to_dict(base), "model": None},  # of each row
-    "left_out": plan.left_out,
+    "flops_from": measure.FLOPS_FROM,
+    "left_out": left_out,
+    "peak": machine.measure_peak(compute_dtype(base), seconds),
+    # A folder that the user names is meant; that of the experiment may be elsewhere.
+    "input": measure.measure_input(base, seconds=seconds, insist=any(a.startswith("data.train=") for a in assignments)),
     "rows": [],
   }
-  stages = [stage for stage in STAGES if stage != "memory" or has_memory_stage(base)]
-  with tqdm(total=2 + len(stages) * len(plan.steps) + len(plan.fills), unit="row", disable=None, leave=False) as bar:
-
-    def say(text: str) -> None:
-      document["seconds"] = time.perf_counter() - began
-      files.write_json(path, document)
-      bar.write(text)
-      bar.update()
-
-    bar.set_description("peak")
-    peak = document["peak"] = machine.measure_peak(compute_dtype(base), pace.part)
-    say(f"matrix products: {peak['measured_flops'] / 1e12:.3f} TFLOP/s")
-    bar.set_description("input")
-    # A folder that the user names is meant; that of the experiment may be elsewhere.
-    insist = any(assignment.startswith("data.train=") for assignment in assignments)
-    document["input"] = measure_input(base, seconds=pace.input, insist=insist)
-    say(f"input: {document['input']['images_per_second']:.0f} images/s from {document['input']['source']}")
-    for row in _rows(configured, plan, stages, document, pace, bar):
-      document["rows"].append(row)
-      say(compare.line(row))
-  document["finished"] = True
-  document["machine"]["load_average_after"] = machine.load_average()
-  document["seconds"] = time.perf_counter() - began
-  files.write_json(path, document)
-  print("\n" + compare.describe(document))
+  for program, size, batch in plan:
+    row = measure_row(program, configured(size, None if program == "fill" else batch), batch, seconds)
+    if row["status"] == "ok":
+      row |= rates(row, document)
+    document["rows"].append(row)
+    document["seconds"] = time.perf_counter() - began
+    document["finished"] = len(document["rows"]) == len(plan)
+    document["machine"]["load_average_after"] = os.getloadavg()
+    files.write_json(path, document)
+    outcome = f"{row['images_per_second']:.4g} images/s" if row["status"] == "ok" else row["status"]
+    print(f"{compare.title(row)}: {outcome}", flush=True)
+  print("\n".join(["", compare.table({"here": document}), *(f"left out: {text}" for text in left_out)]))
   print(f"\n{path}: lay it beside others with --mode=benchmark --compare {path} OTHER.json")
   return document
 
 
-def _rows(
-  configured: Callable[..., Config], plan: Plan, stages: list[str], document: dict[str, Any], pace: Pace, bar: tqdm
-) -> Any:
-  """Every row, one after the other; what one of them held on the devices is gone before the next."""
-  for size, batch in plan.fills:
-    bar.set_description(f"fill {size} {batch}")
-    largest = batch == max(b for s, b in plan.fills if s == size)
-    config = configured(size)
-    yield _row("fill", config, batch, 1, lambda c=config, b=batch, w=largest: _fill(c, b, document, pace, parts_too=w))
-  for size, batch in plan.steps:
-    largest = batch == max(b for s, b in plan.steps if s == size)
-    config = configured(size, batch)
-    memory: list[Any] = []
-    for stage in stages:
-      bar.set_description(f"{stage} {size} {batch}")
-      yield _row(
-        stage,
-        config,
-        batch,
-        jax.device_count(),
-        lambda c=config, s=stage, w=largest, m=memory: _step(c, s, m, document, pace, parts_too=w),
-      )
+def make_plan(
+  configured: Callable[..., Config], sizes: Sequence[str] | None, batches: Sequence[int] | None
+) -> tuple[list[tuple[str, str, int]], list[str]]:
+  """(program, size, batch) of every row, and what is left out, in words.
+
+  Small batches come first, because a device's mark of its highest memory only rises.
+  """
+  on_cpu, devices, left_out = jax.default_backend() == "cpu", jax.device_count(), []
+  chosen = tuple(dict.fromkeys(sizes or (("small",) if on_cpu else ("small", "base"))))
+  default = (1, 4 * -(-devices // 4)) if on_cpu else (1, 8 * devices, 32 * devices)
+  counts = sorted(set(batches or default))
+  fills = [("fill", size, batch) for size in chosen for batch in counts]
+  steps = []
+  for _, size, batch in fills:
+    configured(size)  # what is wrong with any batch
+    try:
+      config = configured(size, batch)
+      sharding.check_batch(config, sharding.make_mesh(config))
+      steps += [(stage, size, batch) for stage in STAGES if stage != "memory" or has_memory_stage(config)]
+    except ConfigError as error:
+      # One image alone is filled, but seldom trained on.
+      require(batch == 1, f"--batches: {error}")
+      left_out.append(f"training of {size} at batch 1: {error}")
+  if sizes is None and on_cpu:
+    fills.append(("fill", "base", 1))
+  if sizes is None:
+    left_out.append(f"training of larger models: ask with --sizes {'base large' if on_cpu else 'large'}")
+  if batches is None:
+    left_out.append(f"batches above {counts[-1]}: ask with --batches {2 * counts[-1]}")
+  return [*fills, *steps], left_out
 
 
-def _row(program: str, config: Config, batch: int, devices: int, measured: Callable[[], dict[str, Any]]) -> Any:
+def measure_row(program: str, config: Config, batch: int, seconds: float) -> dict[str, Any]:
   """A row with its settings; where the memory does not suffice it says so, and nothing else."""
+  fill = program == "fill"
   row = {
     "program": program,
     "size": config.model.size,
     "image_size": config.model.image_size,
     "batch": batch,
-    "devices": devices,
+    "devices": 1 if fill else jax.device_count(),
     "dtype": jnp.dtype(compute_dtype(config)).name,
-    "accumulate": config.run.accumulate if program != "fill" else 1,
-    "remat": config.run.remat if program != "fill" else "",
-    "fsdp": config.run.fsdp if program != "fill" else 1,
+    "accumulate": 1 if fill else config.run.accumulate,
+    "remat": "" if fill else config.run.remat,
+    "fsdp": 1 if fill else config.run.fsdp,
     "model": overrides.to_dict(config.model),
   }
-  gc.collect()
+  gc.collect()  # what the row before held on the devices
   try:
-    return {**row, "status": "ok", **measured()}
+    measured = measure.measure_fill(config, batch, seconds) if fill else measure.measure_step(config, program, seconds)
+    return {**row, "status": "ok", **measured}
   except (MemoryError, jax.errors.JaxRuntimeError) as error:
-    if not isinstance(error, MemoryError) and not _ran_out(error):
+    if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
       raise
   return {**row, "status": "out of memory"}
 
 
-def _ran_out(error: Exception) -> bool:
-  text = str(error)
-  return "RESOURCE_EXHAUSTED" in text or "out of memory" in text.lower()
-
-
-def _step(
-  config: Config, stage: str, memory: list[Any], document: dict[str, Any], pace: Pace, *, parts_too: bool
-) -> dict[str, Any]:
-  """A row's numbers of one stage; `memory` carries what stage 1 leaves to stage 2."""
-  mesh = sharding.make_mesh(config)
-  feature_params = {}
-  if config.loss.features == "vgg16":
-    feature_params = jax.device_put(features.load_vgg16(), sharding.replicated(mesh))
-  if stage == "inpaint" and has_memory_stage(config) and not memory:
-    memory.append(to_host(initial_state(config, "memory", mesh, None)[1]))  # stage 1 ran out of memory
-  peak = document["peak"]
-  row, state = measure_step(
-    config,
-    stage,
-    mesh,
-    feature_params=feature_params,
-    memory_params=memory[0] if memory else None,
-    peak=peak,
-    seconds=pace.step,
-  )
-  if stage == "memory":
-    memory.append(to_host(state))
-  row["input_wait_share"] = input_share(row["images_per_second"], document["input"]["images_per_second"])
-  row["input_seconds"] = config.run.batch_size / document["input"]["images_per_second"]
-  if parts_too:
-    run = dataclasses.replace(config.run, batch_size=config.run.batch_size // config.run.accumulate)
-    batch = synthetic_batch(dataclasses.replace(config, run=run), mesh)
-    row["parts"] = measure_parts(
-      parts.step_parts(config, stage, state, batch, feature_params, mesh),
-      row["seconds"]["median"],
-      times=config.run.accumulate,
-      peak=peak,
-      seconds=pace.part,
-    )
-  return row
-
-
-def _fill(config: Config, batch: int, document: dict[str, Any], pace: Pace, *, parts_too: bool) -> dict[str, Any]:
-  """A row's numbers of a fill, on one device."""
-  params = random_params(config)
-  peak = {**document["peak"]}
-  if document["machine"]["platform"] != "cpu":
-    devices = document["machine"]["device_count"]
-    peak |= {name: value / devices for name, value in peak.items() if name.endswith("_flops") and value}
-  row = measure_fill(config, params, batch, peak=peak, seconds=pace.fill)
-  if parts_too:
-    size = config.model.image_size
-    image, mask = jnp.zeros((batch, size, size, 3)), jnp.ones((batch, size, size, 1))
-    row["parts"] = measure_parts(
-      parts.fill_parts(config, params, image, mask),
-      row["device_seconds"]["median"],
-      times=1,
-      peak=peak,
-      seconds=pace.part,
-    )
-  return row
+def rates(row: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
+  """A row's shares of the machine's peaks, and of the time in which a loop would wait for its batches."""
+  fill, peak = row["program"] == "fill", document["peak"]
+  # A fill has one device; simulated devices of a CPU share its cores.
+  devices = document["machine"]["device_count"] if fill and document["machine"]["platform"] != "cpu" else 1
+  rate = devices * row["flops"] / row["device_seconds" if fill else "seconds"]["median"]
+  published = peak["published_flops"]
+  shares = {"of_published": published and rate / published, "of_measured": rate / peak["measured_flops"]}
+  if fill:
+    return {"utilisation": shares}
+  made = document["input"]["images_per_second"]
+  # If the input is made while the step runs.
+  waits = max(0.0, 1.0 - made / row["images_per_second"])
+  return {"utilisation": shares, "input_wait_share": waits, "input_seconds": row["batch"] / made}

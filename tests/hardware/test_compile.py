@@ -15,9 +15,9 @@ import pytest
 import run
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.errors import ConfigError
-from gmsrm_jax.hardware.tpu import report, topologies
+from gmsrm_jax.hardware.tpu import collectives, topologies
 from gmsrm_jax.hardware.tpu.collectives import Collective
-from gmsrm_jax.hardware.tpu.compile import out_of_memory
+from gmsrm_jax.hardware.tpu.compile import describe, efficiency, out_of_memory, table
 from gmsrm_jax.training.state import abstract_state
 
 ROOT = pathlib.Path(run.__file__).parent
@@ -60,20 +60,20 @@ def test_flags_are_refused_with_the_way_out(flags, message):
 
 
 @pytest.mark.parametrize(
-  ("name", "message"),
+  ("name", "fragments"),
   [
-    ("v5:4x4", "'v5' is no TPU that this mode knows: did you mean 'v5p'"),
-    ("v5e", "v5e has no shape: give 2 numbers of chips, such as v5e:4x4"),
-    ("v5e:0x2", "has no shape"),  # libtpu would divide by it and end the process
-    ("v5e:4x", "has no shape"),
-    ("v5e:2x2x2", "has 3 axes, but a slice of v5e 2"),
-    ("v4:2x2", "has 2 axes, but a slice of v4 3: give 3 numbers of chips, such as v4:2x2x4"),
+    ("v5:4x4", ["'v5'", "'v5p'"]),
+    ("v5e", ["2 numbers", "v5e:4x4"]),
+    ("v5e:0x2", ["2 numbers"]),  # libtpu would divide by it and end the process
+    ("v5e:4x", ["2 numbers"]),
+    ("v5e:2x2x2", ["2 numbers"]),
+    ("v4:2x2", ["3 numbers", "v4:2x2x4"]),
   ],
 )
-def test_a_slice_that_cannot_be_is_refused(name, message):
+def test_a_slice_that_cannot_be_is_refused(name, fragments):
   with pytest.raises(ConfigError) as caught:
     topologies.parse(name)
-  assert f"--topology={name}" in str(caught.value) and message in str(caught.value)
+  assert [text for text in (f"--topology={name}", *fragments) if text not in str(caught.value)] == []
 
 
 def test_without_the_tpu_compiler_one_line_says_what_to_install(monkeypatch):
@@ -102,6 +102,7 @@ def row(chips, pessimistic, optimistic, *, fits=True, stage="inpaint", chip="TPU
     "batch_size": 4 * chips,
     "batch_per_chip": 4,
     "compile_seconds": 1.0,
+    "odd_pairs": False,
     "fits": fits,
     "memory": {"needed": 20 * 2.0**30, "available": 16 * 2.0**30},
     "images_per_second_per_chip": {"pessimistic": pessimistic, "optimistic": optimistic},
@@ -116,16 +117,16 @@ def test_efficiency_compares_with_the_smallest_slice_that_is_alike_and_fits():
     row(2, 1.0, 1.0, stage="memory"),
   ]
   rows.append(row(2, 7.0, 7.0, chip="TPU v6e"))
-  assert report.efficiency(rows[0], rows) == (0.8, 0.9)
-  assert report.efficiency(rows[1], rows) == (1.0, 1.0)
+  assert efficiency(rows[0], rows) == (0.8, 0.9)
+  assert efficiency(rows[1], rows) == (1.0, 1.0)
 
 
 def test_what_does_not_fit_says_by_how_much_and_keeps_its_row():
-  text = report.program_text(row(4, 1.0, 1.0, fits=False))
-  assert "needs 20.00 of 16.00 GiB, does not fit: 4.00 GiB too much" in text
+  text = describe(row(4, 1.0, 1.0, fits=False))
+  assert "does not fit: 4.00 GiB too much" in text
   for way_out in ("smaller batch", "run.remat=", "run.fsdp="):
     assert way_out in text
-  assert "does not fit" in report.table([row(4, 1.0, 1.0, fits=False)])
+  assert "does not fit" in table([row(4, 1.0, 1.0, fits=False)])
 
 
 def test_collectives_are_summed_by_kind_and_group():
@@ -134,7 +135,7 @@ def test_collectives_are_summed_by_kind_and_group():
     Collective("all-reduce", 20, 4, 3, "b"),
     Collective("all-reduce", 10, 2, 1, ""),
   ]
-  assert report.grouped(found) == [
+  assert collectives.grouped(found) == [
     {"kind": "all-reduce", "group": 4, "count": 4, "bytes": 70},
     {"kind": "all-reduce", "group": 2, "count": 1, "bytes": 10},
   ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gmsrm_jax.hardware.chips import CHIPS
+from gmsrm_jax.hardware.machine import CHIPS
 from gmsrm_jax.hardware.tpu.collectives import Collective
 from gmsrm_jax.hardware.tpu.roofline import hops, roofline, sent_bytes, usable_links
 

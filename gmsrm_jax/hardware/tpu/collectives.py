@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
-from typing import NamedTuple
-
-KINDS = (
-  *("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
-  *("collective-permute", "collective-broadcast"),
-)
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 
 class Collective(NamedTuple):
   """One instruction; `bytes` and `group` are those of one device and one execution."""
 
-  kind: str  # one of KINDS
+  kind: str  # as HLO names it: all-reduce, all-gather ...
   bytes: int  # the whole array where it is largest: before a reduce-scatter, after an all-gather
   group: int  # devices that exchange with each other
   times: int  # executions in one run of the program
@@ -32,7 +27,9 @@ _COMMENT = re.compile(r"/\*.*?\*/")
 _LAYOUT = re.compile(r"\{[^{}]*\}")
 _HEADER = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?(\S+) = ")
-_COLLECTIVE = re.compile(rf" ({'|'.join(sorted(KINDS, key=len, reverse=True))})(-start)?\(")
+_COLLECTIVE = re.compile(
+  r" (all-reduce|all-gather|reduce-scatter|(?:ragged-)?all-to-all|collective-permute|collective-broadcast)(-start)?\("
+)
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _BODY = re.compile(r"\bbody=%?([\w.-]+)")
@@ -55,6 +52,17 @@ def collectives(text: str, devices: int) -> list[Collective]:
       found.append(collective)
       channels.add(channel)
   return found
+
+
+def grouped(found: Sequence[Collective]) -> list[dict[str, Any]]:
+  """Count and bytes by kind and size of the group, those of most bytes first."""
+  sums: dict[tuple[str, int], list[int]] = {}
+  for each in found:
+    entry = sums.setdefault((each.kind, each.group), [0, 0])
+    entry[0] += each.times
+    entry[1] += each.times * each.bytes
+  rows = [{"kind": kind, "group": group, "count": n, "bytes": size} for (kind, group), (n, size) in sums.items()]
+  return sorted(rows, key=lambda row: -row["bytes"])
 
 
 def array_bytes(shape: str) -> int:

@@ -1,4 +1,4 @@
-"""--mode=compile: what a training step needs on a TPU slice, from the real TPU compiler and without a TPU.
+"""Predicts what a training step needs on a TPU slice, from the real TPU compiler and without a TPU.
 
 Both stages' steps are compiled as training compiles them, with the same shardings and donated state, for the devices
 of a slice that is only named. What is printed and written: bytes per chip and whether they fit, operations, bytes
@@ -8,41 +8,31 @@ moved, every collective, and a roofline bound (see `roofline.py`).
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import math
 import pathlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
+import tabulate
 
 from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import require
 from gmsrm_jax.files import git_commit, versions, write_json
+from gmsrm_jax.hardware import measure
 from gmsrm_jax.hardware.tpu import collectives, topologies
-from gmsrm_jax.hardware.tpu import report as compile_report
 from gmsrm_jax.hardware.tpu.roofline import ASSUMPTIONS, roofline
 from gmsrm_jax.hardware.tpu.topologies import Topology
 from gmsrm_jax.parallel import sharding
-from gmsrm_jax.pretrained import features
-from gmsrm_jax.training import loop, steps
-from gmsrm_jax.training.checkpoint import with_shardings
+from gmsrm_jax.training import loop
 from gmsrm_jax.training.state import has_memory_stage
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Job:
-  """One slice with its settings, checked."""
-
-  slice: Topology
-  config: Config
-  mesh: Mesh
+_GIB = 2.0**30
 
 
 def compile_steps(config: Config, names: Sequence[str], *, batch_per_chip: int | None, output: str | None) -> None:
@@ -60,153 +50,177 @@ def compile_steps(config: Config, names: Sequence[str], *, batch_per_chip: int |
     path = pathlib.Path(output)
     path = path if path.suffix == ".json" else path / "compile.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-  jobs = [_prepare(config, topologies.open_topology(name), batch_per_chip) for name in names]
+  jobs = [(found, configure(config, found, batch_per_chip)) for found in map(topologies.open_topology, names)]
   stages = ("memory", "inpaint") if has_memory_stage(config) and not config.run.init_from else ("inpaint",)
-  report = {
-    "experiment": config.name,
-    "commit": git_commit(),
-    "versions": versions() | topologies.compiler_version(),
-    "assumptions": list(ASSUMPTIONS),
-    "programs": [],
-  }
+  programs: list[dict[str, Any]] = []
   counted: dict[tuple[str, int], float] = {}
-  for job in jobs:
+  for topology, configured in jobs:
     for stage in stages:
-      per_chip = job.config.run.batch_size // job.mesh.size
-      print(f"compiling {stage} for {job.slice.name}, {per_chip} images a chip ...", flush=True)
+      per_chip = configured.run.batch_size // len(topology.devices)
+      print(f"compiling {stage} for {topology.name}, {per_chip} images a chip ...", flush=True)
       if (stage, per_chip) not in counted:
-        counted[stage, per_chip] = counted_flops(job.config, stage, per_chip)
-      row = compile_one(job, stage, counted[stage, per_chip])
-      report["programs"].append(row)
-      print(compile_report.program_text(row), flush=True)
+        counted[stage, per_chip] = measure.count_flops(configured, stage, per_chip)
+      programs.append(compile_one(topology, configured, stage, counted[stage, per_chip]))
+      print(describe(programs[-1]), flush=True)
       if path is not None:
-        write_json(path, report)
-  print(compile_report.table(report["programs"]))
+        report = {"experiment": config.name, "commit": git_commit(), "versions": versions() | _compiler_version()}
+        write_json(path, {**report, "assumptions": ASSUMPTIONS, "programs": programs})
+  print(table(programs))
   print("Assumptions: " + ";\n  ".join(ASSUMPTIONS) + ".")
   if path is not None:
     print(f"written to {path}")
-  missing = [row for row in report["programs"] if not row["fits"]]
   require(
-    len(missing) < len(report["programs"]),
+    any(program["fits"] for program in programs),
     "nothing fits: lower run.batch_size (or --batch_per_chip), raise run.accumulate or run.fsdp, or set run.remat",
   )
 
 
-def _prepare(config: Config, found: Topology, batch_per_chip: int | None) -> _Job:
-  """The settings for a slice: bfloat16 is what 'auto' means there, whatever this process runs on."""
+def configure(config: Config, topology: Topology, batch_per_chip: int | None) -> Config:
+  """The settings for a slice, checked: bfloat16 is what 'auto' means there, whatever this process runs on."""
   run = config.run
   if run.compute_dtype == "auto":
     run = dataclasses.replace(run, compute_dtype="bfloat16")
   if batch_per_chip is not None:
-    run = dataclasses.replace(run, batch_size=batch_per_chip * len(found.devices))
+    run = dataclasses.replace(run, batch_size=batch_per_chip * len(topology.devices))
   config = dataclasses.replace(config, run=run)
-  mesh = sharding.make_mesh(config, found.devices)
-  sharding.check_batch(config, mesh)
-  return _Job(found, config, mesh)
+  sharding.check_batch(config, sharding.make_mesh(config, topology.devices))
+  return config
 
 
-def lower_step(config: Config, stage: str, mesh: Mesh) -> jax.stages.Lowered:
-  """The stage's whole step for abstract arguments: shapes, types and where they live."""
-  target = with_shardings(config, stage, mesh)
-  size, split, whole = config.model.image_size, sharding.batch_sharding(mesh), sharding.replicated(mesh)
-  batch = {
-    name: jax.ShapeDtypeStruct((config.run.batch_size, size, size, channels), jnp.uint8, sharding=split)
-    for name, channels in (("image", 3), ("mask", 1))
-  }
-  params: Any = {}
-  if config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0):
-    params = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), features.load_vgg16()
-    )
-  step = loop.compile_step(config, stage, mesh, target, steps.Phase(adversarial=config.loss.adversarial > 0))
-  return step.lower(target, batch, params)
-
-
-def counted_flops(config: Config, stage: str, batch: int) -> float:
-  """Operations of the step for so many images on one device, counted before any compiler has changed it.
-
-  The second opinion on the compiler's own count; a loop's body would count once, so the batch is in one part.
-  """
-  run = dataclasses.replace(config.run, batch_size=batch + batch % 2, fsdp=1, accumulate=1)
-  config = dataclasses.replace(config, run=run)
-  cost = lower_step(config, stage, sharding.make_mesh(config, jax.local_devices()[:1])).cost_analysis()
-  return math.nan if cost is None else float(cost["flops"]) * batch / run.batch_size
-
-
-def compile_one(job: _Job, stage: str, counted: float) -> dict[str, Any]:
+def compile_one(topology: Topology, config: Config, stage: str, counted: float) -> dict[str, Any]:
   """One row of the report; a program that does not fit has only its memory."""
-  config, chip = job.config, job.slice.chip
+  chip, mesh = topology.chip, sharding.make_mesh(config, topology.devices)
+  per_chip = config.run.batch_size // mesh.size
+  settings = overrides.to_dict(config.run)
+  # Every second image is filled twice (see `variation`): pairs that lie on two chips are exchanged.
+  odd = stage == "inpaint" and config.variation.enabled and per_chip % 2 == 1 and mesh.size > 1
   row: dict[str, Any] = {
-    "topology": job.slice.name,
+    "topology": topology.name,
     "chip": chip.name,
-    "chips": job.mesh.size,
-    "mesh": dict(job.mesh.shape),
+    "chips": mesh.size,
+    "mesh": dict(mesh.shape),
     "stage": stage,
     "batch_size": config.run.batch_size,
-    "batch_per_chip": config.run.batch_size // job.mesh.size,
-    "settings": {
-      key: value
-      for key, value in overrides.to_dict(config.run).items()
-      if key in ("fsdp", "remat", "accumulate", "compute_dtype")
-    },
-    # Every second image is filled twice (see `variation`): pairs that lie on two chips are exchanged.
-    "odd_pairs": bool(
-      stage == "inpaint"
-      and config.variation.enabled
-      and config.run.batch_size // job.mesh.size % 2
-      and job.mesh.size > 1
-    ),
-    "memory": {"available": chip.memory},
+    "batch_per_chip": per_chip,
+    "settings": {key: settings[key] for key in ("fsdp", "remat", "accumulate", "compute_dtype")},
+    "odd_pairs": odd,
     "flops_counted": counted,
   }
   begin = time.monotonic()
-  lowered = lower_step(config, stage, job.mesh)
   try:
-    compiled = lowered.compile()
+    compiled = measure.lower_step(config, stage, mesh).compile()
   except jax.errors.JaxRuntimeError as error:
     needs = out_of_memory(str(error))
     if needs is None:
       raise
-    row["memory"] = {"needed": needs[0], "available": needs[1]}
-    return row | {"fits": False, "compile_seconds": time.monotonic() - begin}
+    memory = {"needed": needs[0], "available": needs[1]}
+    return row | {"memory": memory, "fits": False, "compile_seconds": time.monotonic() - begin}
   row["compile_seconds"] = time.monotonic() - begin
 
-  memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
-  assert memory is not None and text is not None, "the TPU compiler tells both"
-  parts = {
-    "arguments": memory.argument_size_in_bytes,
-    "temporaries": memory.temp_size_in_bytes,
-    "outputs": memory.output_size_in_bytes,
-    "aliased": memory.alias_size_in_bytes,
-    "code": memory.generated_code_size_in_bytes,
+  plan, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
+  assert plan is not None and text is not None, "the TPU compiler tells both"
+  memory = {
+    "arguments": plan.argument_size_in_bytes,
+    "temporaries": plan.temp_size_in_bytes,
+    "outputs": plan.output_size_in_bytes,
+    "aliased": plan.alias_size_in_bytes,  # outputs that take the place of donated arguments
+    "code": plan.generated_code_size_in_bytes,
   }
-  needed = sum(parts.values()) - 2 * parts["aliased"]
-  row["memory"] |= {**parts, "needed": needed}
-  found = collectives.collectives(text, job.mesh.size)
+  needed = sum(memory.values()) - 2 * memory["aliased"]
+  sent = collectives.collectives(text, mesh.size)
   flops, moved = float(cost.get("flops", math.nan)), float(cost.get("bytes accessed", math.nan))
   # The larger of the two counts: the compiler's leaves out what it put into calls of its own.
   busiest = max(value for value in (flops, counted, 0.0) if not math.isnan(value))
-  bound = roofline(chip, job.slice.shape, flops=busiest, bytes_moved=moved, collectives=found)
-  row |= {
+  bound = roofline(chip, topology.shape, flops=busiest, bytes_moved=moved, collectives=sent)
+  times = {"optimistic": bound.optimistic, "pessimistic": bound.pessimistic}
+  return row | {
+    "memory": {**memory, "needed": needed, "available": chip.memory},
     "fits": needed <= chip.memory,
     "flops": flops,
     "bytes_moved": moved,
-    "collectives": compile_report.grouped(found),
-    "largest_collectives": [each._asdict() for each in sorted(found, key=lambda each: -each.bytes * each.times)[:10]],
-    "roofline_seconds": {**bound._asdict(), "optimistic": bound.optimistic, "pessimistic": bound.pessimistic},
-    "images_per_second_per_chip": {
-      "optimistic": row["batch_per_chip"] / bound.optimistic,
-      "pessimistic": row["batch_per_chip"] / bound.pessimistic,
-    },
+    "collectives": collectives.grouped(sent),
+    "largest_collectives": [each._asdict() for each in sorted(sent, key=lambda each: -each.bytes * each.times)[:10]],
+    "roofline_seconds": {**bound._asdict(), **times},
+    "images_per_second_per_chip": {name: per_chip / seconds for name, seconds in times.items()},
   }
-  if cost.get("optimal_seconds", -1.0) > 0:  # it has come out negative
-    row["compiler_seconds"] = float(cost["optimal_seconds"])
-  return row
 
 
 def out_of_memory(message: str) -> tuple[float, float] | None:
   """Bytes needed and available, from the TPU compiler's message that a program does not fit; None for others."""
-  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-  if "RESOURCE_EXHAUSTED" not in message or found is None:
+  sizes = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  if "RESOURCE_EXHAUSTED" not in message or sizes is None:
     return None
-  return float(found[1]) * _UNITS[found[2]], float(found[3]) * _UNITS[found[4]]
+  return float(sizes[1]) * _UNITS[sizes[2]], float(sizes[3]) * _UNITS[sizes[4]]
+
+
+def describe(row: Mapping[str, Any]) -> str:
+  """Memory, collectives and bounds of one program; the table has the rest."""
+  memory = row["memory"]
+  over = (memory["needed"] - memory["available"]) / _GIB
+  verdict = (
+    "fits"
+    if row["fits"]
+    else f"does not fit: {over:.2f} GiB too much; use a smaller batch, run.accumulate=N, "
+    "run.remat=encoder,generator,decoder,discriminator,features or run.fsdp=N"
+  )
+  lines = [f"compiled in {row['compile_seconds']:.0f} s, {verdict}"]
+  if "arguments" in memory:
+    sizes = (f"{name} {size / _GIB:.2f}" for name, size in memory.items())
+    lines.append(f"GiB: {', '.join(sizes)} (aliased: outputs that take the place of donated arguments)")
+    lines += [
+      f"{each['kind']}: {each['count']} x over {each['group']} chips, {each['bytes'] / 1e6:.2f} MB"
+      for each in row["collectives"]
+    ] or ["no collectives"]
+    bounds = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in row["roofline_seconds"].items())
+    lines.append(f"roofline, ms: {bounds}")
+  if row["odd_pairs"]:
+    lines.append(
+      f"note: with {row['batch_per_chip']} images a chip some pairs of stage 2 lie on two chips, which exchange "
+      "activations: make it an even number"
+    )
+  return "\n".join(f"  {line}" for line in lines)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """One line a program."""
+  cells = []
+  for row in rows:
+    memory = row["memory"]
+    line = [row["topology"], row["stage"], row["chips"], f"{row['batch_per_chip']}/chip"]
+    line.append(f"{memory['needed'] / _GIB:.2f} of {memory['available'] / _GIB:.2f}")
+    if row["fits"]:
+      seconds, speed = row["roofline_seconds"], row["images_per_second_per_chip"]
+      line += [
+        f"{row['flops'] / 1e12:.4g} / {row['flops_counted'] / 1e12:.4g}",
+        f"{row['bytes_moved'] / 1e9:.1f}",
+        f"{sum(each['bytes'] for each in row['collectives']) / 1e6:.4g}",
+        f"{1e3 * seconds['optimistic']:.1f}-{1e3 * seconds['pessimistic']:.1f}",
+        f"{speed['pessimistic']:.1f}-{speed['optimistic']:.1f}",
+        " / ".join(f"{100 * each:.1f} %" for each in efficiency(row, rows)),
+      ]
+    else:
+      line.append("does not fit")
+    cells.append(line)
+  heads = "topology, stage, chips, batch, GiB, TFLOP, GB, MB sent, ms, img/s/chip, efficiency"
+  return (
+    tabulate.tabulate(cells, heads.split(", "), tablefmt="plain", disable_numparse=True)
+    + "\nTFLOP: XLA cost analysis of the compiled / of the unoptimised program, the larger counts; MB sent: arrays in "
+    "collectives;\nms and img/s/chip: bounds, all overlapped and one after the other; "
+    "efficiency: img/s/chip against the smallest slice of that chip."
+  )
+
+
+def efficiency(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+  """Pessimistic and optimistic images/s/chip as shares of those of the smallest slice that is alike and fits."""
+  alike = [
+    other for other in rows if other["fits"] and all(other[key] == row[key] for key in ("chip", "stage", "settings"))
+  ]
+  smallest = min(alike, key=lambda other: other["chips"])["images_per_second_per_chip"]
+  speed = row["images_per_second_per_chip"]
+  return speed["pessimistic"] / smallest["pessimistic"], speed["optimistic"] / smallest["optimistic"]
+
+
+def _compiler_version() -> dict[str, str]:
+  """The TPU compiler's version; a nightly build has another name."""
+  installed = importlib.metadata.packages_distributions().get("libtpu", [])
+  return {name: importlib.metadata.version(name) for name in installed}

@@ -1,9 +1,7 @@
-"""How long a step must at least take on chips with published peaks: a bound from counts, not a measurement.
+"""The time that a step takes at least on chips with published peaks: a bound from counts, not a measurement.
 
-Three resources: matrix units (operations), memory (bytes from and to it) and links to the neighbours (bytes sent). The
-optimistic time lets all three work at once and every link carry its share; the pessimistic one adds them up, lets a
-collective use one ring, and charges each hop a latency. A real step fills neither the matrix units nor the memory's
-bandwidth all of the time, so even the pessimistic time can be too short.
+Three resources: matrix units (operations), memory (bytes from and to it) and links to the neighbours (bytes sent).
+`ASSUMPTIONS` says how they are counted.
 """
 
 from __future__ import annotations
@@ -12,11 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gmsrm_jax.hardware.chips import Chip
+from gmsrm_jax.hardware.machine import Chip
 from gmsrm_jax.hardware.tpu.collectives import Collective
 
-HOP_SECONDS = 1e-6
-"""Latency of one step of a ring, pessimistic figure only. Ours: Google publishes none."""
+HOP_SECONDS = 1e-6  # latency of one step of a ring; ours: Google publishes none
 
 ASSUMPTIONS = (
   "peaks are Google's published ones; no step reaches them, so these times are lower bounds",

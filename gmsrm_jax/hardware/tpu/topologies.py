@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -13,9 +12,8 @@ from typing import Any, NamedTuple
 from jax.experimental import topologies
 
 from gmsrm_jax.errors import ConfigError, require, suggest
-from gmsrm_jax.hardware.chips import Chip, find_chip
+from gmsrm_jax.hardware.machine import Chip, find_chip
 
-_AXES = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 _EXAMPLES = {"v4": "v4:2x2x4", "v5e": "v5e:4x4", "v5p": "v5p:2x2x4", "v6e": "v6e:4x4"}
 
 _ENVIRONMENT = {  # for libtpu, which else asks the network and prints what it did not learn
@@ -40,25 +38,20 @@ def parse(name: str) -> tuple[str, tuple[int, ...]]:
   """'v5e:4x8' to ('v5e', (4, 8)). Raises ConfigError for what is no such name."""
   kind, _, sizes = name.partition(":")
   require(
-    kind in _AXES,
-    f"--topology={name}: {kind!r} is no TPU that this mode knows: {suggest(kind, tuple(_AXES))}"
+    kind in _EXAMPLES,
+    f"--topology={name}: {kind!r} is no TPU that this mode knows: {suggest(kind, tuple(_EXAMPLES))}"
     f"choose from {', '.join(_EXAMPLES.values())} and their like",
   )
-  rule = f"give {_AXES[kind]} numbers of chips, such as {_EXAMPLES[kind]}"
-  require(re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes) is not None, f"--topology={name} has no shape: {rule}")
-  shape = tuple(int(size) for size in sizes.split("x"))
+  axes = _EXAMPLES[kind].count("x") + 1
   require(
-    len(shape) == _AXES[kind], f"--topology={name} has {len(shape)} axes, but a slice of {kind} {_AXES[kind]}: {rule}"
+    re.fullmatch(rf"[1-9]\d*(x[1-9]\d*){{{axes - 1}}}", sizes) is not None,  # libtpu would divide by a 0
+    f"--topology={name} is no shape of a {kind} slice: give {axes} numbers of chips, such as {_EXAMPLES[kind]}",
   )
-  return kind, shape
+  return kind, tuple(int(size) for size in sizes.split("x"))
 
 
 def open_topology(name: str) -> Topology:
-  """The devices of a slice.
-
-  Raises:
-    ConfigError: libtpu is missing, or there is no slice of this name.
-  """
+  """The devices of a slice. Raises ConfigError where libtpu is missing, or knows no slice of this name."""
   kind, shape = parse(name)
   require(
     importlib.util.find_spec("libtpu") is not None,
@@ -74,19 +67,5 @@ def open_topology(name: str) -> Topology:
     reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
     raise ConfigError(f"--topology={name} is no slice that the TPU compiler knows ({reason})") from None
   chip = find_chip(devices[0].device_kind)
-  require(
-    chip is not None and len(devices) == math.prod(shape),
-    f"--topology={name}: the TPU compiler sees {len(devices)} x {devices[0].device_kind}, not {math.prod(shape)} chips",
-  )
-  assert chip is not None
+  assert chip is not None and len(devices) == math.prod(shape), f"{name}: {len(devices)} x {devices[0].device_kind}"
   return Topology(name, shape, chip, devices)
-
-
-def compiler_version() -> dict[str, str]:
-  """Which TPU compiler it is; a nightly build has another name."""
-  for name in ("libtpu", "libtpu-nightly"):
-    try:
-      return {name: importlib.metadata.version(name)}
-    except importlib.metadata.PackageNotFoundError:
-      continue
-  return {}

@@ -1,0 +1,230 @@
+"""Measures one program at a time: a stage's step, a fill, or the input."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import skimage.data
+from jax.sharding import Mesh
+
+from gmsrm_jax.config import Config
+from gmsrm_jax.data import pipeline, sources
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.inference.inpainter import Inpainter, predict
+from gmsrm_jax.parallel import sharding
+from gmsrm_jax.pretrained import features
+from gmsrm_jax.training import loop, steps
+from gmsrm_jax.training.checkpoint import with_shardings
+from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state, release_params
+
+MIN_REPEATS, MAX_REPEATS = 5, 50
+_SHORTEST = 0.05  # seconds of a repeat: shorter calls are sent off together, so that the host waits only once
+
+FLOPS_FROM = "XLA cost analysis of the unoptimised program"
+
+
+def time_calls(call: Callable[[], Any], *, seconds: float, together: bool = True) -> dict[str, float]:
+  """Seconds of one call: median, quartiles (q1, q3) and 95th percentile, over `repeats` of `calls` each.
+
+  Two calls warm up and count nothing. Repeats go on until `seconds` are over, at least `MIN_REPEATS` and at most
+  `MAX_REPEATS`; each ends when the device has done what it was told. With `together`, short calls are sent off several
+  at a time, as a training loop does; otherwise each is waited for.
+  """
+  jax.block_until_ready(call())
+  begin = time.perf_counter()
+  jax.block_until_ready(call())
+  once = time.perf_counter() - begin
+  calls = max(1, min(100, math.ceil(_SHORTEST / max(once, 1e-6)))) if together else 1
+  repeats: list[float] = []
+  while len(repeats) < MIN_REPEATS or (sum(repeats) < seconds and len(repeats) < MAX_REPEATS):
+    begin = time.perf_counter()
+    result = None
+    for _ in range(calls):
+      result = call()
+    jax.block_until_ready(result)
+    repeats.append(time.perf_counter() - begin)
+  quantiles = np.quantile(np.asarray(repeats) / calls, (0.5, 0.25, 0.75, 0.95)).tolist()
+  return {**dict(zip(("median", "q1", "q3", "p95"), quantiles, strict=True)), "repeats": len(repeats), "calls": calls}
+
+
+def lower_step(config: Config, stage: str, mesh: Mesh) -> jax.stages.Lowered:
+  """The stage's whole step as training compiles it, for abstract arguments: shapes, types and where they live."""
+  target = with_shardings(config, stage, mesh)
+  size, split, whole = config.model.image_size, sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  batch = {
+    name: jax.ShapeDtypeStruct((config.run.batch_size, size, size, channels), jnp.uint8, sharding=split)
+    for name, channels in (("image", 3), ("mask", 1))
+  }
+  params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), _feature_params(config))
+  phase = steps.Phase(adversarial=config.loss.adversarial > 0)
+  return loop.compile_step(config, stage, mesh, target, phase).lower(target, batch, params)
+
+
+def count_flops(config: Config, stage: str, images: int) -> float:
+  """Operations of the step for so many images, counted before any compiler has changed it; nan where XLA cannot tell.
+
+  On one device, and the batch in one part: XLA counts a loop's body once.
+  """
+  run = dataclasses.replace(config.run, batch_size=images + images % 2, fsdp=1, accumulate=1)
+  config = dataclasses.replace(config, run=run)
+  cost = lower_step(config, stage, sharding.make_mesh(config, jax.local_devices()[:1])).cost_analysis()
+  return math.nan if cost is None else float(cost["flops"]) * images / run.batch_size
+
+
+def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
+  """Compiles the stage's step with the adversarial term and times it on a random batch that lies on the devices."""
+  mesh, before = sharding.make_mesh(config), _peak_bytes()
+  begin = time.perf_counter()
+  lowered = lower_step(config, stage, mesh)
+  traced = time.perf_counter()
+  compiled = lowered.compile()
+  done = time.perf_counter()
+
+  state = _fresh_state(config, stage, mesh)
+  synthetic = dataclasses.replace(config, data=dataclasses.replace(config.data, synthetic=True))
+  rows = sharding.local_rows(config.run.batch_size, mesh)
+  batch = sharding.global_batch(next(pipeline.training_iterator(synthetic, "inpaint", rows)), mesh)
+  params = jax.device_put(_feature_params(config), sharding.replicated(mesh))
+
+  def advance() -> TrainState:
+    nonlocal state
+    state, _ = compiled(state, batch, params)
+    return state
+
+  timed = time_calls(advance, seconds=seconds)
+  images = config.run.batch_size / timed["median"]
+  # What `run.remat` computes twice is useful once.
+  once = dataclasses.replace(config, run=dataclasses.replace(config.run, remat=""))
+  return {
+    "trace_seconds": traced - begin,
+    "compile_seconds": done - traced,
+    "seconds": timed,
+    "images_per_second": images,
+    "images_per_second_per_device": images / mesh.size,
+    "flops": count_flops(once, stage, config.run.batch_size),
+    "memory": _memory(compiled, before),
+  }
+
+
+def _feature_params(config: Config) -> Any:
+  needed = config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0)
+  return features.load_vgg16() if needed else {}
+
+
+def _fresh_state(config: Config, stage: str, mesh: Mesh) -> TrainState:
+  """The state that a stage begins with; the memory of stage 2 is that of an untrained stage 1."""
+
+  def init(key: jax.Array) -> TrainState:
+    memory = init_state(config, "memory", key).ema if stage == "inpaint" and has_memory_stage(config) else None
+    return init_state(config, stage, key, memory)
+
+  where = jax.tree.map(lambda leaf: leaf.sharding, with_shardings(config, stage, mesh))
+  # Other random numbers than a run's, because they compile in a tenth of the time.
+  return jax.jit(init, out_shardings=where)(jax.random.key(config.run.seed, impl="unsafe_rbg"))
+
+
+def measure_fill(config: Config, batch: int, seconds: float) -> dict[str, Any]:
+  """Compiles the fill of a batch at the model's own size for one device, and times it.
+
+  `device` is the program alone; `copies` comes from arrays of the host and goes back to one; `call` is `Inpainter` on
+  one picture, each call waited for.
+  """
+  before = _peak_bytes()
+  init = jax.jit(lambda key: release_params(init_state(config, "inpaint", key)))
+  params = init(jax.random.key(config.run.seed, impl="unsafe_rbg"))
+  size = config.model.image_size
+  images = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
+  holes = np.zeros((batch, size, size, 1), np.uint8)
+  holes[:, size // 4 : -(size // 4), size // 4 : -(size // 4)] = 1
+  here = jax.device_put((images, holes, jax.random.key(0), jnp.float32(0)))
+  begin = time.perf_counter()
+  lowered = predict.lower(config, params, *here)
+  traced = time.perf_counter()
+  compiled = lowered.compile()
+  done = time.perf_counter()
+  timed = time_calls(lambda: compiled(params, *here), seconds=seconds)
+  host = lambda: np.asarray(compiled(params, images, holes, *here[2:]))  # noqa: E731
+  copied = time_calls(host, seconds=seconds, together=False)
+  called = None
+  if batch == 1:
+    fill = Inpainter(config, params)
+    called = time_calls(lambda: fill(images[0], holes[0, ..., 0]), seconds=seconds, together=False)
+  return {
+    "trace_seconds": traced - begin,
+    "compile_seconds": done - traced,
+    "device_seconds": timed,
+    "copies_seconds": copied,
+    "call_seconds": called,
+    "images_per_second": batch / timed["median"],
+    "images_per_second_with_copies": batch / copied["median"],
+    "flops": (lowered.cost_analysis() or {}).get("flops", math.nan),
+    "memory": _memory(compiled, before),
+  }
+
+
+def _memory(compiled: jax.stages.Compiled, before: int | None) -> dict[str, int | None]:
+  """Bytes per device: what the compiler plans, reused ones once, and the highest use of the device, if this raised it.
+
+  The device's mark cannot be set back, so after a larger program it tells nothing; None, too, where nobody tells.
+  """
+  plan, now = compiled.memory_analysis(), _peak_bytes()
+  planned = None
+  if plan is not None:
+    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes
+    planned -= plan.alias_size_in_bytes
+  raised = now is not None and before is not None and now > before
+  return {"planned_bytes": planned, "peak_bytes": now if raised else None}
+
+
+def _peak_bytes() -> int | None:
+  """The highest use of any device's memory since this process began; None where the back end does not tell."""
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  return max((each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each), default=None)
+
+
+def measure_input(config: Config, *, seconds: float, insist: bool = False) -> dict[str, Any]:
+  """Images per second of the pipeline, on `data.train` where it can be read, else on photographs that come along.
+
+  Raises:
+    ConfigError: `data.train` cannot be read, and `insist` says that it must be.
+  """
+  with contextlib.ExitStack() as stack:
+    try:
+      source = sources.open_source(config.data, "train")
+      described = {"source": "data.train", "images": len(source), "sha256": sources.split_hash(source)}
+    except ConfigError:
+      if insist:
+        raise
+      folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+      described = _write_photographs(folder)
+      data = dataclasses.replace(config.data, train=str(folder), layout="folder")
+      config = dataclasses.replace(config, data=data)
+    iterator = stack.enter_context(contextlib.closing(pipeline.training_iterator(config, "inpaint")))
+    # What was made ahead before the clock began must not count.
+    for _ in range(2 + config.data.prefetch // config.run.batch_size):
+      next(iterator)
+    count, begin = 0, time.perf_counter()
+    while (took := time.perf_counter() - begin) < seconds:
+      count += len(next(iterator)["mask"])
+  described |= {"size": config.model.image_size, "threads": config.data.threads, "workers": config.data.workers}
+  return {**described, "images_per_second": count / took}
+
+
+def _write_photographs(folder: pathlib.Path) -> dict[str, Any]:
+  """JPEG files of photographic content, of the size of those of Paris StreetView, no two alike."""
+  photographs = (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.cat())
+  for index in range(32):
+    shifted = photographs[index % 3][:, index % 16 :]
+    cv2.imwrite(str(folder / f"{index:03d}.jpg"), cv2.resize(shifted, (936, 537), interpolation=cv2.INTER_AREA))
+  return {"source": "32 JPEG files of 936x537 pixels", "images": 32}
