@@ -75,14 +75,10 @@ class FolderResults:
     self._cases = self._paired(images, inpainted, masks, max_images)
 
   def _paired(self, images: str, inpainted: str, masks: str | None, limit: int) -> list[Case]:
-    truths = file_pairs.by_stem("--images", file_pairs.files("--images", images))
+    truths = file_pairs.files_by_stem("--images", images)
     truths = dict(sorted(truths.items())[: limit or None])
-    results = file_pairs.by_stem("--inpainted", file_pairs.files("--inpainted", inpainted))
-    holes: dict[str, pathlib.Path] = {}
-    if masks is not None:
-      found = file_pairs.files("--masks", masks)
-      single = pathlib.Path(masks).is_file()
-      holes = dict.fromkeys(truths, found[0]) if single else file_pairs.by_stem("--masks", found)
+    results = file_pairs.files_by_stem("--inpainted", inpainted)
+    holes = {} if masks is None else file_pairs.masks_by_stem(masks, truths)
     self._leave_out(f"no picture of that name in --inpainted={inpainted}", [s for s in truths if s not in results])
     if masks is not None:
       paired = [s for s in truths if s in results]

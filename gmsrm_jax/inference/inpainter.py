@@ -137,10 +137,7 @@ class Inpainter:
     filled = image.copy()
     key = jax.random.fold_in(jax.random.key(seed), sample)
     for patch in tiling.plan(mask, self.config.model.image_size, strategy):
-      blend = tiling.Blend(patch, mask.shape)
-      for window, predicted in self._predictions(image, mask, patch.windows, key, before_batch, noisy=sample > 0):
-        blend.add(window, predicted)
-      blend.paste(filled)
+      tiling.paste(filled, patch, self._predictions(image, mask, patch.windows, key, before_batch, noisy=sample > 0))
     return filled
 
   def _predictions(

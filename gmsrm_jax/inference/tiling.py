@@ -1,20 +1,20 @@
 """Where the model looks in a photo of any size: square windows around the holes, each at a scale of its own.
 
-The model was trained on square pictures of one size, S pixels, with holes of up to about half their width. So a hole
-is seen through windows whose side is at least twice its thickness: at the photo's own resolution where S is enough,
-reduced where the hole is larger. Long thin holes are covered by several windows whose fills are blended. (Ours.)
+The model was trained on squares of S pixels with holes of up to about half their width. So it sees a hole through
+windows whose side is at least twice the hole's thickness: at the photo's own resolution where S is enough, reduced
+where the hole is larger. Several windows cover a long thin hole, and their fills are blended. (Ours.)
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import cv2
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 
 HOLE_SHARE = 0.5
 """The thickness of a hole is at most this share of its window's side."""
@@ -45,14 +45,14 @@ class Window(NamedTuple):
 class Patch(NamedTuple):
   """One hole, or several near to each other, and the windows that see all of it together."""
 
-  hole: UInt8[np.ndarray, "h w"]  # 1 where this patch is to be filled, over the rectangle at (top, left)
+  hole: Bool[np.ndarray, "h w"]  # what is to be filled, over the rectangle around all windows
   top: int
   left: int
   windows: tuple[Window, ...]
 
 
 def plan(mask: UInt8[np.ndarray, "h w"], size: int, strategy: str) -> Iterator[Patch]:
-  """The patches that cover a photo's hole, each hole pixel exactly once.
+  """Covers a photo's hole with patches, each hole pixel exactly once.
 
   Args:
     mask: 1 in the hole.
@@ -64,10 +64,10 @@ def plan(mask: UInt8[np.ndarray, "h w"], size: int, strategy: str) -> Iterator[P
     return
   height, width = mask.shape
   if strategy == "full" or (strategy == "auto" and max(height, width) <= size):
-    yield Patch(mask, 0, 0, (Window(0, 0, height, width, height, width),))
+    yield Patch(mask > 0, 0, 0, (Window(0, 0, height, width, height, width),))
   elif strategy == "resize":
     scale = min(size / min(height, width), MAX_ASPECT * size / max(height, width))
-    yield Patch(mask, 0, 0, (Window(0, 0, height, width, *_scaled(height, width, scale)),))
+    yield Patch(mask > 0, 0, 0, (Window(0, 0, height, width, *_scaled(height, width, scale)),))
   else:
     yield from _crops(mask, size)
 
@@ -77,50 +77,50 @@ def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
 
 
 def _crops(mask: UInt8[np.ndarray, "h w"], size: int) -> Iterator[Patch]:
-  """One patch per group of holes that lie within a margin of each other."""
+  """Yields one patch per group of holes that lie within a margin of each other."""
   reach = max(1, int(size * MARGIN)) // 2 * 2 + 1
   near = cv2.dilate(mask, np.ones((reach, reach), np.uint8))
-  count, labels, stats, _ = cv2.connectedComponentsWithStats(near, connectivity=8, ltype=cv2.CV_32S)
+  count, labels, boxes, _ = cv2.connectedComponentsWithStats(near, connectivity=8, ltype=cv2.CV_32S)
+  labels[mask == 0] = 0
   depth = cv2.distanceTransform(mask, cv2.DIST_L2, 3) if not mask.all() else None
   for label in range(1, count):
-    left, top, columns, rows = (int(stats[label, i]) for i in range(4))
-    inside = slice(top, top + rows), slice(left, left + columns)
-    hole = ((labels[inside] == label) & (mask[inside] > 0)).astype(np.uint8)
-    box = cv2.boundingRect(hole)
-    hole = np.ascontiguousarray(hole[box[1] : box[1] + box[3], box[0] : box[0] + box[2]])
-    top, left = top + box[1], left + box[0]
-    thickness = max(mask.shape)
-    if depth is not None:
-      thickness = 2 * float((depth[top : top + box[3], left : left + box[2]] * hole).max())
-    yield Patch(hole, top, left, _tile(mask.shape, (top, left, *hole.shape), hole, thickness, size))
+    left, top, columns, rows = map(int, boxes[label, :4])
+    area = slice(top, top + rows), slice(left, left + columns)
+    hole = labels[area] == label
+    thickness = float(max(mask.shape)) if depth is None else 2 * float(depth[area][hole].max())
+    x, y, columns, rows = cv2.boundingRect(hole.astype(np.uint8))
+    windows = _windows((top + y, left + x), (rows, columns), mask.shape, thickness, size)
+    windows = tuple(window for window in windows if (labels[window.place] == label).any())
+    top, left = min(window.top for window in windows), min(window.left for window in windows)
+    bottom, right = max(window.place[0].stop for window in windows), max(window.place[1].stop for window in windows)
+    yield Patch(labels[top:bottom, left:right] == label, top, left, windows)
 
 
-def _tile(
-  photo: tuple[int, ...], box: tuple[int, int, int, int], hole: UInt8[np.ndarray, "h w"], thickness: float, size: int
-) -> tuple[Window, ...]:
-  """Windows at one scale over a hole's bounding box; those that see nothing of the hole are left out."""
+def _windows(
+  corner: tuple[int, int], extent: tuple[int, int], photo: tuple[int, ...], thickness: float, size: int
+) -> Iterator[Window]:
+  """Covers a hole's bounding box with windows at one scale."""
   side = round(max(size, thickness / HOLE_SHARE))
+  height, width = min(side, photo[0]), min(side, photo[1])
   # Where the photo ends before the window does, it is reduced no more than needed.
-  reduction = max(1.0, min(side, max(photo)) / size)
-  spans = []
-  for start, length, limit in ((box[0], box[2], photo[0]), (box[1], box[3], photo[1])):
-    extent = min(side, limit)
-    inner = max(1, round(extent * (1 - 2 * MARGIN)))
-    if length <= inner or extent == limit:
-      starts = [start + (length - extent) // 2]
-    else:
-      steps = math.ceil((length - inner) / inner) + 1
-      first, last = start - (extent - inner) // 2, start + length - extent + (extent - inner) // 2
-      starts = [round(first + (last - first) * step / (steps - 1)) for step in range(steps)]
-    clamped = (min(max(value, 0), limit - extent) for value in starts)
-    spans.append([(value, extent) for value in dict.fromkeys(clamped)])
-  windows = []
-  for (top, height), (left, width) in itertools.product(*spans):
-    rows = slice(max(top - box[0], 0), max(top - box[0] + height, 0))
-    columns = slice(max(left - box[1], 0), max(left - box[1] + width, 0))
-    if hole[rows, columns].any():
-      windows.append(Window(top, left, height, width, *_scaled(height, width, 1 / reduction)))
-  return tuple(windows)
+  seen = _scaled(height, width, 1 / max(1.0, max(height, width) / size))
+  tops = _starts(corner[0], extent[0], height, photo[0])
+  lefts = _starts(corner[1], extent[1], width, photo[1])
+  for top, left in itertools.product(tops, lefts):
+    yield Window(top, left, height, width, *seen)
+
+
+def _starts(start: int, length: int, side: int, limit: int) -> list[int]:
+  """The begins of windows along one axis of the photo, whose inner parts together cover a hole's `length`."""
+  inner = max(1, round(side * (1 - 2 * MARGIN)))
+  if length <= inner or side == limit:
+    starts = [start + (length - side) // 2]
+  else:
+    steps = math.ceil(length / inner) - 1
+    margin = (side - inner) // 2
+    first, last = start - margin, start + length - side + margin
+    starts = [round(first + (last - first) * step / steps) for step in range(steps + 1)]
+  return sorted({min(max(value, 0), limit - side) for value in starts})
 
 
 def view(
@@ -139,59 +139,40 @@ def view(
   return small, (weight < 1e-3).astype(np.uint8)
 
 
-def blend_weight(window: Window, photo: tuple[int, ...]) -> Float[np.ndarray, "h w"]:
-  """How much a window's fill counts at each of its pixels: less towards its sides, but not at the photo's own."""
-  profiles = []
-  for start, extent, limit in ((window.top, window.height, photo[0]), (window.left, window.width, photo[1])):
-    ramp = max(1.0, 2 * MARGIN * extent)
-    position = np.arange(extent) + 0.5
-    profile = np.ones(extent)
-    if start > 0:
-      profile = np.minimum(profile, position / ramp)
-    if start + extent < limit:
-      profile = np.minimum(profile, (extent - position) / ramp)
-    profiles.append(np.maximum(profile, 1e-3))
-  return (profiles[0][:, None] * profiles[1][None, :]).astype(np.float32)
+def paste(
+  image: UInt8[np.ndarray, "h w 3"], patch: Patch, fills: Iterable[tuple[Window, Float[np.ndarray, "_ _ 3"]]]
+) -> None:
+  """Writes the weighted mean of the windows' fills, in [-1, 1], into the patch's hole in the image, and nowhere else.
+
+  Args:
+    image: the photo, changed in place.
+    patch: what is filled.
+    fills: each of its windows with a fill of the window's size.
+  """
+  total = np.zeros((*patch.hole.shape, 3), np.float32)
+  weights = np.zeros((*patch.hole.shape, 1), np.float32)
+  for window, fill in fills:
+    if fill.shape[:2] != (window.height, window.width):
+      fill = cv2.resize(fill, (window.width, window.height), interpolation=cv2.INTER_CUBIC)
+    rows = _weights(window.top, window.height, image.shape[0])
+    columns = _weights(window.left, window.width, image.shape[1])
+    weight = (rows[:, None] * columns).astype(np.float32)[..., None]
+    place = window._replace(top=window.top - patch.top, left=window.left - patch.left).place
+    total[place] += weight * fill
+    weights[place] += weight
+  colours = total[patch.hole] / weights[patch.hole]
+  height, width = patch.hole.shape
+  area = image[patch.top : patch.top + height, patch.left : patch.left + width]
+  area[patch.hole] = np.clip(np.round((colours + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-class Blend:
-  """Adds up the fills that a patch's windows propose."""
-
-  def __init__(self, patch: Patch, photo: tuple[int, ...]):
-    self._patch, self._photo = patch, photo
-    self._sum = np.zeros((*patch.hole.shape, 3), np.float32)
-    self._weight = np.zeros((*patch.hole.shape, 1), np.float32)
-
-  def add(self, window: Window, predicted: Float[np.ndarray, "r c 3"]) -> None:
-    """Adds a window's fill in [-1, 1], given at the window's size."""
-    if predicted.shape[:2] != (window.height, window.width):
-      predicted = cv2.resize(predicted, (window.width, window.height), interpolation=cv2.INTER_CUBIC)
-    ours, theirs = self._overlap(window)
-    weight = blend_weight(window, self._photo)[theirs][..., None]
-    self._sum[ours] += weight * predicted[theirs]
-    self._weight[ours] += weight
-
-  def _overlap(self, window: Window) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The part that patch and window share, as an index into each."""
-    ours, theirs = [], []
-    for start, length, other, extent in (
-      (self._patch.top, self._patch.hole.shape[0], window.top, window.height),
-      (self._patch.left, self._patch.hole.shape[1], window.left, window.width),
-    ):
-      low, high = max(start, other), min(start + length, other + extent)
-      ours.append(slice(low - start, high - start))
-      theirs.append(slice(low - other, high - other))
-    return (ours[0], ours[1]), (theirs[0], theirs[1])
-
-  def paste(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Writes the blended fill into the image's hole, and nowhere else."""
-    rows, columns = self._patch.hole.shape
-    place = image[self._patch.top : self._patch.top + rows, self._patch.left : self._patch.left + columns]
-    mean = self._sum / np.maximum(self._weight, 1e-12)
-    pixels = np.clip(np.round((mean + 1.0) * 127.5), 0, 255).astype(np.uint8)
-    hole = self._patch.hole > 0
-    assert (self._weight[..., 0][hole] > 0).all(), "a hole pixel that no window sees"
-    place[hole] = pixels[hole]
+def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"]:
+  """How much a window's pixels count along one axis: less towards its ends, but not at the photo's own."""
+  ramp = max(1.0, 2 * MARGIN * length)
+  position = np.arange(length) + 0.5
+  before = np.where(start > 0, position, ramp)
+  after = np.where(start + length < limit, length - position, ramp)
+  return np.clip(np.minimum(before, after) / ramp, 1e-3, 1.0)
 
 
 def padded_size(rows: int, columns: int, size: int, stride: int) -> tuple[int, int]:

@@ -11,7 +11,6 @@ from PIL import Image
 
 import run
 from gmsrm_jax.commands import inpaint
-from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
 from tests.inference.test_inpainter import noisy_model
 from tests.training.test_loop import finish, one_line, trained_run
@@ -117,10 +116,6 @@ def test_the_users_own_files_are_never_overwritten(trained, tmp_path, capsys):
   ("case", "parts"),
   [
     ("other size", ["wide.png is 10x20", "wide.png is 75x50", "make the mask as large"]),
-    ("no mask", ["no mask for 1 of 5 images (wide.png)", "one mask file for all"]),
-    ("empty", ["holds no image"]),
-    ("missing", ["does not exist"]),
-    ("stems", ["share the name 'wide'", "rename one"]),
     ("truncated", ["wide.png cannot be decoded"]),
   ],
 )
@@ -135,15 +130,6 @@ def test_files_that_do_not_fit_are_one_line_and_exit_code_2(case, parts, trained
     for path in (tmp_path / "images").iterdir():
       if path != image:
         path.unlink()
-  elif case == "no mask":
-    mask.unlink()
-  elif case == "empty":
-    for path in (tmp_path / "images").iterdir():
-      path.unlink()
-  elif case == "missing":
-    (tmp_path / "masks").rename(tmp_path / "elsewhere")
-  elif case == "stems":
-    Image.open(image).save(image.with_suffix(".jpg"))
   elif case == "truncated":
     image.write_bytes(image.read_bytes()[:200])
     for path in (tmp_path / "images").iterdir():
@@ -154,26 +140,6 @@ def test_files_that_do_not_fit_are_one_line_and_exit_code_2(case, parts, trained
   for part in parts:
     assert part in line
   assert not list((tmp_path / "out").glob("*"))
-
-
-def test_pairs_go_by_stem_and_one_mask_serves_all(tmp_path):
-  for folder, suffix in (("images", ".jpg"), ("masks", ".png")):
-    (tmp_path / folder).mkdir()
-    for stem in ("b", "a"):
-      Image.new("RGB", (8, 8)).save(tmp_path / folder / f"{stem}{suffix}")
-  images, masks = str(tmp_path / "images"), str(tmp_path / "masks")
-
-  def pairs(masks):
-    return [(p.image.name, p.mask and p.mask.name) for p in inpaint.pair_files(images, masks)]
-
-  assert pairs(masks) == [("a.jpg", "a.png"), ("b.jpg", "b.png")]
-  single = f"{masks}/b.png"
-  assert pairs(single) == [("a.jpg", "b.png"), ("b.jpg", "b.png")]
-  assert pairs(None) == [("a.jpg", None), ("b.jpg", None)]
-  # With one mask for all, too, two photos must not be written to one file.
-  Image.new("RGB", (8, 8)).save(tmp_path / "images" / "a.png")
-  with pytest.raises(ConfigError, match="share the name 'a'"):
-    inpaint.pair_files(images, single)
 
 
 def test_a_mask_is_hole_where_it_is_brighter_than_the_threshold(tmp_path, caplog):
