@@ -1,4 +1,4 @@
-# docker build --build-arg PLATFORM=cpu|gpu|tpu --tag gmsrm:cpu .     docs/launching.md says how to run it
+# docker build --build-arg PLATFORM=cpu|gpu|tpu --tag gmsrm:cpu .     docs/scale.md says how to run it
 FROM python:3.12-slim
 
 ARG PLATFORM=cpu

@@ -5,7 +5,7 @@ Any folder of aligned faces will do, read recursively:
   python run.py --experiment=faces --set data.train=my/faces data.val=my/held_out
 
 The schedule is that of `street`, shorter: ours. The faces are aligned, so the whole square is taken and only mirrored:
-a crop would move the eyes. No weights are shipped: the faces at hand may be used for research alone. docs/quality.md
+a crop would move the eyes. No weights are shipped: the faces at hand may be used for research alone. docs/results.md
 has what this reached.
 """
 
