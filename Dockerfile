@@ -14,9 +14,9 @@ COPY pyproject.toml requirements.txt README.md ./
 COPY gmsrm_jax/__init__.py gmsrm_jax/
 # hadolint ignore=DL3013
 RUN case "$PLATFORM" in \
-      cpu) what="." ;; \
-      gpu) what=".[cuda]" ;; \
-      tpu) what=".[tpu]" ;; \
+      cpu) what=".[serve]" ;; \
+      gpu) what=".[cuda,serve]" ;; \
+      tpu) what=".[tpu,serve]" ;; \
       *) echo "PLATFORM=$PLATFORM is unknown: choose from cpu, gpu, tpu" >&2; exit 2 ;; \
     esac \
  && pip install --no-cache-dir "$what" \

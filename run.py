@@ -311,9 +311,9 @@ def dispatch(flags: argparse.Namespace) -> None:
     benchmark.benchmark(experiment, flags.set or [], flags.sizes, flags.batches, flags.output)
   elif flags.mode == "serve":
     backend.check(flags.platform)
-    from gmsrm_jax.serving import server
+    from gmsrm_jax.commands import serve
 
-    server.serve(checkpoint=flags.checkpoint or trained or str(SHIPPED), host=flags.host, port=flags.port)
+    serve.serve(checkpoint=flags.checkpoint or trained or str(SHIPPED), host=flags.host, port=flags.port)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

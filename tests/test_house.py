@@ -41,11 +41,11 @@ FLOORS: tuple[dict[str, str], ...] = (
   {
     "evaluation": "__init__ baselines bootstrap distances distribution from_files held_out instruments metrics"
     " picture_page protocols report scorer summary",
-    "serving": "__init__ requests server service",
+    "serving": "__init__ requests server",
     "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
     " tpu.topologies",
   },
-  {"commands": "__init__ check export inpaint masks prepare train"},
+  {"commands": "__init__ check export inpaint masks prepare serve train"},
 )
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {room: set(files.split()) for rooms in FLOORS for room, files in rooms.items()}

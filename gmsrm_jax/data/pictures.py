@@ -28,36 +28,39 @@ class PictureError(ConfigError):
     self.why = why
 
 
-def _why(error: Exception) -> str:
+def _why(error: Exception, most_pixels: int) -> str:
   if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-    return f"it has more than {MAX_PIXELS / 1e6:.0f} million pixels: shrink it"
+    return f"it has more than {most_pixels / 1e6:.0f} million pixels: shrink it"
   if isinstance(error, Image.UnidentifiedImageError):
     return "no known picture format"
   return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextlib.contextmanager
-def open_picture(source: Path | bytes, name: str = "", formats: tuple[str, ...] | None = None) -> Iterator[Image.Image]:
+def open_picture(
+  source: Path | bytes, name: str = "", formats: tuple[str, ...] | None = None, most_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
   """Opens a picture file, or its bytes; the pixels are decoded when they are first asked for.
 
   Args:
     source: the file; its bytes may come from anywhere.
     name: what errors call it; the path when empty.
     formats: those of Pillow's formats that are tried; None for all of them, which suits one's own files alone.
+    most_pixels: by the file's header; a picture with more is refused before it is decoded.
 
   Raises:
-    PictureError: for whatever is raised while the picture is open, and for more than MAX_PIXELS.
+    PictureError: for whatever is raised while the picture is open, with that as its cause.
   """
   try:
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as file:
       width, height = file.size
-      if width * height > MAX_PIXELS:
+      if width * height > most_pixels:
         raise Image.DecompressionBombError
       yield file
   except (ConfigError, MemoryError):
     raise
   except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-    raise PictureError(name or str(source), _why(error)) from error
+    raise PictureError(name or str(source), _why(error, most_pixels)) from error
 
 
 def decode(source: Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:

@@ -84,18 +84,15 @@ def read_photo(path: pathlib.Path) -> Photo:
   return decode_photo(data, str(path))
 
 
-def decode_photo(data: bytes, name: str, formats: tuple[str, ...] | None = None) -> Photo:
-  """Decodes the bytes of a picture file.
-
-  Args:
-    data: the whole file.
-    name: what errors call it.
-    formats: those of Pillow's formats that are tried; None for all of them, which suits one's own files alone.
+def decode_photo(
+  data: bytes, name: str, formats: tuple[str, ...] | None = None, most_pixels: int = pictures.MAX_PIXELS
+) -> Photo:
+  """Decodes the bytes of a picture file; the arguments are those of `open_picture`.
 
   Raises:
-    ConfigError: it cannot be decoded to the end.
+    PictureError: it cannot be decoded to the end.
   """
-  with pictures.open_picture(data, name, formats) as file:
+  with pictures.open_picture(data, name, formats, most_pixels) as file:
     file.load()
     photo = _from_pillow(file)
   if photo.mode in ("RGB", "RGBA") and photo.format in ("PNG", "TIFF"):

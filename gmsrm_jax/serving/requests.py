@@ -1,4 +1,4 @@
-"""What a client of `--mode=serve` may ask for: fields from the network, checked, decoded and carried out.
+"""The fields of `POST /inpaint`: validated, decoded, filled.
 
 Nothing here trusts its input: sizes are read from headers before anything is decoded, and every refusal is one line
 with the HTTP status that says whose fault it is.
@@ -8,28 +8,24 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import io
-import json
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+import threading
+from typing import Any, NamedTuple
 
 import numpy as np
+import pydantic
+from fastapi import HTTPException
 from jaxtyping import UInt8
 from PIL import Image as PilImage
 
+from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
-from gmsrm_jax.errors import ConfigError, suggest
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
 
-FIELDS = ("image", "mask", "num_samples", "seed", "strategy")
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
 """Formats that are decoded for strangers; others of Pillow's start programs or are rarely looked at."""
-MAX_SEED = 2**32 - 1
-
-Value = bytes | str | int | float | bool | list | dict | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,141 +39,99 @@ class Limits:
   seconds: float = 120.0  # a body may take this long to arrive (408), and its fill as long again (504)
 
 
-class Refused(ConfigError):
-  """A request that is not carried out, with its HTTP status."""
+class Fields(pydantic.BaseModel):
+  """The fields of a request."""
 
-  def __init__(self, status: int, message: str, retry_after: int = 0):
-    super().__init__(message)
-    self.status = status
-    self.retry_after = retry_after  # seconds; 0 says nothing
+  model_config = pydantic.ConfigDict(extra="forbid")
+
+  image: bytes = pydantic.Field(description="picture file; base64 text in JSON")
+  mask: bytes | None = pydantic.Field(
+    None, description="picture file of equal size, white in the hole; without it, what is transparent in the image"
+  )
+  num_samples: int = pydantic.Field(1, ge=1, le=Limits.samples, description="how many fills")
+  seed: int = pydantic.Field(0, ge=0, le=2**32 - 1, description="another one draws other fills 2, 3, …")
+  strategy: str = pydantic.Field(
+    "auto", description="how a large picture is seen", json_schema_extra={"enum": list(STRATEGIES)}
+  )
+
+  @pydantic.field_validator("image", "mask", mode="before")
+  @classmethod
+  def _decode_text(cls, value: Any, field: Any) -> Any:
+    """Takes base64 text, with or without the head of a data URL, for a file."""
+    if not isinstance(value, str):
+      return value
+    try:
+      return base64.b64decode(re.sub(r"\Adata:[^,]{0,100},", "", value), validate=True)
+    except ValueError:
+      raise HTTPException(400, f"{field.field_name} is no base64 text: send a picture file, or its base64") from None
 
 
-def demand(condition: bool, status: int, message: str) -> None:
-  """Raises Refused unless the condition holds."""
-  if not condition:
-    raise Refused(status, message)
+def first_fault(error: pydantic.ValidationError) -> HTTPException:
+  """Says in one line why fields are refused."""
+  fault = error.errors(include_url=False)[0]
+  names = ", ".join(Fields.model_fields)
+  if not fault["loc"]:
+    return HTTPException(400, f"the body is no JSON object ({fault['msg']}): send one with {names}")
+  name = str(fault["loc"][0])[:60]
+  value = "" if fault["type"] == "missing" else f"={fault['input']!r:.40}"
+  hint = "" if name in Fields.model_fields else f": send {names}"
+  return HTTPException(422, f"{name}{value} is refused: {fault['msg']}{hint}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Order:
-  """One picture to be filled."""
+class Order(NamedTuple):
+  """A picture to be filled."""
 
   photo: photos.Photo
   mask: UInt8[np.ndarray, "h w"]  # upright, 1 in the hole
   opaque: bool  # the hole was the picture's own transparency
-  num_samples: int
-  seed: int
-  strategy: str
+  options: dict[str, Any]  # num_samples, seed, strategy
 
 
-def fields_of_json(body: bytes) -> dict[str, Value]:
-  """The fields of a JSON body; pictures are base64, with or without the head of a data URL.
+def read_order(fields: Fields, most_pixels: int, inpainter: Inpainter) -> Order:
+  """Decodes the pictures.
 
   Raises:
-    Refused: it is no JSON object, or a picture is no base64.
+    PictureError: a picture is damaged or too large.
+    HTTPException: they do not fit each other, or there is no hole.
+    ConfigError: the model cannot do it.
   """
-  try:
-    fields = json.loads(body)
-  except (ValueError, RecursionError):
-    raise Refused(400, "the body is no JSON: send an object with image, mask, num_samples, seed, strategy") from None
-  demand(isinstance(fields, dict), 400, f"the body is a JSON {type(fields).__name__}: send an object")
-  for name in ("image", "mask"):
-    text = fields.get(name)
-    if text is None:
-      continue
-    demand(isinstance(text, str), 400, f"{name} is a JSON {type(text).__name__}: send a picture file as base64 text")
-    try:
-      fields[name] = base64.b64decode(re.sub(r"\Adata:[^,]{0,100},", "", text), validate=True)
-    except ValueError:
-      raise Refused(400, f"{name} is no base64: send a picture file as base64 text") from None
-  return fields
-
-
-def read_order(fields: Mapping[str, Value], limits: Limits, inpainter: Inpainter) -> Order:
-  """Checks the fields, cheap things first, and decodes the pictures.
-
-  Raises:
-    ConfigError: a field is missing, unknown, out of range or damaged.
-  """
-  for name in fields:
-    demand(name in FIELDS, 422, f"field {name!r:.60} is unknown: {suggest(name[:60], FIELDS)}send {', '.join(FIELDS)}")
-  num_samples = _whole("num_samples", fields.get("num_samples"), 1, 1, limits.samples)
-  seed = _whole("seed", fields.get("seed"), 0, 0, MAX_SEED)
-  strategy = "auto" if fields.get("strategy") in (None, "") else fields["strategy"]
-  if not isinstance(strategy, str) or len(strategy) > 60:
-    raise Refused(422, f"strategy={strategy!r:.40} is no name of one: send 'auto'")
-  inpainter.check(1, 1, num_samples, seed, strategy)
-  image, mask = fields.get("image"), fields.get("mask")
-  demand(bool(image), 422, "image is missing: send a picture file")
-  sizes = {name: _size(name, data, limits) for name, data in (("image", image), ("mask", mask)) if data}
-  photo = _decode("image", image)
+  photo = photos.decode_photo(fields.image, "image", FORMATS, most_pixels)
   height, width = photo.rgb.shape[:2]
-  inpainter.check(height, width, num_samples, seed, strategy)
-  if "mask" in sizes:
-    hole = _hole(mask)
-    demand(
-      hole.shape == (height, width),
-      422,
-      f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}: send them equally large",
-    )
-  else:
-    if photo.alpha is None:
-      raise Refused(422, "mask is missing, and image has no transparency to take as its hole")
+  options = fields.model_dump(include={"num_samples", "seed", "strategy"})
+  inpainter.check(height, width, **options)
+  if fields.mask:
+    with pictures.open_picture(fields.mask, "mask", FORMATS, most_pixels) as file:
+      hole = read_hole(file)
+  elif photo.alpha is not None:
     hole = read_hole(PilImage.fromarray(photo.alpha), invert=True)
-  demand(bool(hole.any()), 422, "the mask has no hole: it is white where the picture is to be filled, black elsewhere")
-  return Order(photo, hole, "mask" not in sizes, num_samples, seed, strategy)
+  else:
+    raise HTTPException(422, "mask is missing, and image has no transparency to take as its hole")
+  if hole.shape != (height, width):
+    sizes = f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}"
+    raise HTTPException(422, f"{sizes}: send them equally large")
+  if not hole.any():
+    raise HTTPException(422, "the mask has no hole: it is white where the picture is to be filled, black elsewhere")
+  return Order(photo, hole, not fields.mask, options)
 
 
-def _hole(data: Value) -> UInt8[np.ndarray, "h w"]:
-  assert isinstance(data, bytes)
-  try:
-    with pictures.open_picture(data, "mask", FORMATS) as file:
-      return read_hole(file)
-  except ConfigError as error:
-    raise Refused(400, str(error)) from error
+class Stopped(Exception):
+  """Nobody waits for this fill any more."""
 
 
-def _whole(name: str, value: Value, default: int, low: int, high: int) -> int:
-  if value is None or value == "":
-    return default
-  if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,15}\s*", value):
-    value = int(value)
-  whole = value if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high else None
-  if whole is None:
-    raise Refused(422, f"{name}={value!r:.40} is out of range: send a whole number from {low} to {high}")
-  return whole
+def carry_out(order: Order, inpainter: Inpainter, stop: threading.Event) -> list[bytes]:
+  """Returns the fills as PNG files in the picture's own mode: outside the hole every pixel is as it was, to the bit.
 
+  Raises:
+    Stopped: the event is set.
+  """
 
-def _size(name: str, data: Value, limits: Limits) -> tuple[int, int]:
-  """Width and height as the header has them."""
-  too_large = f"{limits.pixels / 1e6:g} million pixels: reduce it first"
-  if not isinstance(data, bytes):
-    raise Refused(422, f"{name} is text: send a picture file")
-  try:
-    with PilImage.open(io.BytesIO(data), formats=FORMATS) as file:
-      width, height = file.size
-  except (PilImage.DecompressionBombError, PilImage.DecompressionBombWarning):
-    raise Refused(413, f"{name} has more than {too_large}") from None
-  except Exception:  # Pillow raises what it likes on a broken file.
-    raise Refused(400, f"{name} is no picture, or a damaged one: send one of {', '.join(FORMATS)}") from None
-  demand(width * height <= limits.pixels, 413, f"{name} has {width}x{height} pixels, more than {too_large}")
-  return width, height
+  def go_on() -> None:
+    if stop.is_set():
+      raise Stopped
 
-
-def _decode(name: str, data: Value) -> photos.Photo:
-  assert isinstance(data, bytes)
-  try:
-    return photos.decode_photo(data, name, FORMATS)
-  except ConfigError as error:
-    raise Refused(400, str(error)) from error
-
-
-def carry_out(order: Order, inpainter: Inpainter, before_batch: Callable[[], None]) -> list[bytes]:
-  """The fills as PNG files in the picture's own mode: outside the hole every pixel is as it was, to the bit."""
-  options: dict[str, Any] = {"num_samples": order.num_samples, "seed": order.seed, "strategy": order.strategy}
   files = []
-  for fill in inpainter.fills(order.photo.rgb, order.mask, before_batch=before_batch, **options):
-    before_batch()
+  for fill in inpainter.fills(order.photo.rgb, order.mask, before_batch=go_on, **order.options):
+    go_on()
     filled = photos.fill_hole(order.photo, fill, order.mask, opaque=order.opaque)
     files.append(photos.encode_photo(filled, "PNG"))
   return files

@@ -1,90 +1,237 @@
-"""--mode=serve: a page to paint holes into pictures and have them filled, and the same for programs over HTTP.
+"""The HTTP server of `--mode=serve`: the page, `/health`, and `/inpaint` with its queue of one worker.
 
-`POST /inpaint` takes the fields image and mask (picture files; white in the mask is hole; without a mask, what is
-transparent in the image), num_samples (1), seed (0) and strategy (auto), as multipart/form-data or as a JSON object
-with the files in base64. The answer is a PNG in the picture's own size, mode and orientation, equal to it outside the
-hole to the bit; for several samples, or for `Accept: application/json`, a JSON object {"images": [base64 PNG, ...],
-"width", "height", "seed"}.
-
-  curl -F image=@photo.jpg -F mask=@mask.png http://127.0.0.1:7860/inpaint -o filled.png
-
-`GET /health` answers at any time: status, version, model, image_size, device, samples, waiting, limits.
-
-A refusal is {"error": one line}. 400: what was sent is damaged; 408: it did not arrive in time; 413: too large; 415:
-neither multipart nor JSON; 422: a value out of range, or picture and mask do not fit; 503: too many wait, try again
-after Retry-After seconds; 504: not filled in time. See `orders.Limits`. There is no log-in and no TLS: to serve other
-machines, put a proxy that has both in front.
+`/openapi.json` describes the interface, `/docs` shows it. A refusal is {"error": one line} with a status of REFUSALS.
+There is no log-in and no TLS: to serve other machines, put a proxy that has both in front.
 """
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import socket
+import asyncio
+import base64
+import concurrent.futures
+import dataclasses
+import math
+import pathlib
+import threading
 import time
 from typing import Any
 
+import fastapi
 import jax
+import numpy as np
+import pydantic
 import uvicorn
+from fastapi import HTTPException, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import FileResponse, JSONResponse, Response
+from PIL.Image import DecompressionBombError
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
+import gmsrm_jax
+from gmsrm_jax.data.pictures import PictureError
 from gmsrm_jax.errors import ConfigError
-from gmsrm_jax.inference.inpainter import Inpainter
-from gmsrm_jax.serving.requests import Limits
-from gmsrm_jax.serving.service import Service
+from gmsrm_jax.inference.inpainter import BATCH, Inpainter
+from gmsrm_jax.serving import requests
+from gmsrm_jax.serving.requests import Fields, Limits
 
+REFUSALS = {
+  400: "what was sent is damaged",
+  408: "it did not arrive in time",
+  413: "it is too large",
+  415: "it is neither multipart nor JSON",
+  422: "a value is out of range, or picture and mask do not fit",
+  503: "too many wait: try again after Retry-After seconds",
+  504: "it was not filled in time",
+}
+PAGE = pathlib.Path(__file__).parent / "page"
+_PAGES = {"/": "index.html", "/docs": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+_HEADERS = {
+  "Cache-Control": "no-store",
+  "X-Content-Type-Options": "nosniff",
+  "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
+  "connect-src 'self'; frame-ancestors 'none'",
+}
 _GRACE = 5  # seconds that a request is given to arrive after a signal
 
 
-def listen(host: str, port: int) -> socket.socket:
-  """A socket that has the address to itself.
+class Service:
+  """Fills one picture at a time in a thread of its own; a bounded number of requests waits."""
 
-  Raises:
-    ConfigError: the address is taken, not of this machine, or not allowed.
-  """
-  try:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=128)
-  except (OSError, UnicodeError) as error:
-    reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0].lower()
-    raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
-
-
-def serve(*, checkpoint: str, host: str, port: int) -> None:
-  """Serves the weights of a folder until it is interrupted.
-
-  Raises:
-    ConfigError: the address cannot be had, or the folder holds no trained model.
-  """
-  with contextlib.suppress(KeyboardInterrupt), contextlib.closing(listen(host, port)) as address:
-    # SIGTERM ends it as Ctrl-C does. uvicorn takes both over while it runs, and then raises them once more.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    service = Service(Inpainter.from_checkpoint(checkpoint), Limits())
-    start = time.monotonic()
-    service.warm_up()
-    name = f"[{host}]" if ":" in host else host
-    print(
-      f"ready: http://{name}:{address.getsockname()[1]} serves {service.inpainter.source} on {jax.default_backend()}, "
-      f"compiled in {time.monotonic() - start:.0f} s; Ctrl-C ends it",
-      flush=True,
-    )
-    try:
-      Server(service).run(sockets=[address])
-    finally:
-      service.close()
-  print("stopped")
-
-
-class Server(uvicorn.Server):
-  """The HTTP server of a service."""
-
-  def __init__(self, service: Service):
+  def __init__(self, inpainter: Inpainter, limits: Limits):
+    self.inpainter, self.limits = inpainter, limits
     options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE}
-    super().__init__(
-      uvicorn.Config(service.app(), log_level="warning", access_log=False, server_header=False, **options)
-    )
-    self._service = service
+    options |= {"log_level": "warning", "access_log": False, "server_header": False, "headers": list(_HEADERS.items())}
+    self.http = uvicorn.Server(uvicorn.Config(self._app(), **options))
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="model")
+    self._in_work: set[Request] = set()
+    self._seconds = 1.0  # of the last fill, to estimate when to come again
 
-  async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-    """Refuses what waits, so that it is not waited for."""
-    self._service.end()
-    await super().shutdown(sockets)
+  def warm_up(self) -> None:
+    """Compiles what pictures of any size need under 'auto'."""
+    size = self.inpainter.config.model.image_size
+    line = np.zeros((size, (BATCH + 2) * size), np.uint8)
+    line[size // 2] = 1  # enough windows for a whole batch and single ones
+    self._thread.submit(lambda: self.inpainter(np.zeros((*line.shape, 3), np.uint8), line)).result()
+
+  def close(self) -> None:
+    """Ends without waiting; the fill in progress ends with its batch."""
+    self._thread.shutdown(wait=False, cancel_futures=True)
+
+  def _app(self) -> fastapi.FastAPI:
+    errors = (StarletteHTTPException, ConfigError, pydantic.ValidationError, ClientDisconnect, MemoryError)
+    app = fastapi.FastAPI(
+      title="GM-SRM inpainting",
+      version=gmsrm_jax.__version__,
+      docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+      redoc_url=None,
+      redirect_slashes=False,  # it would send clients to whatever host they named
+      exception_handlers=dict.fromkeys((*errors, jax.errors.JaxRuntimeError, Exception), _refuse),
+    )
+    for path, name in _PAGES.items():
+      app.add_route(path, FileResponse(PAGE / name), ["GET"], include_in_schema=False)  # pyright: ignore
+    app.get("/health")(self.health)
+    schema = {"schema": Fields.model_json_schema()}
+    app.post(
+      "/inpaint",
+      response_class=Response,
+      responses={status: {"description": text} for status, text in REFUSALS.items()},
+      openapi_extra={"requestBody": {"content": {"multipart/form-data": schema, "application/json": schema}}},
+    )(self.inpaint)
+    return app
+
+  async def health(self) -> dict[str, Any]:
+    """Says what runs here, and how much there is to do."""
+    config, device = self.inpainter.config, jax.devices()[0]
+    return {
+      "status": "ok",
+      "version": gmsrm_jax.__version__,
+      "model": config.name,
+      "image_size": config.model.image_size,
+      "device": " ".join(dict.fromkeys((device.platform, device.device_kind))),
+      "samples": self.limits.samples if config.variation.enabled else 1,
+      "waiting": len(self._in_work),
+      "limits": dataclasses.asdict(self.limits),
+    }
+
+  async def inpaint(self, request: Request) -> Response:
+    """Fills the hole of a picture, and answers a PNG of its size, mode and orientation.
+
+    Pixels outside the hole come back unchanged. For several fills, or for `Accept: application/json`, the answer is
+    {"images": [base64 PNG, …], "width", "height", "seed"}. A refusal is {"error": "one line"}.
+    """
+    if len(self._in_work) > self.limits.waiting:
+      # A place is free as soon as one fill is done.
+      after = max(1, min(60, math.ceil(self._seconds)))
+      raise _busy(f"{len(self._in_work)} requests are in work already: try again in {after} s", after)
+    self._in_work.add(request)
+    job = None
+    try:
+      try:
+        async with asyncio.timeout(self.limits.seconds):
+          fields = await _read_fields(request, self.limits.upload_bytes)
+      except TimeoutError:
+        message = f"the body did not arrive within {self.limits.seconds:g} s: send a smaller picture"
+        raise HTTPException(408, message) from None
+      order = await run_in_threadpool(requests.read_order, fields, self.limits.pixels, self.inpainter)
+      stop = threading.Event()
+      job = self._thread.submit(self._fill, order, stop)
+      # Not before the thread is free, though nobody may wait by then.
+      job.add_done_callback(lambda _: self._in_work.discard(request))
+      files = await self._wait(request, job, stop)
+    except asyncio.CancelledError:  # The body has not arrived by the end.
+      raise _ended() from None
+    finally:
+      if job is None:
+        self._in_work.discard(request)
+    if len(files) == 1 and "application/json" not in request.headers.get("accept", ""):
+      return Response(files[0], media_type="image/png")
+    height, width = order.mask.shape
+    pictures = await run_in_threadpool(lambda: [base64.b64encode(file).decode() for file in files])
+    return JSONResponse({"images": pictures, "width": width, "height": height, "seed": fields.seed})
+
+  def _fill(self, order: requests.Order, stop: threading.Event) -> list[bytes]:
+    start = time.monotonic()
+    files = requests.carry_out(order, self.inpainter, stop)
+    self._seconds = time.monotonic() - start
+    return files
+
+  async def _wait(self, request: Request, job: concurrent.futures.Future, stop: threading.Event) -> list[bytes]:
+    """Returns the job's files; ends the job when it takes too long, the client goes away or the server ends."""
+    done = asyncio.wrap_future(job)
+    try:
+      async with asyncio.timeout(self.limits.seconds):
+        while not (await asyncio.wait({done}, timeout=0.1))[0]:
+          if await request.is_disconnected():
+            raise ClientDisconnect
+          if self.http.should_exit:
+            raise _ended()
+      return done.result()
+    except TimeoutError:
+      message = f"not filled within {self.limits.seconds:g} s: send a smaller picture or fewer samples, or try later"
+      raise HTTPException(504, message) from None
+    finally:
+      stop.set()
+      done.cancel()
+
+
+async def _refuse(_: Request, error: Any) -> Response:
+  """Answers an error in one line, with the status that says whose fault it is."""
+  match error:
+    case pydantic.ValidationError():
+      error = requests.first_fault(error)
+    case PictureError():
+      error = HTTPException(413 if isinstance(error.__cause__, DecompressionBombError) else 400, str(error))
+    case ConfigError():
+      error = HTTPException(422, str(error))
+    case MemoryError() | jax.errors.JaxRuntimeError():
+      error = _busy("not enough memory for this picture: send a smaller one, or strategy=auto", 10)
+    case ClientDisconnect():
+      error = HTTPException(499, "nobody reads this")
+    case StarletteHTTPException():
+      pass
+    case _:
+      error = HTTPException(500, "the server made a mistake: its own log says more")
+  line = " ".join(error.detail.split())
+  return JSONResponse({"error": line if len(line) <= 300 else line[:299] + "…"}, error.status_code, error.headers)
+
+
+def _busy(message: str, retry_after: int) -> HTTPException:
+  return HTTPException(503, message, {"Retry-After": str(retry_after)})
+
+
+def _ended() -> HTTPException:
+  return _busy("the server is being ended: try again when it is back", 10)
+
+
+async def _read_fields(request: Request, limit: int) -> Fields:
+  """Reads a multipart or JSON body of at most `limit` bytes."""
+  received = 0
+
+  def count(size: int) -> None:
+    if size > limit:
+      raise HTTPException(413, f"the body has more than {limit / 2**20:g} MiB: send a smaller file")
+
+  async def receive() -> Any:
+    nonlocal received
+    message = await request.receive()
+    received += len(message.get("body", b""))
+    count(received)
+    return message
+
+  count(int(request.headers.get("content-length", 0)))
+  counted = Request(request.scope, receive)
+  kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+  if kind == "application/json":
+    body = await counted.body()
+    return await run_in_threadpool(Fields.model_validate_json, body, strict=True)
+  if kind != "multipart/form-data":
+    raise HTTPException(415, f"content type {kind!r:.60}: send multipart/form-data or application/json")
+  fields: dict[str, Any] = {}
+  async with counted.form(max_files=2, max_fields=len(Fields.model_fields)) as form:
+    for name, value in form.multi_items():
+      if name in fields:
+        raise HTTPException(422, f"field {name!r:.60} is there twice: send one")
+      fields[name] = await value.read() if isinstance(value, UploadFile) else value
+  return Fields.model_validate(fields)

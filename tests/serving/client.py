@@ -1,61 +1,29 @@
-"""A server in a thread on a free port, and requests to it, made of nothing but the standard library."""
+"""A server in a thread on a free port, and requests to it."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import http.client
 import io
-import json
 import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 import skimage.data
 from PIL import Image
 
+from gmsrm_jax.commands.serve import listen
 from gmsrm_jax.inference.inpainter import Inpainter
-from gmsrm_jax.serving import server
 from gmsrm_jax.serving.requests import Limits
-from gmsrm_jax.serving.service import Service
+from gmsrm_jax.serving.server import Service
 from tests.training.test_steps import small_config
-
-BOUNDARY = "----boundary-of-the-tests"
-MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
-
 
 IMAGE = skimage.data.astronaut()[:30, 100:140]
 HOLE = np.zeros((30, 40), np.uint8)
 HOLE[8:20, 10:25] = 1
-
-
-class Answer(NamedTuple):
-  """What the server says."""
-
-  status: int
-  headers: dict[str, str]
-  body: bytes
-
-  @property
-  def json(self) -> Any:
-    assert self.headers["content-type"] == "application/json", self
-    return json.loads(self.body)
-
-  @property
-  def error(self) -> str:
-    """The one line of a refusal."""
-    assert list(self.json) == ["error"] and "\n" not in self.json["error"], self
-    return self.json["error"]
-
-  @property
-  def pictures(self) -> list[np.ndarray]:
-    """The pixels of a PNG, or of all PNGs in a JSON object."""
-    assert self.status == 200, self
-    if self.headers["content-type"] == "image/png":
-      return [pixels(self.body)]
-    return [pixels(base64.b64decode(text)) for text in self.json["images"]]
 
 
 class Running(NamedTuple):
@@ -68,25 +36,16 @@ class Running(NamedTuple):
   def url(self) -> str:
     return f"http://127.0.0.1:{self.port}"
 
-  def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
-    """One request on a connection of its own; `content_type` is spelt as a name in Python."""
-    connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=120)
-    with contextlib.closing(connection):
-      connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-      answer = connection.getresponse()
-      return Answer(answer.status, {k.lower(): v for k, v in answer.getheaders()}, answer.read())
+  def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    """Sends one request on a connection of its own."""
+    return httpx.request(method, self.url + path, timeout=120, trust_env=False, **options)
 
-  def inpaint(self, accept: str = "*/*", **fields: Any) -> Answer:
-    """POST /inpaint as multipart."""
-    return self.ask("POST", "/inpaint", multipart(**fields), content_type=MULTIPART, accept=accept)
-
-  def inpaint_json(self, body: Any) -> Answer:
-    """POST /inpaint with a JSON body."""
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return self.ask("POST", "/inpaint", data, content_type="application/json")
+  def inpaint(self, accept: str = "*/*", **fields: Any) -> httpx.Response:
+    """Sends POST /inpaint as multipart: bytes as files, all else as text."""
+    return self.ask("POST", "/inpaint", files=parts(fields), headers={"accept": accept})
 
   def health(self) -> dict[str, Any]:
-    return self.ask("GET", "/health").json
+    return self.ask("GET", "/health").json()
 
   def wait_until_idle(self) -> None:
     """Fails if a place is never given back."""
@@ -120,34 +79,50 @@ class Gated(Inpainter):
 
 @contextlib.contextmanager
 def running(model: Inpainter, **limits: Any) -> Iterator[Running]:
-  """A server of the model, ended afterwards."""
+  """Starts a server of the model, and ends it afterwards."""
   service = Service(model, Limits(**limits))
-  http = server.Server(service)
-  with contextlib.closing(server.listen("127.0.0.1", 0)) as address:
-    thread = threading.Thread(target=http.run, kwargs={"sockets": [address]})
+  with contextlib.closing(listen("127.0.0.1", 0)) as address:
+    thread = threading.Thread(target=service.http.run, kwargs={"sockets": [address]})
     thread.start()
     try:
       yield Running(address.getsockname()[1], service)
     finally:
-      http.should_exit = True
+      service.http.should_exit = True
       thread.join(60)
       service.close()
       assert not thread.is_alive()
 
 
-def multipart(**fields: Any) -> bytes:
-  """A body with a file for every value of bytes and text for all others."""
-  parts = b""
-  for name, value in fields.items():
-    file = f'; filename="{name}"\r\nContent-Type: application/octet-stream' if isinstance(value, bytes) else ""
-    data = value if isinstance(value, bytes) else str(value).encode()
-    parts += f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'.encode() + data + b"\r\n"
-  return parts + f"--{BOUNDARY}--\r\n".encode()
+def error(answer: httpx.Response) -> str:
+  """Returns the one line of a refusal."""
+  (line,) = answer.json().values()
+  assert list(answer.json()) == ["error"] and "\n" not in line and len(line) <= 300, answer.text
+  return line
 
 
-def png(array: np.ndarray, image_format: str = "PNG", **options: Any) -> bytes:
+def pictures(answer: httpx.Response) -> list[np.ndarray]:
+  """Returns the pixels of a PNG, or of all PNGs in a JSON object."""
+  assert answer.status_code == 200, answer.text
+  if answer.headers["content-type"] == "image/png":
+    return [pixels(answer.content)]
+  return [pixels(base64.b64decode(text)) for text in answer.json()["images"]]
+
+
+def parts(fields: dict[str, Any]) -> dict[str, Any]:
+  """Returns fields as the `files` of httpx: bytes as files, all else as text."""
+  return {name: (name, value) if isinstance(value, bytes) else (None, str(value)) for name, value in fields.items()}
+
+
+def raw(**fields: Any) -> bytes:
+  """Returns a whole POST /inpaint as it goes over the wire."""
+  request = httpx.Request("POST", "http://x/inpaint", files=parts(fields), headers={"connection": "close"})
+  head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+  return f"POST /inpaint HTTP/1.1\r\n{head}\r\n".encode() + request.read()
+
+
+def png(array: np.ndarray) -> bytes:
   buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, image_format, **options)
+  Image.fromarray(array).save(buffer, "PNG")
   return buffer.getvalue()
 
 

@@ -3,146 +3,173 @@
 from __future__ import annotations
 
 import base64
+import os
+import shutil
 import threading
 import time
 
 import numpy as np
 import pytest
 import skimage.data
+from playwright.sync_api import expect, sync_playwright
 
 from tests.inference.test_inpainter import noisy_model
-from tests.serving.browser import CHROMIUM, chromium
 from tests.serving.client import Gated, pixels, png, running, text
 
-pytestmark = [
-  pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt-get install chromium"),
-  pytest.mark.timeout(600),
-]
+pytestmark = pytest.mark.timeout(600)
 IMAGE = skimage.data.astronaut()[:240, 60:380]
+FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+expect.set_options(timeout=120_000)
 
 
 @pytest.fixture(scope="module")
-def server():
-  with running(noisy_model()) as server:
-    yield server
+def browser():
+  path = shutil.which("chromium") or shutil.which("google-chrome")
+  if path is None:
+    (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: apt-get install chromium")
+  with sync_playwright() as playwright:
+    browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, "--no-first-run"], timeout=120_000)
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def page(browser):
+  page = browser.new_page(viewport={"width": 1400, "height": 1000})
+  page.set_default_timeout(120_000)
+  page.complaints, page.addresses = [], set()
+  page.on("console", lambda message: page.complaints.append(message.text))
+  page.on("pageerror", lambda error: page.complaints.append(str(error)))
+  page.on("request", lambda request: page.addresses.add(request.url.removeprefix("blob:")))
+  yield page
+  page.close()
+
+
+def _drag(page, selector, *places):
+  """Presses the mouse at the first place, in shares of the element's width and height, and lets go at the last."""
+  page.locator(selector).scroll_into_view_if_needed()
+  box = page.locator(selector).bounding_box()
+  points = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in places]
+  page.mouse.move(*points[0])
+  page.mouse.down()
+  for point in points[1:]:
+    page.mouse.move(*point)
+  page.mouse.up()
 
 
 def _mask(page):
-  """What the page would send."""
-  code = "new Promise(async done => { const r = new FileReader(); r.onload = () => done(r.result);"
-  url = page.run(code + " r.readAsDataURL(await mask()) })")
-  return pixels(base64.b64decode(url.partition(",")[2]))[..., 0]
+  """Returns what the page would send."""
+  code = "async () => btoa(String.fromCharCode(...new Uint8Array(await (await mask()).arrayBuffer())))"
+  return pixels(base64.b64decode(page.evaluate(code)))[..., 0]
 
 
-def test_a_picture_is_painted_filled_compared_and_downloaded(server, tmp_path):
-  (tmp_path / "photo.png").write_bytes(png(IMAGE))
-  downloads = tmp_path / "downloads"
-  downloads.mkdir()
-  with chromium(tmp_path / "profile") as page:
-    page.open(server.url, downloads, 1400, 1000)
-    page.wait("document.querySelector('#model').textContent.includes('demo, trained at 32 × 32')")
-    page.screenshot(tmp_path / "0_start.png")
-    page.choose_file("#file", tmp_path / "photo.png")
-    page.wait("!document.querySelector('#stage').hidden")
+def test_a_picture_is_painted_filled_compared_and_downloaded(page):
+  with running(noisy_model()) as server:
+    page.goto(server.url)
+    expect(page.locator("#model")).to_contain_text("demo, trained at 32 × 32")
+    page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": png(IMAGE)})
 
     # Nothing is painted, so nothing is sent.
     page.click("#run")
-    page.wait("document.querySelector('#status.bad')?.textContent.startsWith('Nothing is painted yet')")
+    expect(page.locator("#status.bad")).to_contain_text("Nothing is painted yet")
 
     # Two strokes, undone and painted again, a part erased.
-    page.drag(*(page.place("#paint", across, 0.3) for across in (0.2, 0.4, 0.6)))
-    page.drag(*(page.place("#paint", 0.75, down) for down in (0.5, 0.7)))
+    _drag(page, "#paint", (0.2, 0.3), (0.4, 0.3), (0.6, 0.3))
+    _drag(page, "#paint", (0.75, 0.5), (0.75, 0.7))
     both = _mask(page)
     assert both.shape == (240, 320) and set(np.unique(both[:, ::7])) >= {0, 255}
     assert both[72, 128] == 255 and both[150, 240] == 255 and both[200, 60] == 0
-    page.key("z", control=True)
+    page.keyboard.press("Control+z")
     one = _mask(page)
     assert one[72, 128] == 255 and one[150, 240] == 0
-    page.drag(*(page.place("#paint", 0.75, down) for down in (0.5, 0.7)))
+    _drag(page, "#paint", (0.75, 0.5), (0.75, 0.7))
     np.testing.assert_array_equal(_mask(page), both)
     page.click("#erase")
-    page.drag(page.place("#paint", 0.4, 0.3))
+    _drag(page, "#paint", (0.4, 0.3))
     page.click("#erase")
     painted = _mask(page)
     assert painted[72, 128] == 0 and painted[72, 70] == 255
-    page.screenshot(tmp_path / "1_painted.png")
 
     # Three fills; the second one is looked at and downloaded.
-    page.run("document.querySelector('#num_samples').value = 3; document.querySelector('#seed').value = 5")
+    page.fill("#num_samples", "3")
+    page.fill("#seed", "5")
     page.click("#run")
-    page.wait("document.querySelectorAll('#fills button').length === 3")
-    page.wait("[...document.images].every(image => image.complete)")
+    expect(page.locator("#fills button")).to_have_count(3)
     page.click("#fills button:nth-child(2)")
-    page.wait("document.querySelector('#fills button:nth-child(2)').getAttribute('aria-pressed') === 'true'")
-    page.drag(page.place("#compare", 0.5), page.place("#compare", 0.4), page.place("#compare", 0.3))
-    share = page.run("parseFloat(document.querySelector('#line').style.left)")
-    assert 25 < share < 35
-    page.click("#download")
-    saved = downloads / "photo_filled_2.png"
-    deadline = time.monotonic() + 60
-    while not saved.exists():
-      assert time.monotonic() < deadline, list(downloads.iterdir())
-      time.sleep(0.1)
-    page.screenshot(tmp_path / "2_filled.png")
+    expect(page.locator("#caption")).to_have_text("Fill 2 of 3, 320 × 240 pixels")
+    _drag(page, "#compare", (0.5, 0.5), (0.4, 0.5), (0.3, 0.5))
+    assert 25 < float(page.evaluate("parseFloat($('line').style.left)")) < 35
+    with page.expect_download() as download:
+      page.click("#download")
+    assert download.value.suggested_filename == "photo_filled_2.png"
+    saved = pixels(download.value.path().read_bytes())
 
     # Going on takes the fill as the picture, and clears the hole.
     page.click("#onward")
-    page.wait("document.querySelector('#clear').disabled")
+    expect(page.locator("#clear")).to_be_disabled()
     assert _mask(page).max() == 0
-    assert page.complaints == []
+
+    page.goto(server.url + "/docs")
+    expect(page.locator("#fields")).to_contain_text("num_samples")
+    expect(page.locator("#fields")).to_contain_text("1 to 8")
+    assert page.complaints == [] and all(address.startswith(server.url) for address in page.addresses)
 
   hole = (painted > 127).astype(np.uint8)
   expected = noisy_model()(IMAGE, hole, num_samples=3, seed=5)[1]
-  np.testing.assert_array_equal(pixels(saved.read_bytes()), expected)
+  np.testing.assert_array_equal(saved, expected)
   np.testing.assert_array_equal(expected[hole == 0], IMAGE[hole == 0])
 
 
-def _event(kind, data, name):
-  """Code that drops or pastes a file."""
-  carrier, constructor = ("dataTransfer", "DragEvent") if kind == "drop" else ("clipboardData", "ClipboardEvent")
-  code = f"const bytes = Uint8Array.from(atob('{text(data)}'), c => c.charCodeAt(0)); const t = new DataTransfer();"
-  code += f"t.items.add(new File([bytes], '{name}', {{ type: 'image/png' }}));"
-  return f"(() => {{ {code} dispatchEvent(new {constructor}('{kind}', {{ {carrier}: t, cancelable: true }})) }})()"
+def _give(page, kind, data, name):
+  """Drops or pastes a file."""
+  code = """([kind, text, name]) => {
+    const files = new DataTransfer();
+    files.items.add(new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], name, { type: "image/png" }));
+    dispatchEvent(kind === "drop"
+      ? new DragEvent(kind, { dataTransfer: files, cancelable: true })
+      : new ClipboardEvent(kind, { clipboardData: files, cancelable: true }));
+  }"""
+  page.evaluate(code, [kind, text(data), name])
 
 
-def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(tmp_path):
-  model = Gated()
-  with running(model, waiting=0) as server, chromium(tmp_path / "profile") as page:
-    page.open(server.url, tmp_path, 420, 800)
-    page.run(_event("drop", png(IMAGE), "a.png"))
-    page.wait("document.querySelector('#status').textContent.startsWith('320 × 240 pixels')")
-    page.run(_event("paste", b"nonsense", "b.png"))
-    page.wait("document.querySelector('#status').textContent.startsWith('b.png is no picture that this browser')")
-    page.run(_event("paste", png(IMAGE[:100]), "c.png"))
-    page.wait("document.querySelector('#status').textContent.startsWith('320 × 100 pixels')")
-    assert page.run("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than a phone"
+def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(page):
+  model, status = Gated(), page.locator("#status")
+  with running(model, waiting=0) as server:
+    page.set_viewport_size({"width": 420, "height": 800})
+    page.goto(server.url)
+    _give(page, "drop", png(IMAGE), "a.png")
+    expect(status).to_contain_text("320 × 240 pixels")
+    _give(page, "paste", b"nonsense", "b.png")
+    expect(status).to_contain_text("b.png is no picture that this browser")
+    _give(page, "paste", png(IMAGE[:100]), "c.png")
+    expect(status).to_contain_text("320 × 100 pixels")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than a phone"
 
-    page.drag(page.place("#paint"))
+    _drag(page, "#paint", (0.5, 0.5))
     page.click("#run")
     assert model.started.acquire(timeout=60)
-    page.screenshot(tmp_path / "3_phone.png")
     page.click("#stop")
-    page.wait("document.querySelector('#status').textContent === 'stopped'")
+    expect(status).to_have_text("stopped")
     assert model.ended.acquire(timeout=60)
 
     # What is painted and erased again is no hole: the server says so.
     server.wait_until_idle()
-    page.key("e")
-    page.drag(page.place("#paint"))
+    page.keyboard.press("e")
+    _drag(page, "#paint", (0.5, 0.5))
     page.click("#run")
-    page.wait("document.querySelector('#status.bad')?.textContent.startsWith('the mask has no hole')")
+    expect(page.locator("#status.bad")).to_contain_text("the mask has no hole")
 
     # While another request holds the only place, the page waits and asks again.
-    page.key("e")
-    page.drag(page.place("#paint", 0.3))
+    page.keyboard.press("e")
+    _drag(page, "#paint", (0.3, 0.5))
     other = threading.Thread(target=server.inpaint, kwargs={"image": png(IMAGE), "mask": png(IMAGE)})
     other.start()
     assert model.started.acquire(timeout=60)
     page.click("#run")
-    page.wait("document.querySelector('#status').textContent.startsWith('filling')")
+    expect(status).to_contain_text("filling")
     time.sleep(0.5)
     model.gate.set()
     other.join()
-    page.wait("document.querySelectorAll('#fills button').length === 1")
+    expect(page.locator("#fills button")).to_have_count(1)
     # A refusal is no complaint of the page's own.
     assert [line for line in page.complaints if "status of 422" not in line and "status of 503" not in line] == []

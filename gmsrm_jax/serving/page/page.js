@@ -7,51 +7,44 @@ const TRIES = 30; // how often a busy server is asked again
 let file = null; // the picture as it was given; the server gets these bytes, not the browser's pixels
 let strokes = []; // {size, erase, points} in pixels of the picture, so that undo can draw all but the last again
 let stroke = null; // the one that is being drawn
-let fills = []; // {url, blob} of the last answer
-let chosen = 0;
-let beforeUrl = ""; // of the picture that the fills belong to
 let request = null; // AbortController of the request that runs
+let fills = []; // {url, blob} of the last answer
+let answered = null; // {width, height, stem} of the picture that they belong to
+let chosen = 0;
+
+function say(text, bad = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("bad", bad);
+}
 
 // ---- the picture
 
 async function open(given) {
   if (!given) return;
-  const url = URL.createObjectURL(given);
   const image = new Image();
-  image.src = url;
+  image.src = URL.createObjectURL(given);
   try {
     await image.decode();
   } catch {
-    URL.revokeObjectURL(url);
     return say(`${given.name || "this"} is no picture that this browser can show: save it as PNG or JPEG`, true);
   }
   request?.abort();
-  if ($("picture").src && $("picture").src !== beforeUrl) URL.revokeObjectURL($("picture").src);
-  $("picture").src = url;
   file = given;
+  $("picture").src = image.src;
   $("paint").width = image.naturalWidth;
   $("paint").height = image.naturalHeight;
   for (const id of ["stage", "tools", "options"]) $(id).hidden = false;
   $("drop").hidden = true;
-  strokes = [];
-  redraw();
-  fit();
+  clear();
+  fit($("stage"), $("paint"));
   say(`${image.naturalWidth} × ${image.naturalHeight} pixels. Paint over what is to be filled.`);
 }
 
-/** Lays a box out as large as its column and two thirds of the window allow, in the picture's proportions. */
-function fit() {
-  const { width, height } = $("paint");
-  for (const box of [$("stage"), $("compare")]) {
-    const outer = box.parentElement;
-    const room = outer.clientWidth - 2 * parseFloat(getComputedStyle(outer).paddingLeft);
-    if (room <= 0) continue;
-    const picture = box.id === "stage" ? { width, height } : fills;
-    const scale = Math.min(room / picture.width, (0.68 * innerHeight) / picture.height, 12);
-    box.style.width = `${picture.width * scale}px`;
-    box.style.height = `${picture.height * scale}px`;
-    box.classList.toggle("small", scale >= 3);
-  }
+/** Gives a box the proportions of its picture; the style sheet limits its size. */
+function fit(box, { width, height }) {
+  box.style.setProperty("--width", width);
+  box.style.setProperty("--height", height);
+  box.classList.toggle("small", box.clientWidth >= 3 * width);
 }
 
 $("file").addEventListener("change", () => {
@@ -69,7 +62,6 @@ addEventListener("drop", (event) => {
   document.body.classList.remove("over");
   open(event.dataTransfer.files[0]);
 });
-addEventListener("resize", fit);
 
 // ---- the brush
 
@@ -92,65 +84,61 @@ function draw({ size, erase, points }, first) {
   paint.stroke();
 }
 
-function scale() {
-  return $("paint").width / $("paint").clientWidth;
-}
+/** Pixels of the picture per pixel of the window. */
+const scale = () => $("paint").width / $("paint").clientWidth;
 
 function place(event) {
   const box = $("paint").getBoundingClientRect();
   return [(event.clientX - box.left) * scale(), (event.clientY - box.top) * scale()];
 }
 
-function ring(event) {
+function showRing(event) {
   const box = $("stage").getBoundingClientRect();
-  Object.assign($("ring").style, {
-    left: `${event.clientX - box.left}px`,
-    top: `${event.clientY - box.top}px`,
-    width: `${$("size").value}px`,
-    height: `${$("size").value}px`,
-  });
+  const style = { left: event.clientX - box.left, top: event.clientY - box.top, width: $("size").value };
+  for (const [name, value] of Object.entries(style)) $("ring").style[name] = `${value}px`;
   $("ring").hidden = false;
 }
+
+function endStroke() {
+  if (!stroke) return;
+  strokes.push(stroke);
+  stroke = null;
+  redraw();
+}
+
+function undo() {
+  strokes.pop();
+  redraw();
+}
+
+function clear() {
+  strokes = [];
+  redraw();
+}
+
+const erasing = () => $("erase").getAttribute("aria-pressed") === "true";
+const toggleEraser = () => $("erase").setAttribute("aria-pressed", String(!erasing()));
 
 $("paint").addEventListener("pointerdown", (event) => {
   if (event.button !== 0 || stroke) return;
   $("paint").setPointerCapture(event.pointerId);
-  const erase = $("erase").getAttribute("aria-pressed") === "true";
-  stroke = { size: $("size").value * scale(), erase, points: [place(event)] };
+  stroke = { size: $("size").value * scale(), erase: erasing(), points: [place(event)] };
   draw(stroke, 0);
 });
 $("paint").addEventListener("pointermove", (event) => {
-  ring(event);
+  showRing(event);
   if (!stroke) return;
   const first = stroke.points.length - 1;
   const events = event.getCoalescedEvents?.() ?? [];
   for (const each of events.length ? events : [event]) stroke.points.push(place(each));
   draw(stroke, first);
 });
-for (const kind of ["pointerup", "pointercancel"]) {
-  $("paint").addEventListener(kind, () => {
-    if (!stroke) return;
-    strokes.push(stroke);
-    stroke = null;
-    redraw();
-  });
-}
+$("paint").addEventListener("pointerup", endStroke);
+$("paint").addEventListener("pointercancel", endStroke);
 $("paint").addEventListener("pointerleave", () => ($("ring").hidden = true));
-
-function undo() {
-  strokes.pop();
-  redraw();
-}
-function toggleEraser() {
-  const pressed = $("erase").getAttribute("aria-pressed") === "true";
-  $("erase").setAttribute("aria-pressed", String(!pressed));
-}
 $("undo").addEventListener("click", undo);
 $("erase").addEventListener("click", toggleEraser);
-$("clear").addEventListener("click", () => {
-  strokes = [];
-  redraw();
-});
+$("clear").addEventListener("click", clear);
 addEventListener("keydown", (event) => {
   if (event.target.matches("input[type=number], select") || !file) return;
   if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
@@ -178,18 +166,12 @@ function mask() {
 
 // ---- the request
 
-function say(text, bad = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("bad", bad);
-}
-
-const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-
 async function ask(body, signal) {
   for (let left = TRIES; ; left--) {
     const answer = await fetch("inpaint", { method: "POST", body, signal, headers: { Accept: "application/json" } });
     if (answer.status !== 503 || !left) return answer;
-    await pause(Number(answer.headers.get("Retry-After")) || 1);
+    const seconds = Number(answer.headers.get("Retry-After")) || 1;
+    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
     signal.throwIfAborted();
   }
 }
@@ -198,8 +180,8 @@ $("options").addEventListener("submit", async (event) => {
   event.preventDefault();
   if (request) return;
   if (!strokes.some((each) => !each.erase)) return say("Nothing is painted yet: paint over what is to be filled.", true);
-  const [current, own] = [file, new AbortController()];
-  request = own;
+  const current = file;
+  request = new AbortController();
   $("run").disabled = true;
   $("stop").hidden = false;
   const start = Date.now();
@@ -210,17 +192,16 @@ $("options").addEventListener("submit", async (event) => {
     body.append("image", current, "image");
     body.append("mask", await mask(), "mask.png");
     for (const name of ["num_samples", "seed", "strategy"]) body.append(name, $(name).value);
-    const answer = await ask(body, own.signal);
+    const answer = await ask(body, request.signal);
     const content = await answer.json();
-    clearInterval(clock);
     if (!answer.ok) return say(content.error, true);
     show(content);
     say(`filled in ${seconds()}`);
   } catch (error) {
-    clearInterval(clock);
     if (error.name !== "AbortError") say(`the server cannot be reached (${error.message}): is it running?`, true);
     else if (file === current) say("stopped");
   } finally {
+    clearInterval(clock);
     request = null;
     $("run").disabled = false;
     $("stop").hidden = true;
@@ -236,10 +217,8 @@ function show({ images, width, height }) {
     const blob = new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], { type: "image/png" });
     return { blob, url: URL.createObjectURL(blob) };
   });
-  [fills.width, fills.height] = [width, height];
-  if (beforeUrl && beforeUrl !== $("picture").src) URL.revokeObjectURL(beforeUrl);
-  beforeUrl = $("before").src = $("picture").src;
-  fills.stem = (file.name || "picture").replace(/\.[^.]*$/, "");
+  answered = { width, height, stem: (file.name || "picture").replace(/\.[^.]*$/, "") };
+  $("before").src = $("picture").src;
   $("fills").replaceChildren(
     ...fills.map(({ url }, number) => {
       const button = document.createElement("button");
@@ -254,7 +233,7 @@ function show({ images, width, height }) {
   );
   $("results").hidden = false;
   choose(0);
-  fit();
+  fit($("compare"), answered);
   split();
 }
 
@@ -262,8 +241,8 @@ function choose(number) {
   chosen = number;
   [...$("fills").children].forEach((button, other) => button.setAttribute("aria-pressed", String(other === number)));
   $("after").src = $("download").href = fills[number].url;
-  $("download").download = `${fills.stem}_filled_${number + 1}.png`;
-  $("caption").textContent = `Fill ${number + 1} of ${fills.length}, ${fills.width} × ${fills.height} pixels`;
+  $("download").download = `${answered.stem}_filled_${number + 1}.png`;
+  $("caption").textContent = `Fill ${number + 1} of ${fills.length}, ${answered.width} × ${answered.height} pixels`;
 }
 
 /** Left of the line lies the picture as it was, right of it the chosen fill. */
@@ -273,16 +252,25 @@ function split() {
   $("line").style.left = `${share}%`;
 }
 $("split").addEventListener("input", split);
-$("onward").addEventListener("click", () => open(new File([fills[chosen].blob], `${fills.stem}.png`)));
+$("onward").addEventListener("click", () => open(new File([fills[chosen].blob], `${answered.stem}.png`)));
 
 // ---- at the start
 
-$("curl").textContent = `curl -F image=@photo.jpg -F mask=@mask.png ${new URL("inpaint", location)} -o filled.png`;
-fetch("health")
-  .then((answer) => answer.json())
-  .then(({ model, image_size, device, version, samples }) => {
-    $("model").textContent = `${model}, trained at ${image_size} × ${image_size}, on ${device}, version ${version}`;
-    $("num_samples").max = samples;
-    $("num_samples").disabled = samples === 1;
-  })
-  .catch(() => say("the server cannot be reached", true));
+async function describe() {
+  $("docs").open = location.pathname.endsWith("/docs");
+  $("curl").textContent = `curl -F image=@photo.jpg -F mask=@mask.png ${new URL("inpaint", location)} -o filled.png`;
+  const [health, { paths }] = await Promise.all(["health", "openapi.json"].map(async (x) => (await fetch(x)).json()));
+  const { model, image_size: size, device, version, samples } = health;
+  $("model").textContent = `${model}, trained at ${size} × ${size}, on ${device}, version ${version}`;
+  $("num_samples").max = samples;
+  $("num_samples").disabled = samples === 1;
+  const { description, requestBody, responses } = paths["/inpaint"].post;
+  $("description").textContent = description;
+  const { properties } = requestBody.content["multipart/form-data"].schema;
+  for (const [name, { description, minimum, maximum, enum: names }] of Object.entries({ ...properties, ...responses })) {
+    const line = $("fields").insertRow();
+    const values = names ? names.join(", ") : maximum ? `${minimum} to ${maximum}` : "";
+    for (const text of [name, description, values]) line.insertCell().textContent = text;
+  }
+}
+describe().catch(() => say("the server cannot be reached", true));

@@ -1,0 +1,63 @@
+"""--mode=serve: a page to paint holes into pictures and have them filled, and the same for programs over HTTP.
+
+curl -F image=@photo.jpg -F mask=@mask.png http://127.0.0.1:7860/inpaint -o filled.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import signal
+import socket
+import time
+
+import jax
+
+from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.inference.inpainter import Inpainter
+
+_EXTRA = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """Returns a socket that has the address to itself.
+
+  Raises:
+    ConfigError: the address is taken, not of this machine, or not allowed.
+  """
+  try:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    return socket.create_server(address[:2], family=family, backlog=128)
+  except (OSError, UnicodeError) as error:
+    reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0].lower()
+    raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
+
+
+def serve(*, checkpoint: str, host: str, port: int) -> None:
+  """Serves the weights of a folder until it is interrupted.
+
+  Raises:
+    ConfigError: the address cannot be had, the folder holds no trained model, or the server is not installed.
+  """
+  missing = [package for module, package in _EXTRA.items() if importlib.util.find_spec(module) is None]
+  require(not missing, f"--mode=serve needs {' '.join(missing)}: pip install {' '.join(_EXTRA.values())}")
+  from gmsrm_jax.serving.requests import Limits
+  from gmsrm_jax.serving.server import Service
+
+  with contextlib.suppress(KeyboardInterrupt), contextlib.closing(listen(host, port)) as address:
+    # SIGTERM ends it as Ctrl-C does. uvicorn takes both over while it runs, and then raises them once more.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    service = Service(Inpainter.from_checkpoint(checkpoint), Limits())
+    start = time.monotonic()
+    service.warm_up()
+    name = f"[{host}]" if ":" in host else host
+    print(
+      f"ready: http://{name}:{address.getsockname()[1]} serves {service.inpainter.source} on {jax.default_backend()}, "
+      f"compiled in {time.monotonic() - start:.0f} s; Ctrl-C ends it",
+      flush=True,
+    )
+    try:
+      service.http.run(sockets=[address])
+    finally:
+      service.close()
+  print("stopped")
