@@ -1,1 +1,1 @@
-"""What measures speed: run by hand as `python -m benchmarks.NAME`, never inside a timed test."""
+"""Measurements of speed, quality and reliability that only we run, by hand: `python -m benchmarks.ROOM.NAME`."""

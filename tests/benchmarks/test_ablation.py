@@ -12,7 +12,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import ablation
+from benchmarks.quality import ablation
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import BUCKETS, bucket_name
 

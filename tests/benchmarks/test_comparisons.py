@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import lead, memory_use
+from benchmarks.quality import lead, memory_use
 from gmsrm_jax.arrays import composite
 from gmsrm_jax.models import inpainter as models
 from tests.models.test_inpainter import MODEL, _random_params, _scene

@@ -108,7 +108,7 @@ def test_boundary_error_sees_the_seam_and_nothing_else():
 @pytest.fixture(scope="module", params=["alex", "vgg"])
 def net(request):
   torch = pytest.importorskip("torch")
-  lpips_package = pytest.importorskip("benchmarks.lpips_package")
+  lpips_package = pytest.importorskip("benchmarks.torch_twin.lpips_package")
   params = features.load_alexnet() if request.param == "alex" else features.load_vgg16()
   try:
     whole, spatial = (lpips_package.model(request.param, params, spatial=spatial) for spatial in (False, True))

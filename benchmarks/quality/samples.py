@@ -1,6 +1,6 @@
-"""How much the samples of one hole differ, and what that costs: LPIPS between them, LPIPS and PSNR to the truth.
+"""Measures how much the samples of one hole differ, and the cost: LPIPS between them, LPIPS and PSNR to the truth.
 
-  python -m benchmarks.samples --checkpoint=runs/mine --images=my/held_out
+  python -m benchmarks.quality.samples --checkpoint=runs/mine --images=my/held_out
 
 Every image gets the fixed hole of evaluation for each of two buckets. Sample 0 is the deterministic fill.
 """
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.held_out import held_out
+from benchmarks.quality.held_out import held_out
 from gmsrm_jax import Inpainter
 from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.config import BUCKETS
@@ -59,7 +59,7 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prints a table, then one line of JSON."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.samples", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a trained run")
   parser.add_argument("--images", required=True, metavar="DIR", help="held-out images")
   parser.add_argument("--count", type=int, default=20, help="images (default: 20)")

@@ -1,6 +1,6 @@
-"""Which part of the model does what: trains variants that differ in one setting, and compares them image by image.
+"""Trains variants that differ in one setting, and compares them image by image: which part of the model does what.
 
-  python -m benchmarks.ablation --output=DIR --experiment=paris --set model.size=small data.train=DIR data.val=DIR ...
+  python -m benchmarks.quality.ablation --output=DIR --experiment=paris --set data.train=DIR data.val=DIR ...
 
 All variants see the same images, holes and steps. The same command again goes on where it was interrupted. A stage 1
 whose settings another variant shares is trained once. `--jobs=2` trains two runs at once, each on half of the
@@ -31,7 +31,7 @@ from gmsrm_jax.config import BUCKETS, Config, bucket_name
 from gmsrm_jax.evaluation.bootstrap import interval
 from gmsrm_jax.evaluation.held_out import METHOD
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LARGE = "40-60%"  # both buckets of large holes, image by image
 METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS"}
 
@@ -226,7 +226,7 @@ def as_markdown(table: dict[str, dict[str, dict[str, dict[str, object]]]]) -> st
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Trains what is missing, then prints the tables and writes ablation.md and ablation.json."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.ablation", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--output", required=True, metavar="DIR", help="folder of all runs and of the tables")
   parser.add_argument("--experiment", default="demo")
   parser.add_argument("--platform", default="auto")

@@ -1,7 +1,7 @@
 """Kills a tiny run again and again, restarts it until it is done, and compares it to the bit with one left alone.
 
-`python -m benchmarks.torture --kills=20 --signal=KILL` (or TERM; `--processes=2` kills one of two). Half of the kills
-wait for a checkpoint that is being written. After each one every checkpoint that counts as complete must be readable.
+`python -m benchmarks.reliability.torture --kills=20 --signal=KILL` (or TERM; `--processes=2` kills one of two). Half of
+the kills wait for a checkpoint that is being written. After each one every complete checkpoint must be readable.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 import skimage.data
 from PIL import Image
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SETTINGS = [
   "model.image_size=32",
   "model.widths=8,16",

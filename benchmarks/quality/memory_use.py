@@ -1,6 +1,6 @@
-"""Whether a trained model's fills depend on what it reads from its memory: the same model, with other reads put in.
+"""Puts other reads into a trained model: do its fills depend on what it reads from its memory?
 
-  python -m benchmarks.memory_use --workdir=runs/mine --images=my/held_out [--masks=...]
+  python -m benchmarks.quality.memory_use --workdir=runs/mine --images=my/held_out [--masks=...]
 
   own      what the model retrieves for the damaged picture
   teacher  what the recognition encoder retrieves for the whole picture: the best that supervision could reach
@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from tqdm import tqdm
 
-from benchmarks.held_out import held_out
+from benchmarks.quality.held_out import held_out
 from gmsrm_jax import overrides
 from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, bucket_name
@@ -63,9 +63,7 @@ def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) 
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prints a table per bucket, then one line of JSON."""
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.memory_use", description=(__doc__ or "").partition("\n")[0]
-  )
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--workdir", required=True, metavar="DIR", help="folder of a run (an export has no teacher)")
   parser.add_argument("--images", required=True, metavar="DIR", help="held-out images")
   parser.add_argument("--masks", default="", help="as eval.masks; packed masks are taken by their index")

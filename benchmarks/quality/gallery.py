@@ -1,7 +1,7 @@
-"""A sheet of fills of held-out images, spread over the set or the worst: truth, hole, Telea, the model's fill, samples.
+"""Draws fills of held-out images, spread over the set or the worst: truth, hole, Telea, the model's fill, samples.
 
-  python -m benchmarks.gallery --images=my/held_out --bucket=40-50 --output=sheet.png            # spread over the set
-  python -m benchmarks.gallery --images=my/held_out --report=scored/report.csv --output=worst.png  # the ten worst
+  python -m benchmarks.quality.gallery --images=DIR --bucket=40-50 --output=sheet.png      # spread over the set
+  python -m benchmarks.quality.gallery --images=DIR --report=report.csv --output=worst.png  # the ten worst
 
 Holes are those of the evaluation: a function of the image's name, the bucket and eval.mask_seed. The worst are the
 highest in LPIPS among all images and buckets of a report that was made with the same holes (`--masks`).
@@ -19,7 +19,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from benchmarks.held_out import held_out
+from benchmarks.quality.held_out import held_out
 from gmsrm_jax import Inpainter
 from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
@@ -58,7 +58,7 @@ def worst(evaluation: pipeline.EvaluationSet, report: str, count: int) -> list[S
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Draws the sheet."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.gallery", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--checkpoint", default=str(SHIPPED), metavar="DIR", help="default: the weights that come along")
   parser.add_argument("--images", required=True, metavar="DIR", help="held-out images")
   parser.add_argument("--masks", default="", help="as eval.masks; packed masks are taken by their index")

@@ -1,4 +1,4 @@
-"""The worker of `benchmarks.speed` that runs the twin in PyTorch, eager or compiled."""
+"""The worker of `benchmarks.speed.beside_torch` that runs the twin in PyTorch, eager or compiled."""
 
 # PyTorch is a peer to compare with, not a requirement.
 # pyright: reportMissingImports=false
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.speed_worker import Call, configure, random_batch, serve
+from benchmarks.speed.worker import Call, configure, random_batch, serve
 from benchmarks.torch_twin.models import Inpainter, Learner
 from benchmarks.torch_twin.steps import Trainer, decode
 from benchmarks.torch_twin.vgg import Vgg16
@@ -58,7 +58,7 @@ def build(kind: str, size: str, batch: int, changes: list[str], *, device: str, 
 
 
 def main() -> None:
-  """Serves requests: python -m benchmarks.speed_torch PLATFORM eager|compile [KEY=VALUE …]."""
+  """Serves requests: python -m benchmarks.speed.torch_worker PLATFORM eager|compile [KEY=VALUE …]."""
   device = "cuda" if sys.argv[1] == "gpu" else "cpu"
   if device == "cpu":
     torch.set_num_threads(len(os.sched_getaffinity(0)))

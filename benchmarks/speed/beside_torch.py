@@ -1,7 +1,7 @@
-"""How fast we are beside plain PyTorch, the same networks and train steps (`benchmarks/torch_twin`), in one run.
+"""Times this project beside plain PyTorch, the same networks and train steps (`benchmarks/torch_twin`), in one run.
 
-  python -m benchmarks.speed                     # CPU: latency and throughput of tiny, small, base; both train steps
-  python -m benchmarks.speed --platform=gpu      # bfloat16 on both sides, the best batch of each
+  python -m benchmarks.speed.beside_torch                 # CPU: fills of tiny, small, base; both train steps
+  python -m benchmarks.speed.beside_torch --platform=gpu  # bfloat16 on both sides, the best batch of each
 
 JAX, PyTorch eager and `torch.compile` each live in a process of their own, as they would in use: in one process they
 would share allocators and fight over thread pools. The processes take turns, round by round, A B C A B C …, and
@@ -41,7 +41,7 @@ class Side:
   """A worker process; it answers one line of JSON for each line of JSON."""
 
   def __init__(self, name: str, platform_name: str, settings: Sequence[str]):
-    module = "benchmarks.speed_jax" if name == "jax" else "benchmarks.speed_torch"
+    module = "benchmarks.speed.jax_worker" if name == "jax" else "benchmarks.speed.torch_worker"
     command = [sys.executable, "-m", module, platform_name, name, *settings]
     # Another's memory must find room on the GPU. (OpenMP's threads spin for a millisecond after a turn, then sleep.)
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -142,7 +142,7 @@ def table_row(row: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prints a table, then writes or prints JSON."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--platform", default="cpu", choices=("cpu", "gpu"))
   parser.add_argument("--sides", default=",".join(SIDES), help="of jax, eager, compile (default: all)")
   parser.add_argument("--only", default="", help="cases that start so, such as inference:base, with commas")

@@ -1,6 +1,6 @@
-"""How far the model is ahead of another row of a report, image by image: mean difference and its 95 % interval.
+"""Prints the model's lead over another row of a report, image by image: mean difference and its 95 % interval.
 
-  python -m benchmarks.lead --report=runs/mine/report.csv [--over=Telea] [--prefix=spb_]
+  python -m benchmarks.quality.lead --report=runs/mine/report.csv [--over=Telea] [--prefix=spb_]
 
 Paired: the spread of the images drops out. Positive is better in PSNR and SSIM, negative in LPIPS.
 """
@@ -33,7 +33,7 @@ def leads(rows: Sequence[dict[str, str]], over: str, prefix: str, metric: str) -
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Prints a line per metric and bucket."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.lead", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--report", required=True, metavar="CSV", help="report.csv of an evaluation")
   parser.add_argument("--over", default="Telea", help="the other method, as the report names it (default: Telea)")
   parser.add_argument("--prefix", default="", help="only images whose names begin so")

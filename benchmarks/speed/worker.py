@@ -1,4 +1,4 @@
-"""What both kinds of worker of `benchmarks.speed` do alike: read requests, warm up, time, answer."""
+"""Reads requests, warms up, times, answers: the same for both kinds of worker of `benchmarks.speed.beside_torch`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Training images per second: this project's input pipeline beside a PyTorch DataLoader that does the same work.
 
-  python -m benchmarks.input --images=DIR --workers=2 [--records=DIR] [--output=FILE.json]
+  python -m benchmarks.speed.input --images=DIR --workers=2 [--records=DIR] [--output=FILE.json]
 
 Both decode, cut a random square window (aspect kept), resize it, mirror half of them and draw a hole with this
 project's generator, to uint8 batches. PyTorch's side is written the usual way: Pillow decodes, cuts and resizes
@@ -140,7 +140,7 @@ def report(turns: dict[str, list[Measured]]) -> list[dict[str, Any]]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints the table, and writes it as JSON if asked to."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.input", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--images", required=True, metavar="DIR", help="folder of image files, read by both")
   parser.add_argument("--records", metavar="DIR", help="the same, prepared by --mode=prepare: a row of its own")
   parser.add_argument("--workers", type=int, default=2, help="worker processes of both; 0 stays in this process")

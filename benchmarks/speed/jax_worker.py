@@ -1,4 +1,4 @@
-"""The worker of `benchmarks.speed` that runs this project."""
+"""The worker of `benchmarks.speed.beside_torch` that runs this project."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed_worker import Call, configure, random_batch, serve
+from benchmarks.speed.worker import Call, configure, random_batch, serve
 from gmsrm_jax.parallel import backend
 
 
@@ -63,7 +63,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
 
 
 def main() -> None:
-  """Serves requests: python -m benchmarks.speed_jax PLATFORM jax [KEY=VALUE …]."""
+  """Serves requests: python -m benchmarks.speed.jax_worker PLATFORM jax [KEY=VALUE …]."""
   backend.select(sys.argv[1])
   import jax
 

@@ -1,6 +1,6 @@
 """Seconds to score fills with every per-image metric: this project beside the PyTorch `lpips` package and scikit-image.
 
-  python -m benchmarks.metrics [--images=DIR] [--output=FILE.json]
+  python -m benchmarks.speed.metrics [--images=DIR] [--output=FILE.json]
 
 Both sides take the same uint8 pictures and give PSNR, SSIM (Gaussian window) and LPIPS with AlexNet and VGG16; ours, in
 the same time, also MS-SSIM, the hole's metrics and the seam. The other side is written the usual way: LPIPS in batches
@@ -30,7 +30,7 @@ import torch  # pyright: ignore[reportMissingImports]
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks import lpips_package
+from benchmarks.torch_twin import lpips_package
 from gmsrm_jax.config import MaskConfig
 from gmsrm_jax.data.masks import draw
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
@@ -126,7 +126,7 @@ def ours(networks: Mapping[str, Any], batch: int) -> Side:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints the table, and writes it as JSON if asked to."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--images", metavar="DIR", help="folder of image files; scikit-image's photographs without it")
   parser.add_argument("--count", type=int, default=64, help="images per turn, a multiple of the batch")
   parser.add_argument("--size", type=int, default=256, help="side of the pictures, pixels")

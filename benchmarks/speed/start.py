@@ -1,6 +1,6 @@
-"""How long a start takes: `--help`, the import, and the first training step of the demo, cold and warm.
+"""Times a start: `--help`, the import, and the first training step of the demo, cold and warm.
 
-  python -m benchmarks.start [--repeats=3] [--output=FILE.json]
+  python -m benchmarks.speed.start [--repeats=3] [--output=FILE.json]
 
 Each is a process of its own; numbers are medians. *Cold* compiles into an empty folder (run.compile_cache), *warm*
 finds there what the cold start before it has left; both end with the first step of stage 1, read from the clock of
@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 HELP_LIMIT = 1.5  # seconds
 WARM_FACTOR = 3.0  # times as soon as cold
 
@@ -73,7 +73,7 @@ def heavy_modules(statement: str) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints, and writes the numbers as JSON if asked to."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.start", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--repeats", type=int, default=3, help="processes of each kind")
   parser.add_argument("--output", metavar="FILE", help="where the JSON goes")
   flags = parser.parse_args(argv)

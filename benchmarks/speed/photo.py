@@ -1,6 +1,6 @@
 """Filling holes in large photos: seconds, peak memory and the seam, by the photo's size and the hole's.
 
-  python -m benchmarks.photo --checkpoint=runs/demo
+  python -m benchmarks.speed.photo --checkpoint=runs/demo
 
 The photo is one of scikit-image's, enlarged to each size, with a disc for a hole. The seam is the mean step across the
 hole's border, in grey levels: between a hole pixel and its known neighbour, in the filled and in the true photo.
@@ -74,7 +74,7 @@ def measure(checkpoint: str, height: int, width: int, diameter: int) -> dict[str
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures each size in a process of its own, prints the table, and writes it as JSON if asked to."""
-  parser = argparse.ArgumentParser(prog="python -m benchmarks.photo", description=(__doc__ or "").partition("\n")[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="folder of a trained run")
   parser.add_argument("--json", metavar="FILE", help="where the numbers go as JSON")
   parser.add_argument("--one", metavar="HEIGHTxWIDTHxDIAMETER", help=argparse.SUPPRESS)
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   for height, width in SIZES:
     for diameter in DIAMETERS:
       # The peak of memory belongs to a process, so each case has one.
-      command = [sys.executable, "-m", "benchmarks.photo", f"--checkpoint={flags.checkpoint}"]
+      command = [sys.executable, "-m", "benchmarks.speed.photo", f"--checkpoint={flags.checkpoint}"]
       done = subprocess.run(
         [*command, f"--one={height}x{width}x{diameter}"], check=True, stdout=subprocess.PIPE, text=True
       )

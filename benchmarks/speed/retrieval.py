@@ -1,6 +1,6 @@
 """Retrieval attention alone, beside the least that its operations and its bytes could take on this device.
 
-  python -m benchmarks.retrieval [--sizes small base] [--batches 1 8] [--output=FILE.json]
+  python -m benchmarks.speed.retrieval [--sizes small base] [--batches 1 8] [--output=FILE.json]
 
 On the device that JAX chooses (JAX_PLATFORMS=cpu for another). Two programs: the read (what a fill needs), and the
 gradient of read and weights (what a step of stage 1 needs). The floor is the larger of two times: the operations at
@@ -103,9 +103,7 @@ def measure_size(config: MemoryConfig, size: str, batch: int, rates: dict[str, f
 
 def main(argv: Sequence[str] | None = None) -> None:
   """Measures, prints a table, and writes the numbers as JSON if asked to."""
-  parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.retrieval", description=(__doc__ or "").partition("\n")[0]
-  )
+  parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
   parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=sorted(SIZES), help="of the model")
   parser.add_argument("--batches", nargs="+", type=int, default=[1, 8], help="images at once")
   parser.add_argument("--seconds", type=float, default=2.0, help="how long each program is measured")

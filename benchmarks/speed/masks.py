@@ -1,8 +1,8 @@
-"""How fast holes are drawn, whether their areas are exact, and what NVIDIA's test masks cover.
+"""Times the drawing of holes, checks their areas, and measures what NVIDIA's test masks cover.
 
-  python -m benchmarks.masks                   masks per second of processor time, by kind, at 256x256
-  python -m benchmarks.masks --check=10000     that many per kind and bucket at 64x64, each inside its range
-  python -m benchmarks.masks --nvidia=PATH     areas of the test masks, by the bucket of their index
+  python -m benchmarks.speed.masks                   masks per second of processor time, by kind, at 256x256
+  python -m benchmarks.speed.masks --check=10000     that many per kind and bucket at 64x64, each inside its range
+  python -m benchmarks.speed.masks --nvidia=PATH     areas of the test masks, by the bucket of their index
 
 Each prints a table, then one line of JSON. Rates are of one thread's own processor time, the best of several rounds.
 """

@@ -1,7 +1,8 @@
-"""Ten steps of each stage on many topologies: are the parameters those of one device?
+"""Compares the parameters after ten steps of each stage on many topologies with those of one device.
 
-`python -m benchmarks.topologies` trains on one process with one and with eight simulated devices, and on two and four
-processes, replicated and with FSDP; then it continues the run of eight devices, stopped half-way, on two and on one.
+`python -m benchmarks.reliability.topologies` trains on one process with one and with eight simulated devices, and on
+two and four processes, replicated and with FSDP; then it continues the run of eight devices, stopped half-way, on two
+and on one.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import time
 
 import numpy as np
 
-from benchmarks import torture
+from benchmarks.reliability import torture
 
 STEPS = 10
 

@@ -1,0 +1,1 @@
+"""Quality: trained models compared, and shown."""

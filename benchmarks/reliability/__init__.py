@@ -1,0 +1,1 @@
+"""Reliability: runs that are killed, and topologies that must agree."""

@@ -1,0 +1,1 @@
+"""Speed: beside PyTorch, of single pieces, and of large photos."""
