@@ -18,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
-from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.errors import ConfigError
 
 SHIPPED = pathlib.Path(__file__).resolve().parent / "pretrained" / "street"
 """The weights that come with this code, which serve until others are named; the README there describes them."""
@@ -108,25 +108,6 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
   except ValueError as error:
     raise ConfigError(f"{path} is no JSON file ({error}): restore it, or use another folder") from None
-
-
-def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-  """What the `config.json` of a run says: at least 'config' and 'splits'.
-
-  Raises:
-    ConfigError: there is none, or it describes no run.
-  """
-  path = pathlib.Path(workdir) / "config.json"
-  require(
-    path.is_file(),
-    f"{workdir} holds no config.json: train there first (python run.py trains runs/demo), or name a folder that was",
-  )
-  described = read_json(path)
-  require(
-    isinstance(described, dict) and {"config", "splits"} <= described.keys(),
-    f"{path} describes no run: it has no 'config' and 'splits'; restore it, or use another folder",
-  )
-  return described
 
 
 class _Replacement:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import pathlib
@@ -13,8 +13,10 @@ import time
 import pytest
 
 import run
-from gmsrm_jax import experiments, overrides
+from gmsrm_jax import commands, experiments, overrides
+from gmsrm_jax.commands import flags as flags_lib
 from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.training.run_folder import read_config
 
 ROOT = pathlib.Path(run.__file__).parent
 
@@ -84,8 +86,8 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
 @pytest.mark.parametrize(
   ("flags", "message"),
   [
-    (["--mode=trian"], "--mode=trian is unknown: did you mean 'train'?"),
-    (["--platform=tpuu"], "--platform=tpuu is unknown: did you mean 'tpu'?"),
+    (["--mode=trian"], "--mode='trian' is unknown: did you mean 'train'?"),
+    (["--platform=tpuu"], "--platform='tpuu' is unknown: did you mean 'tpu'?"),
     (["--images=x"], "--images is not read by --mode=train: remove it, or use --mode=evaluate or inpaint"),
     (["--seed=0"], "--seed is not read by --mode=train"),
     (["--checkpoint=x"], "use --mode=evaluate or inpaint"),
@@ -96,10 +98,16 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
     (
       ["--output=x"],
       "--output is not read by --mode=train: remove it, or use --mode=evaluate or inpaint or masks or export or "
-      "prepare or compile",
+      "prepare or compile or benchmark",
     ),
-    (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"], "--num_samples=0 must be"),
-    (["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--mask_dilate=-1"], "--mask_dilate=-1 must not be"),
+    (
+      ["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--num_samples=0"],
+      "--num_samples=0 is out of range: give 1 or more",
+    ),
+    (
+      ["--mode=inpaint", "--images=x", "--masks=y", "--output=z", "--mask_dilate=-1"],
+      "--mask_dilate=-1 is out of range: give 0 or more",
+    ),
     (["--mask_invert"], "--mask_invert is not read by --mode=train: remove it, or use --mode=evaluate or inpaint"),
     (["--mode=masks"], "--mode=masks needs --output"),
     (["--mode=check", "--workdir=x"], "--workdir is not read by --mode=check"),
@@ -111,12 +119,12 @@ def test_help_names_every_experiment_and_mode_without_importing_jax():
 )
 def test_flags_are_refused_with_the_way_out(flags, message):
   with pytest.raises(ConfigError) as caught:
-    run.parse(flags)
+    flags_lib.parse(flags)
   assert message in str(caught.value)
 
 
 def test_set_takes_several_and_repeats():
-  flags = run.parse(["--set", "run.seed=1", "data.flip=false", "--set", "run.batch_size=2"])
+  flags = flags_lib.parse(["--set", "run.seed=1", "data.flip=false", "--set", "run.batch_size=2"])
   assert flags.set == ["run.seed=1", "data.flip=false", "run.batch_size=2"]
 
 
@@ -124,15 +132,15 @@ def test_a_trained_folder_says_which_experiment_it_is(tmp_path):
   config = overrides.override(experiments.load("demo"), ["run.seed=3"])
   path = tmp_path / "config.json"
   path.write_text(json.dumps({"config": overrides.to_dict(config), "splits": {}}))
-  assert run.load_trained(str(tmp_path), None) == config
+  assert read_config(str(tmp_path), None) == config
   with pytest.raises(ConfigError, match="holds experiment 'demo', not 'paris'"):
-    run.load_trained(str(tmp_path), "paris")
+    read_config(str(tmp_path), "paris")
   path.write_text(json.dumps(overrides.to_dict(config)))
   with pytest.raises(ConfigError, match="config.json describes no run"):
-    run.load_trained(str(tmp_path), None)
+    read_config(str(tmp_path), None)
   path.write_text(json.dumps(overrides.to_dict(config))[:-5])
   with pytest.raises(ConfigError, match="config.json is no JSON file"):
-    run.load_trained(str(tmp_path), None)
+    read_config(str(tmp_path), None)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +155,7 @@ def test_what_stops_a_run_is_one_line(monkeypatch, capsys, error, code, line):
   def stop(flags):
     raise error
 
-  monkeypatch.setattr(run, "dispatch", stop)
+  monkeypatch.setattr(commands, "dispatch", stop)
   assert run.main([]) == code
   assert capsys.readouterr().err == line
 
@@ -156,12 +164,19 @@ def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
   def stop(flags):
     raise FileNotFoundError(2, "No such file or directory")
 
-  monkeypatch.setattr(run, "dispatch", stop)
+  monkeypatch.setattr(commands, "dispatch", stop)
   with pytest.raises(FileNotFoundError):
     run.main([])
 
 
-def test_the_modes_exist():
-  for mode in run.MODES:
-    module = {"masks": "write_masks"}.get(mode, mode)  # data.masks draws them
-    assert importlib.util.find_spec(f"gmsrm_jax.{module}") is not None, mode
+@pytest.mark.parametrize("mode", flags_lib.MODES)
+def test_each_mode_can_be_run(mode):
+  assert callable(importlib.import_module(f"gmsrm_jax.commands.{mode}").run)
+  assert any(
+    mode in flag.modes.split() for flag in flags_lib.FLAGS if flag.name not in ("experiment", "platform", "mode")
+  )
+
+
+def test_a_flag_names_modes_that_exist():
+  for flag in flags_lib.FLAGS:
+    assert set(flag.needed_by.split()) <= set(flag.modes.split()) <= set(flags_lib.MODES), flag.name

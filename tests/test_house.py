@@ -45,7 +45,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
     " tpu.topologies",
   },
-  {"commands": "__init__ check export inpaint masks prepare serve train"},
+  {"commands": "__init__ benchmark check compile evaluate export flags inpaint masks prepare serve train"},
 )
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {room: set(files.split()) for rooms in FLOORS for room, files in rooms.items()}
@@ -194,11 +194,12 @@ def test_experiments_import_the_settings_alone():
       assert inner_imports(tree, MODULES) <= {"gmsrm_jax.config"}, name
 
 
-def test_run_imports_no_mode_before_the_back_end_is_chosen():
-  tree = ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))
-  top = ast.Module([node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))], [])
-  light = {"config", "errors", "experiments", "files", "overrides", "parallel.backend"}
-  assert inner_imports(top, MODULES) == {f"gmsrm_jax.{name}" for name in light}
+def test_the_door_imports_no_mode_before_the_back_end_is_chosen():
+  trees = [ast.parse((ROOT / "run.py").read_text(encoding="utf-8"))]
+  trees += [MODULES["gmsrm_jax.commands"], MODULES["gmsrm_jax.commands.flags"]]
+  light = {"commands", "commands.flags", "config", "errors", "experiments", "files", "overrides", "parallel.backend"}
+  for tree in trees:
+    assert inner_imports(tree, MODULES) <= {f"gmsrm_jax.{name}" for name in light}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -29,15 +29,14 @@ from jaxtyping import Array, Float
 from tqdm import tqdm
 
 from benchmarks.quality.held_out import held_out
-from gmsrm_jax import overrides
 from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.bootstrap import interval
-from gmsrm_jax.files import read_run
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.inpainter import apply_teacher
 from gmsrm_jax.pretrained import features
+from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import load_weights
 
@@ -70,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--batch_size", type=int, default=10, help="pictures at once, two at least (default: 10)")
   flags = parser.parse_args(argv)
 
-  config = overrides.from_dict(read_run(flags.workdir)["config"])
+  config = read_config(flags.workdir)
   weights = load_weights(config, pathlib.Path(flags.workdir))
   if weights.teacher is None or flags.batch_size < 2:
     parser.error("this needs a run with a pre-learned memory, and batches of two pictures at least")

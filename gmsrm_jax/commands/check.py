@@ -5,6 +5,7 @@ Prints what is there; whatever must be fixed stands in the one line of a ConfigE
 
 from __future__ import annotations
 
+import argparse
 import collections
 import concurrent.futures
 import dataclasses
@@ -23,12 +24,14 @@ import numpy as np
 from tqdm import tqdm
 
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
+from gmsrm_jax.commands.flags import configuration
 from gmsrm_jax.config import BUCKETS, Config, shrink
 from gmsrm_jax.data import pictures, pipeline, sources
 from gmsrm_jax.data.masks import draw
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import versions
 from gmsrm_jax.models.inpainter import apply_inpainter
+from gmsrm_jax.parallel import backend
 from gmsrm_jax.training import losses
 from gmsrm_jax.training.state import make_networks
 
@@ -47,6 +50,13 @@ class Found(NamedTuple):
   width: int = 0
   digest: str = ""  # of shape and pixels: the same picture in another file counts as the same
   reason: str = ""
+
+
+def run(flags: argparse.Namespace) -> None:
+  """Runs the mode."""
+  config = configuration(flags)
+  backend.check(flags.platform)
+  check(config)
 
 
 def check(config: Config) -> None:

@@ -7,6 +7,7 @@ safetensors and Pillow alone, and `config.json`, with which this project reads t
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from typing import Any
 
@@ -17,9 +18,11 @@ from jax import export as jax_export
 
 from gmsrm_jax import overrides
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
+from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
-from gmsrm_jax.files import read_run
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.parallel import backend
+from gmsrm_jax.training.run_folder import read_run
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import WEIGHTS, Weights, flat_names, load_weights, save_weights
 
@@ -53,6 +56,12 @@ hole = (np.asarray(Image.open(mask).convert("L").resize(size, Image.Resampling.N
 filled = program.call(weights, pixels, hole[None, :, :, None], seed, noise)
 Image.fromarray(np.asarray(filled)[0]).save(output)
 '''
+
+
+def run(flags: argparse.Namespace) -> None:
+  """Runs the mode."""
+  backend.check(flags.platform)
+  export(checkpoint=trained(flags), output=flags.output, dtype=flags.weights)
 
 
 def make_program(config: Config) -> Any:

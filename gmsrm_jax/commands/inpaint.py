@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import pathlib
 
@@ -11,17 +12,41 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import save_panel
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.file_pairs import Pair, pair_files
 from gmsrm_jax.inference.inpainter import Inpainter
+from gmsrm_jax.parallel import backend
 
 _log = logging.getLogger(__name__)
 
 SHEET_SIDE = 256
 """Longest side of a picture on a contact sheet, pixels."""
+
+
+def run(flags: argparse.Namespace) -> None:
+  """Runs the mode."""
+  require(
+    flags.seed == 0 or flags.num_samples > 1,
+    f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
+  )
+  backend.check(flags.platform)
+  inpaint(
+    images=flags.images,
+    masks=flags.masks,
+    output=flags.output,
+    checkpoint=trained(flags),
+    num_samples=flags.num_samples,
+    seed=flags.seed,
+    strategy=flags.strategy,
+    file_format=flags.format,
+    contact_sheet=flags.contact_sheet,
+    mask_invert=flags.mask_invert,
+    mask_dilate=flags.mask_dilate,
+  )
 
 
 def read_hole(pair: Pair, photo: photos.Photo, *, invert: bool = False, dilate: int = 0) -> UInt8[np.ndarray, "h w"]:

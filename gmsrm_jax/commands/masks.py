@@ -7,6 +7,7 @@ with exactly these.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -16,12 +17,24 @@ from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
+from gmsrm_jax import overrides
+from gmsrm_jax.commands.flags import configuration
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed
 from gmsrm_jax.data.masks.fixed import MANIFEST, Bucket
 from gmsrm_jax.errors import require
 from gmsrm_jax.files import write_json
+from gmsrm_jax.training.run_folder import read_config
+
+
+def run(flags: argparse.Namespace) -> None:
+  """Writes the masks of an experiment, or those that a trained folder is evaluated with."""
+  if flags.workdir:
+    config = overrides.override(read_config(flags.workdir, flags.experiment), flags.set or [])
+  else:
+    config = configuration(flags)
+  write_masks(config, flags.output)
 
 
 def write_masks(config: Config, output: str) -> None:

@@ -6,6 +6,7 @@ preparation can be killed at any moment, and the same command goes on with the s
 
 from __future__ import annotations
 
+import argparse
 import concurrent.futures
 import json
 import math
@@ -20,12 +21,18 @@ from typing import Any
 from etils import epath
 from tqdm import tqdm
 
+from gmsrm_jax.commands.flags import configuration
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import builders, records, sources
 from gmsrm_jax.errors import ConfigError, require
 
 PLAN = "prepare.json"  # what is being prepared from what: another preparation is refused
 _DONE = "done"  # folder of one file per finished shard
+
+
+def run(flags: argparse.Namespace) -> None:
+  """Runs the mode."""
+  prepare(configuration(flags), flags.output)
 
 
 def prepare(config: Config, output: str) -> None:

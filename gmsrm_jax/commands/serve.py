@@ -5,6 +5,7 @@ curl -F image=@photo.jpg -F mask=@mask.png http://127.0.0.1:7860/inpaint -o fill
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import importlib.util
 import signal
@@ -13,10 +14,18 @@ import time
 
 import jax
 
+from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.inference.inpainter import Inpainter
+from gmsrm_jax.parallel import backend
 
 _EXTRA = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+
+
+def run(flags: argparse.Namespace) -> None:
+  """Runs the mode."""
+  backend.check(flags.platform)
+  serve(checkpoint=trained(flags), host=flags.host, port=flags.port)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 
-from gmsrm_jax.config import Config
-from gmsrm_jax.evaluation.held_out import evaluate_weights
-from gmsrm_jax.training import loop
+from gmsrm_jax.commands.flags import configuration, workdir
+from gmsrm_jax.parallel import backend, processes
 
 
-def train(config: Config, workdir: str) -> None:
+def run(flags: argparse.Namespace) -> None:
   """Trains what is not trained yet, then writes `report.md`; a finished run only says so.
 
   Raises:
@@ -17,7 +17,14 @@ def train(config: Config, workdir: str) -> None:
     NonFiniteError: names the term and the step.
     Stopped: SIGTERM came, and everything is saved.
   """
-  trained = loop.train(config, workdir)
+  config, folder = configuration(flags), workdir(flags)
+  processes.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
+  backend.check(flags.platform)
+  # Seconds of imports, after everything that is refused without them.
+  from gmsrm_jax.evaluation.held_out import evaluate_weights
+  from gmsrm_jax.training import loop
+
+  trained = loop.train(config, folder)
   if trained is not None:
     weights, evaluation = trained
-    evaluate_weights(config, weights, evaluation, pathlib.Path(workdir))
+    evaluate_weights(config, weights, evaluation, pathlib.Path(folder))

@@ -13,15 +13,15 @@ import numpy as np
 from jaxtyping import Key, UInt8
 from PIL import Image as PilImage
 
-from gmsrm_jax import overrides
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import require, suggest
-from gmsrm_jax.files import SHIPPED, read_run
+from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.inference import tiling
 from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import load_weights
 
@@ -191,7 +191,7 @@ def _shape(array: np.ndarray) -> str:
 
 def _load(path: str | pathlib.Path) -> tuple[Config, Any, str]:
   """Configuration, parameters and, in words, where they come from."""
-  config = overrides.from_dict(read_run(path)["config"])
+  config = read_config(path)
   weights = load_weights(config, pathlib.Path(path))
   size, stored = config.model.image_size, "" if weights.stored == "float32" else f", {weights.stored}"
   return config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}{stored}"

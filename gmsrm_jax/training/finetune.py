@@ -12,7 +12,7 @@ import jax
 from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import require
-from gmsrm_jax.files import read_run
+from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import TrainState, abstract_state, has_teacher, init_state, release_params, restart
 from gmsrm_jax.training.weights import flat_names, is_export, load_state, load_weights
 
@@ -69,7 +69,7 @@ def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
 
 
 def _config_of(folder: pathlib.Path) -> Config:
-  return overrides.from_dict(read_run(folder)["config"])
+  return read_config(folder)
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -17,11 +18,44 @@ from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import require
-from gmsrm_jax.files import git_commit, read_json, read_run, versions, write_json
+from gmsrm_jax.files import git_commit, read_json, versions, write_json
 from gmsrm_jax.training.state import compute_dtype, make_networks
 
 REPORT = "report"
 """Stem of the files that an evaluation writes."""
+
+
+def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
+  """The `config.json` of a run or an export: at least 'config' and 'splits'.
+
+  Raises:
+    ConfigError: there is none, or it describes no run.
+  """
+  path = pathlib.Path(folder) / "config.json"
+  require(
+    path.is_file(),
+    f"{folder} holds no config.json: train there first (python run.py trains runs/demo), or name a folder that was",
+  )
+  described = read_json(path)
+  require(
+    isinstance(described, dict) and {"config", "splits"} <= described.keys(),
+    f"{path} describes no run: it has no 'config' and 'splits'; restore it, or use another folder",
+  )
+  return described
+
+
+def read_config(folder: str | os.PathLike[str], experiment: str | None = None) -> Config:
+  """The settings of a run or an export.
+
+  Raises:
+    ConfigError: there are none, or they are of another experiment than the one that is asked for.
+  """
+  config = overrides.from_dict(read_run(folder)["config"])
+  require(
+    experiment in (None, config.name),
+    f"{folder} holds experiment {config.name!r}, not {experiment!r}: leave out --experiment",
+  )
+  return config
 
 
 def data_facts(

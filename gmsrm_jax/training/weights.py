@@ -18,9 +18,10 @@ import safetensors.numpy
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import read_run, write_json
+from gmsrm_jax.files import write_json
 from gmsrm_jax.parallel.sharding import make_mesh
 from gmsrm_jax.training.checkpoint import Checkpointer, with_shardings
+from gmsrm_jax.training.run_folder import read_run
 from gmsrm_jax.training.state import TrainState, abstract_state, release_params
 
 WEIGHTS = "weights.safetensors"

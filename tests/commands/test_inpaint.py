@@ -213,9 +213,9 @@ def test_flags_out_of_range_are_refused_before_anything_is_read(tmp_path, capsys
   where = ["--mode=inpaint", f"--images={tmp_path}", f"--output={tmp_path}"]
   for flag, part in (
     ("--seed=3", "--seed=3 changes nothing"),
-    ("--num_samples=0", "--num_samples=0 must be greater"),
+    ("--num_samples=0", "--num_samples=0 is out of range"),
     ("--strategy=corp", "did you mean 'crop'"),
-    ("--format=jpg", "--format=jpg is unknown"),
+    ("--format=jpg", "--format='jpg' is unknown"),
   ):
     assert run.main([*where, flag]) == 2
     assert part in one_line(capsys.readouterr().err)

@@ -10,6 +10,7 @@ import pytest
 import run
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.hardware import compare
+from gmsrm_jax.parallel import backend
 
 MODEL = {"size": "small", "image_size": 128, "widths": [32, 128, 256]}
 
@@ -109,7 +110,7 @@ def test_another_batch_is_another_row_and_what_is_missing_is_said():
 
 
 def test_the_command_compares_files_written_today_and_before(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(run.backend, "select", lambda name: None)  # JAX is here already
+  monkeypatch.setattr(backend, "select", lambda name: None)  # JAX is here already
   today = tmp_path / "today.json"
   today.write_text(json.dumps({**document(row("fill", 8.0)), "flops_from": "XLA"}), encoding="utf-8")
   stored = pathlib.Path(run.__file__).parent / "benchmarks/results/cpu_2core.json"

@@ -23,8 +23,9 @@ from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.baselines import opencv_fill
-from gmsrm_jax.files import SHIPPED, read_run
+from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.pretrained import features
+from gmsrm_jax.training.run_folder import read_run
 from gmsrm_jax.training.weights import WEIGHTS
 from tests.photographs import SHARED
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 import run
 from gmsrm_jax import overrides
+from gmsrm_jax.commands import flags
 from gmsrm_jax.commands.serve import listen
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
@@ -195,6 +196,9 @@ def test_what_is_not_installed_or_in_use_is_one_line_and_exit_code_2(capsys, mon
   line = capsys.readouterr().err
   assert line.count("\n") == 1 and f"--host=127.0.0.1 --port={port}" in line and "already in use" in line
   with pytest.raises(ConfigError, match="--host=no.such..host"):
+    server_lib.listen("no.such..host", 0)
+  with pytest.raises(ConfigError, match="--port=65536"):
+    flags.parse(["--mode=serve", "--port=65536"])
     listen("no.such..host", 0)
   with pytest.raises(ConfigError, match="--port=65536"):
     run.parse(["--mode=serve", "--port=65536"])

@@ -10,9 +10,10 @@ import pytest
 
 import run
 from gmsrm_jax import overrides
-from gmsrm_jax.files import SHIPPED, read_run
+from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.parallel.sharding import make_mesh
 from gmsrm_jax.training.checkpoint import with_shardings
+from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import abstract_state, release_params
 from gmsrm_jax.training.weights import load_weights
 from tests.training.test_loop import STEPS, finish, one_line, restore, trained_run
@@ -46,7 +47,7 @@ def exported(trained, tmp_path_factory):
 
 
 def newest(workdir):
-  config = overrides.from_dict(read_run(workdir)["config"])
+  config = read_config(workdir)
   return restore(workdir, with_shardings(config, "inpaint", make_mesh(config)))
 
 
@@ -74,7 +75,7 @@ def test_it_starts_from_exported_weights_with_a_discriminator_of_its_own(trained
   new = fine_tuned(
     trained, tmp_path / "run", f"run.init_from={exported}", "model.discriminator_width=4", *WITHOUT_TEACHER
   )
-  given_out = load_weights(overrides.from_dict(read_run(exported)["config"]), exported).params
+  given_out = load_weights(read_config(exported), exported).params
   assert_equal(release_params(new), given_out, 1e-7)
   assert_equal(release_params(new), release_params(old), 1e-7)
   assert set(new.frozen) == {"memory"}
@@ -92,7 +93,7 @@ def test_a_memory_that_was_frozen_may_be_trained_on_and_a_teacher_left_behind(tr
 
 
 def test_a_teacher_is_kept_after_a_stage_1_and_in_fine_tuning_only_if_a_term_asks(trained):
-  config = overrides.from_dict(read_run(trained.workdir)["config"])
+  config = read_config(trained.workdir)
   without = overrides.override(config, WITHOUT_TEACHER)
   assert "teacher" in abstract_state(without, "inpaint").frozen
   from_weights = overrides.override(without, ["run.init_from=somewhere"])
