@@ -24,7 +24,7 @@ PACKAGE = ROOT / "gmsrm_jax"
 # it, never a room beside or above it. Whoever adds a file writes it down here, so that it has a place.
 GROUND = "ground"
 FLOORS: tuple[dict[str, str], ...] = (
-  {GROUND: "__init__ arrays config errors files overrides"},
+  {GROUND: "__init__ arrays config errors files overrides panels"},
   {
     "models": "__init__ blocks codebook decoder discriminator encoder generator inpainter retrieval",
     "pretrained": "__init__ features inception weight_files",

@@ -25,7 +25,8 @@ from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.evaluation.baselines import opencv_fill
 from gmsrm_jax.evaluation.held_out import METHOD
-from gmsrm_jax.files import SHIPPED, save_panel
+from gmsrm_jax.files import SHIPPED
+from gmsrm_jax.panels import save_panel
 
 _BY_NAME = {bucket_name(bucket).rstrip("%"): bucket for bucket in BUCKETS}
 

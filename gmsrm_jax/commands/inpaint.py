@@ -15,10 +15,10 @@ from tqdm import tqdm
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import save_panel
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.file_pairs import Pair, pair_files
 from gmsrm_jax.inference.inpainter import Inpainter
+from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel import backend
 
 _log = logging.getLogger(__name__)

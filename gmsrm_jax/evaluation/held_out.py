@@ -24,9 +24,9 @@ from gmsrm_jax.evaluation.from_files import FolderResults
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, write_report
 from gmsrm_jax.evaluation.scorer import Batch, Results, score
-from gmsrm_jax.files import save_panel
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
+from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
 from gmsrm_jax.training.run_folder import REPORT
 from gmsrm_jax.training.state import make_networks

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from gmsrm_jax.evaluation.scorer import Results, Scores
-from gmsrm_jax.files import save_image
+from gmsrm_jax.panels import save_image
 
 _CELL = 176  # pixels, longest side of a picture
 _GAP = 4

@@ -21,6 +21,7 @@ from PIL import ImageOps, JpegImagePlugin
 
 from gmsrm_jax.data import pictures
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.files import replacing
 
 MAX_DPI = 100_000
 """A resolution beyond this is nonsense and is not written again."""
@@ -211,10 +212,8 @@ def output_name(path: pathlib.Path, photo: Photo, wanted: str) -> str:
 def write_photo(photo: Photo, path: pathlib.Path, wanted: str = "keep") -> None:
   """Writes the photo whole or not at all: a half-written file never gets its name."""
   image_format, _ = output_format(photo, wanted)
-  data = encode_photo(photo, image_format)
-  part = path.with_name(path.name + ".part")
-  part.write_bytes(data)
-  part.replace(path)
+  with replacing(path) as temporary:
+    temporary.write_bytes(encode_photo(photo, image_format))
 
 
 def encode_photo(photo: Photo, image_format: str) -> bytes:

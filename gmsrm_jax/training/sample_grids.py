@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data.pipeline import EvaluationSet
-from gmsrm_jax.files import save_panel
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
+from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel.sharding import replicated
 from gmsrm_jax.training.state import TrainState, make_networks, release_params
 

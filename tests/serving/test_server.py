@@ -201,7 +201,7 @@ def test_what_is_not_installed_or_in_use_is_one_line_and_exit_code_2(capsys, mon
     flags.parse(["--mode=serve", "--port=65536"])
     listen("no.such..host", 0)
   with pytest.raises(ConfigError, match="--port=65536"):
-    run.parse(["--mode=serve", "--port=65536"])
+    flags.parse(["--mode=serve", "--port=65536"])
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "python_multipart" else name)
   assert run.main(["--mode=serve", f"--workdir={tmp_path}"]) == 2
   assert "needs python-multipart: pip install" in capsys.readouterr().err

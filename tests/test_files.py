@@ -1,0 +1,56 @@
+"""Files are seen whole or not at all, and panels show the pixels."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gmsrm_jax import files, panels
+from gmsrm_jax.errors import ConfigError
+
+
+def test_a_failed_write_keeps_the_old_file_and_no_scraps(tmp_path, monkeypatch):
+  path = tmp_path / "deep" / "report.md"
+  files.write_text(path, "old")
+  monkeypatch.setattr(pathlib.Path, "write_text", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+  with pytest.raises(OSError, match="full"):
+    files.write_text(path, "new")
+  assert path.read_text() == "old"
+  assert [entry.name for entry in path.parent.iterdir()] == ["report.md"]
+
+
+def test_json_holds_plain_values_and_reads_back(tmp_path):
+  path = tmp_path / "report.json"
+  files.write_json(path, {"n": np.int64(3), "rows": np.array([[1.5, np.nan]]), 2: (np.float32(0.5), None, True)})
+  assert files.read_json(path) == {"n": 3, "rows": [[1.5, None]], "2": [0.5, None, True]}
+  path.write_text("{")
+  with pytest.raises(ConfigError, match="report.json is no JSON file"):
+    files.read_json(path)
+
+
+@pytest.mark.parametrize(("side", "factor"), [(64, 2), (50, 3), (200, 1)])
+def test_a_panel_shows_every_pixel_of_every_cell(tmp_path, side, factor):
+  rng = np.random.default_rng(0)
+  columns = {name: rng.integers(0, 256, (2, side, side, 3), np.uint8) for name in ("image", "a caption " * 20)}
+  panels.save_panel(tmp_path / "samples" / "panel.png", columns)
+  panel = np.asarray(Image.open(tmp_path / "samples" / "panel.png"))
+  cell, gap, header = side * factor, 4, 22
+  assert panel.shape == (header + 2 * cell + gap, 2 * cell + gap, 3)
+  for column, pixels in enumerate(columns.values()):
+    for row in range(2):
+      top, left = header + row * (cell + gap), column * (cell + gap)
+      shown = panel[top : top + cell, left : left + cell]
+      np.testing.assert_array_equal(shown[::factor, ::factor], pixels[row])
+      np.testing.assert_array_equal(shown[factor - 1 :: factor, factor - 1 :: factor], pixels[row])
+    assert panel[:header, column * (cell + gap) :][:, :cell].min() < 128  # the caption
+  assert (panel[:, cell : cell + gap] == 255).all()  # no caption runs into the next column
+
+
+def test_a_panel_of_unequal_columns_is_refused(tmp_path):
+  columns = {"a": np.zeros((2, 8, 8, 3), np.uint8), "b": np.zeros((1, 8, 8, 3), np.uint8)}
+  with pytest.raises(ValueError, match="one shape"):
+    panels.save_panel(tmp_path / "panel.png", columns)
+  assert not (tmp_path / "panel.png").exists()
