@@ -29,7 +29,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     "models": "__init__ blocks codebook decoder discriminator encoder generator inpainter retrieval",
     "pretrained": "__init__ features inception weight_files",
     "parallel": "__init__ backend fixed_batches preemption processes sharding",
-    "data": "__init__ augment builders datasets pictures pipeline records sources workers masks.__init__ masks.draw"
+    "data": "__init__ augment datasets pictures pipeline prepare records sources workers masks.__init__ masks.draw"
     " masks.fixed masks.hole_files masks.shapes masks.strokes",
     "experiments": "__init__ celebahq demo faces paris places2 street",
   },

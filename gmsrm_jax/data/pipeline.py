@@ -20,7 +20,7 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.data import sources
 from gmsrm_jax.data.augment import colour_jitter
 from gmsrm_jax.data.masks import draw, fixed
-from gmsrm_jax.data.workers import WorkerIterator
+from gmsrm_jax.data.workers import BatchIterator
 
 
 def resized_square(
@@ -72,9 +72,8 @@ def stream_seed(seed: int, stream: str) -> int:
 def training_iterator(config: Config, stream: str, rows: Sequence[int] | None = None) -> grain.DatasetIterator:
   """Endless training batches: dict(image=uint8 [b h w 3], mask=uint8 [b h w 1] of 0 and 1).
 
-  Batch i holds the same examples in the same rows however many processes share it. The state, {'next_index': examples
-  that all processes together have handed out}, knows neither processes nor threads nor workers: `get_state` and
-  `set_state` resume at the same batch, to the bit, with any number of them. `close` ends the workers.
+  Batch i holds the same examples in the same rows however many processes share it. `get_state` and `set_state` resume
+  at the same batch, to the bit, with any number of processes, threads and workers. `close` ends these.
 
   Args:
     config: the experiment.
@@ -96,18 +95,12 @@ def training_iterator(config: Config, stream: str, rows: Sequence[int] | None = 
     .repeat()
     .random_map(functools.partial(_training_example, config=config))
   )
-  size, shared = config.run.batch_size, len(rows) < config.run.batch_size
-  if shared:
+  size = config.run.batch_size
+  if len(rows) < size:
     # Picked last, so that an example's index, and with it its randomness, is the same however many processes there are.
     pick = functools.partial(_example_of_row, examples, size, tuple(rows))
     examples = grain.MapDataset.range(len(examples) // size * len(rows)).map(pick)
-  if config.data.workers > 0:
-    ahead = max(1, round(config.data.prefetch / (config.data.workers * len(rows))))
-    iterator = WorkerIterator(examples, len(rows), config.data.workers, ahead)
-  else:
-    options = grain.ReadOptions(num_threads=config.data.threads, prefetch_buffer_size=config.data.prefetch)
-    iterator = iter(examples.to_iter_dataset(options).batch(len(rows), drop_remainder=True))
-  return _SharedIterator(iterator, len(rows), size) if shared else iterator
+  return BatchIterator(examples, config, len(rows))
 
 
 def _example_of_row(
@@ -118,36 +111,6 @@ def _example_of_row(
   example = examples[batch * batch_size + rows[position]]
   assert example is not None, "nothing filters the examples"
   return example
-
-
-class _SharedIterator(grain.DatasetIterator):
-  """A process's part of the batches; its position counts the examples of all processes."""
-
-  def __init__(self, iterator: grain.DatasetIterator, local_size: int, batch_size: int):
-    super().__init__()
-    self._iterator = iterator
-    self._local_size = local_size
-    self._batch_size = batch_size
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    return next(self._iterator)
-
-  def get_state(self) -> dict[str, int]:
-    """Where the next batch begins, in examples of all processes."""
-    return {"next_index": self._iterator.get_state()["next_index"] // self._local_size * self._batch_size}
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Continues at a state of this class, or of the iterator of one process."""
-    self._iterator.set_state({"next_index": state["next_index"] // self._batch_size * self._local_size})
-
-  def start_prefetch(self) -> None:
-    """Begins to decode."""
-    self._iterator.start_prefetch()
-
-  def close(self) -> None:
-    """Ends the threads or workers."""
-    super().close()
-    self._iterator.close()
 
 
 def _synthetic_iterator(config: Config, stream: str, rows: Sequence[int]) -> grain.DatasetIterator:

@@ -15,6 +15,7 @@ from typing import Any
 from gmsrm_jax.data.datasets import CELEBAHQ_SHARE, EXPECTED
 from gmsrm_jax.errors import ConfigError, require
 
+PLAN = "prepare.json"  # in a folder of --mode=prepare: what is prepared there from what
 _HELD_OUT = ("val", "validation", "test")  # the first that a data set has is its held-out split
 
 
@@ -67,7 +68,7 @@ def from_folder(root: Path, split: str, val_share: float, *, by_rule: bool, sett
     ConfigError: the folder is no such data set, its preparation is unfinished, or it has no such split or no images.
   """
   if not is_finished(root):
-    unfinished = (root / "prepare.json").exists()
+    unfinished = (root / PLAN).exists()
     found = ", ".join(sorted(os.listdir(root))[:4])
     raise ConfigError(
       f"{setting} is a preparation that was not finished: run its --mode=prepare again"

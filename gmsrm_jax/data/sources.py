@@ -112,7 +112,7 @@ class ImageSource:
         self._add_bad(name, error.why)
       else:
         return Example(image, name)
-    raise ConfigError(f"{self.where}: none of its {len(self.names)} image files can be decoded: replace them")
+    raise AssertionError("all are bad, which was raised when the last of them was met")
 
   @property
   def bad_files(self) -> list[str]:
@@ -133,12 +133,13 @@ class ImageSource:
     check_bad(self.where, bad, len(self.names), self._max_bad_share)
 
 
-def check_bad(setting: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
-  """Raises ConfigError when more of the files are undecodable than the share allows; one always is, unless it is 0."""
+def check_bad(where: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
+  """Raises ConfigError when more files are undecodable than the share allows, or all; one may be, unless it is 0."""
+  require(len(bad) < files, f"{where}: none of its {files} image files can be decoded: replace them")
   allowed = max(1.0, max_bad_share * files) if max_bad_share > 0 else 0
   require(
     len(bad) <= allowed,
-    f"{setting}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:10])}"
+    f"{where}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:10])}"
     f"{', …' if len(bad) > 10 else ''}), more than data.max_bad_share={max_bad_share} allows: replace or remove them",
   )
 

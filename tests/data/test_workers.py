@@ -29,11 +29,11 @@ ROOT = pathlib.Path(run.__file__).parent
 PROGRAM = """
 import json, multiprocessing, sys
 import grain, orbax.checkpoint as ocp
-from gmsrm_jax import settings
+from gmsrm_jax import overrides
 from gmsrm_jax.data import pipeline
 
 if __name__ == "__main__":
-  config = settings.from_dict(json.loads(open(sys.argv[1]).read()))
+  config = overrides.from_dict(json.loads(open(sys.argv[1]).read()))
   iterator = pipeline.training_iterator(config, "memory")
   with ocp.CheckpointManager(sys.argv[2]) as manager:
     for step in range(1, 10**6):
@@ -141,8 +141,8 @@ def test_an_error_of_a_worker_reaches_the_caller_as_it_is(config, tmp_path):
 def test_what_a_worker_imports_and_runs_starts_no_back_end(config):
   program = (
     "import sys, jax, numpy as np; from jax._src import xla_bridge\n"
-    "from gmsrm_jax.data import pipeline; from gmsrm_jax import settings\n"
-    "import json; config = settings.from_dict(json.loads(sys.argv[1]))\n"
+    "from gmsrm_jax.data import pipeline; from gmsrm_jax import overrides\n"
+    "import json; config = overrides.from_dict(json.loads(sys.argv[1]))\n"
     "next(pipeline.training_iterator(config, 'memory')); print(xla_bridge._backends)"
   )
   text = json.dumps(dataclasses.asdict(config))
