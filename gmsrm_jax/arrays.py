@@ -10,8 +10,15 @@ Files and batches from the input pipeline hold both as uint8: images 0..255, mas
 
 from __future__ import annotations
 
+from typing import TypeVar
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8
+
+AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
+"""What the conversions take and return: JAX arrays or NumPy's."""
 
 Image = Float[Array, "b h w 3"]
 Mask = Float[Array, "b h w 1"]
@@ -20,24 +27,31 @@ Rgb8 = UInt8[Array, "b h w 3"]
 Mask8 = UInt8[Array, "b h w 1"]
 
 
-def image_from_uint8(pixels: UInt8[Array, "*b h w c"]) -> Float[Array, "*b h w c"]:
+def image_from_uint8(pixels: UInt8[AnyArray, "*shape"]) -> Float[AnyArray, "*shape"]:
   """Maps 0..255 to [-1, 1]."""
-  return pixels.astype(jnp.float32) / 127.5 - 1.0
+  return pixels.astype(np.float32) / 127.5 - 1.0
 
 
-def image_to_uint8(image: Float[Array, "*b h w c"]) -> UInt8[Array, "*b h w c"]:
+def image_to_uint8(image: Float[AnyArray, "*shape"]) -> UInt8[AnyArray, "*shape"]:
   """Maps [-1, 1] to 0..255, rounded to the nearest and clipped: inverts `image_from_uint8` exactly."""
-  return jnp.clip(jnp.round((image.astype(jnp.float32) + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+  return ((image.astype(np.float32) + 1.0) * 127.5).round().clip(0, 255).astype(np.uint8)
 
 
-def mask_from_uint8(mask: UInt8[Array, "*b h w 1"]) -> Float[Array, "*b h w 1"]:
+def mask_from_uint8(mask: UInt8[AnyArray, "*b h w 1"]) -> Float[AnyArray, "*b h w 1"]:
   """Maps {0, 1} to float; any other non-zero value counts as hole."""
-  return (mask > 0).astype(jnp.float32)
+  return (mask > 0).astype(np.float32)
 
 
 def composite(prediction: Image, image: Image, mask: Mask) -> Image:
   """Takes the prediction in the hole and the image, unchanged to the bit, elsewhere."""
   return jnp.where(mask > 0.5, prediction, image)
+
+
+def masked_mean(values: Float[Array, "b h w c"], mask: Mask) -> PerImage:
+  """The mean of each image's values over channels and the pixels of the mask; 0 where the mask is empty."""
+  mask = mask.astype(jnp.float32)
+  pixels = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1.0)
+  return jnp.sum(values * mask, axis=(1, 2, 3)) / (values.shape[-1] * pixels)
 
 
 def hole_area(mask: Mask) -> PerImage:

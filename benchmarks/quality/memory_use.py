@@ -33,7 +33,7 @@ from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_
 from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.bootstrap import interval
-from gmsrm_jax.models.blocks import push_pull_fill
+from gmsrm_jax.models.blocks import hole_shares, push_pull_fill
 from gmsrm_jax.models.inpainter import apply_teacher
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training.run_folder import read_config
@@ -46,7 +46,8 @@ READS = ("own", "teacher", "other", "mean")
 def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) -> dict[str, Image]:
   """The deterministic fill with each kind of read; `taught` is the teacher's."""
   filled = push_pull_fill(image, mask)
-  encoded = module.encoder(filled, mask)
+  shares = hole_shares(mask, len(module.model.widths))
+  encoded = module.encoder(filled, mask, shares)
   own, _ = module.memory.recall(module.query(encoded[-1]))
   reads = {
     "own": own,
@@ -55,7 +56,7 @@ def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) 
     "mean": jnp.broadcast_to(jnp.mean(own, axis=(1, 2), keepdims=True), own.shape),
   }
   return {
-    name: composite(filled + module.decoder(encoded, module.memory.generator(read, None).priors, mask), image, mask)
+    name: composite(filled + module.decoder(encoded, module.memory.generator(read, None).priors, shares), image, mask)
     for name, read in reads.items()
   }
 

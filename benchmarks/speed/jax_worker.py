@@ -30,10 +30,8 @@ def filled(shapes: Any) -> Any:
 def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
   """A call of the fill, or of a train step that goes on from its last state."""
   import jax
-  import jax.numpy as jnp
 
-  from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
-  from gmsrm_jax.models.inpainter import apply_inpainter
+  from gmsrm_jax.models.inpainter import fill_pixels
   from gmsrm_jax.pretrained import features
   from gmsrm_jax.training import state, steps
 
@@ -42,16 +40,11 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
   if kind == "inference":
     params = filled(jax.eval_shape(state.release_params, state.abstract_state(config, "inpaint")))
     inpainter = state.make_networks(config).inpainter
-
-    @jax.jit
-    def fill(params: Any, images: jax.Array, masks: jax.Array) -> jax.Array:
-      out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks))
-      return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
-
+    fill = jax.jit(functools.partial(fill_pixels, inpainter))
     return lambda: fill(params, data["image"], data["mask"])
 
   step = jax.jit(functools.partial(steps.STEPS[kind], config=config), donate_argnums=0)
-  weights = jax.device_put(features.load_vgg16()) if config.loss.features == "vgg16" else {}
+  weights = jax.device_put(features.load_vgg16()) if state.needs_vgg16(config) else {}
   current = filled(state.abstract_state(config, kind))
 
   def train() -> Any:

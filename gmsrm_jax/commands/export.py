@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jax import export as jax_export
 
 from gmsrm_jax import overrides
-from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
-from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.models.inpainter import draw_noise, fill_pixels
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import read_run
 from gmsrm_jax.training.state import make_networks
@@ -81,8 +80,7 @@ def make_program(config: Config) -> Any:
     drawn = None
     if config.variation.enabled:
       drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0]))
-    out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks), drawn)
-    return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
+    return fill_pixels(inpainter, params, images, masks, drawn)
 
   return program
 

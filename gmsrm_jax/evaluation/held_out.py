@@ -5,6 +5,7 @@ One code path (`scoring`) for the end of a training run, for a checkpoint later 
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmsrm_jax import files
-from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
+from gmsrm_jax.arrays import image_from_uint8, image_to_uint8
 from gmsrm_jax.config import BUCKETS, Config, bucket_name
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.data.masks.fixed import masks_sha256
@@ -25,7 +26,7 @@ from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, write_report
 from gmsrm_jax.evaluation.scorer import Batch, Results, score
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
+from gmsrm_jax.models.inpainter import apply_learner, fill_pixels
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
 from gmsrm_jax.training.run_folder import REPORT
@@ -37,13 +38,7 @@ METHOD = "GM-SRM"
 
 def make_fill(config: Config, params: Any) -> Fill:
   """The model's deterministic fill, composited, as a function of uint8 arrays."""
-  inpainter = make_networks(config).inpainter
-
-  def fill(params: Any, images: jax.Array, masks: jax.Array) -> jax.Array:
-    out = apply_inpainter(inpainter, params, image_from_uint8(images), mask_from_uint8(masks))
-    return jnp.where(masks > 0, image_to_uint8(out.prediction), images)
-
-  return in_fixed_batches(fill, params)
+  return in_fixed_batches(functools.partial(fill_pixels, make_networks(config).inpainter), params)
 
 
 class HeldOutResults:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from numpy.typing import ArrayLike
 
-from gmsrm_jax.arrays import Image, Mask, PerImage
+from gmsrm_jax.arrays import Image, Mask, PerImage, masked_mean
 
 Picture = Float[Array, "b h w c"]  # in [-1, 1]; one channel where a protocol scores a grey picture
 
@@ -36,12 +36,6 @@ def _difference(a: Picture, b: Picture) -> Picture:
   return (a.astype(jnp.float32) - b.astype(jnp.float32)) * 0.5
 
 
-def _hole_mean(values: Image, mask: Mask) -> PerImage:
-  mask = mask.astype(jnp.float32)
-  pixels = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1.0)
-  return jnp.sum(values * mask, axis=(1, 2, 3)) / (values.shape[-1] * pixels)
-
-
 def _decibels(squared_error: PerImage) -> PerImage:
   return -10.0 * jnp.log10(squared_error)  # log10(0) is -inf, so equal images get +inf
 
@@ -53,7 +47,7 @@ def l1(a: Picture, b: Picture) -> PerImage:
 
 def l1_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   """Mean absolute error over the hole alone, in [0, 1]; 0 without a hole."""
-  return _hole_mean(jnp.abs(_difference(a, b)), mask)
+  return masked_mean(jnp.abs(_difference(a, b)), mask)
 
 
 def mae_relative(a: Picture, b: Picture) -> PerImage:
@@ -88,7 +82,7 @@ def psnr(a: Picture, b: Picture) -> PerImage:
 
 def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   """Peak signal-to-noise ratio in dB over the hole alone; inf when that is equal, or there is no hole."""
-  return _decibels(_hole_mean(jnp.square(_difference(a, b)), mask))
+  return _decibels(masked_mean(jnp.square(_difference(a, b)), mask))
 
 
 def _window_mean(x: Picture, window: np.ndarray) -> Float[Array, "b _h _w c"]:

@@ -26,7 +26,7 @@ from gmsrm_jax.parallel import sharding
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import loop, steps
 from gmsrm_jax.training.checkpoint import with_shardings
-from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state, release_params
+from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state, needs_vgg16, release_params
 
 MIN_REPEATS, MAX_REPEATS = 5, 50
 _SHORTEST = 0.05  # seconds of a repeat: shorter calls are sent off together, so that the host waits only once
@@ -118,8 +118,7 @@ def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
 
 
 def _feature_params(config: Config) -> Any:
-  needed = config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0)
-  return features.load_vgg16() if needed else {}
+  return features.load_vgg16() if needs_vgg16(config) else {}
 
 
 def _fresh_state(config: Config, stage: str, mesh: Mesh) -> TrainState:

@@ -13,14 +13,13 @@ import numpy as np
 from jaxtyping import Key, UInt8
 from PIL import Image as PilImage
 
-from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import require, suggest
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.inference import tiling
-from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.models.inpainter import draw_noise, predict_pixels
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import load_weights
@@ -176,13 +175,11 @@ class Inpainter:
 def predict(
   config: Config, params: Any, images: jax.Array, holes: jax.Array, key: jax.Array, noisy: jax.Array
 ) -> jax.Array:
-  """The raw prediction where there is hole and the image elsewhere, so that enlarging blends with true colours."""
-  image, hole = image_from_uint8(images), mask_from_uint8(holes)
+  """Pictures in [-1, 1], not yet rounded; known pixels are theirs, so that enlarging blends with true colours."""
   noise = None
   if config.variation.enabled:
     noise = tuple(noisy * scale for scale in draw_noise(key, config.model, 1))
-  out = apply_inpainter(make_networks(config).inpainter, params, image, hole, noise)
-  return jnp.where(hole > 0.5, out.prediction, image)
+  return predict_pixels(make_networks(config).inpainter, params, images, holes, noise)
 
 
 def _shape(array: np.ndarray) -> str:

@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from gmsrm_jax.arrays import image_to_uint8
+
 HOLE_SHARE = 0.5
 """The thickness of a hole is at most this share of its window's side."""
 MARGIN = 0.125
@@ -163,7 +165,7 @@ def paste(
   colours = total[patch.hole] / weights[patch.hole]
   height, width = patch.hole.shape
   area = image[patch.top : patch.top + height, patch.left : patch.left + width]
-  area[patch.hole] = np.clip(np.round((colours + 1.0) * 127.5), 0, 255).astype(np.uint8)
+  area[patch.hole] = image_to_uint8(colours)
 
 
 def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"]:

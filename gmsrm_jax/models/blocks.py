@@ -18,6 +18,12 @@ from gmsrm_jax.arrays import Image, Mask
 
 Initializer = nn.initializers.Initializer
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+Pyramid = tuple[Float[Array, "b _h _w _c"], ...]
+"""Features from the finest scale (half the image's size) to the bottleneck; each scale has its own h, w and c."""
+
+Shares = tuple[Float[Array, "b _h _w 1"], ...]
+"""The hole's share of each cell, for the scales of a `Pyramid`."""
+
 # A residual branch starts small, so that a deep stack starts near the identity.
 BRANCH_INIT = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 
@@ -30,6 +36,11 @@ def subpixel_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, ou
   """
   kernel = KERNEL_INIT(key, (*shape[:-1], shape[-1] // 4), dtype, out_sharding)
   return jnp.concatenate([kernel] * 4, axis=-1)
+
+
+def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+  """Scales vectors to length 1; the zero vector stays (and has a finite gradient)."""
+  return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
 def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
@@ -109,13 +120,13 @@ class Upsample(nn.Module):
     return depth_to_space(conv1x1(4 * self.channels, self.dtype, subpixel_init)(x))
 
 
-def mask_pyramid(mask: Mask, scales: int) -> tuple[Float[Array, "b _h _w 1"], ...]:
+def hole_shares(mask: Mask, scales: int) -> Shares:
   """The hole's share of each cell at 1/2, 1/4 … of the size, in [0, 1]."""
-  pyramid = []
+  shares = []
   for _ in range(scales):
     mask = nn.avg_pool(mask, (2, 2), (2, 2))
-    pyramid.append(mask)
-  return tuple(pyramid)
+    shares.append(mask)
+  return tuple(shares)
 
 
 FILL_SWEEPS = 4

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Scalar
 
 from gmsrm_jax.config import MemoryConfig
+from gmsrm_jax.models.blocks import unit
 
 
 class Slots(NamedTuple):
@@ -82,9 +83,7 @@ def revive(
   anchors = jnp.where(dead_group[:, None], flat_queries[chosen], slots.anchors)
 
   # A slot lives in its group, so it is seeded with queries that are routed there.
-  unit = flat_queries / (jnp.linalg.norm(flat_queries, axis=-1, keepdims=True) + 1e-6)
-  unit_anchors = anchors / (jnp.linalg.norm(anchors, axis=-1, keepdims=True) + 1e-6)
-  affinity = jnp.einsum("gd,pd->gp", unit_anchors, unit) / 0.1
+  affinity = jnp.einsum("gd,pd->gp", unit(anchors), unit(flat_queries)) / 0.1
   picks = jax.random.categorical(slot_key, affinity[:, None, :], axis=-1, shape=(groups, per_group))
   keys = jnp.where(dead[..., None], flat_queries[picks], slots.keys)
   values = jnp.where(dead[..., None], flat_reads[picks], slots.values)

@@ -8,10 +8,18 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gmsrm_jax.arrays import Image, Mask
+from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import ModelConfig
-from gmsrm_jax.models.blocks import ChannelNorm, ResidualBlock, Upsample, conv1x1, conv3x3, depth_to_space, mask_pyramid
-from gmsrm_jax.models.generator import Pyramid
+from gmsrm_jax.models.blocks import (
+  ChannelNorm,
+  Pyramid,
+  ResidualBlock,
+  Shares,
+  Upsample,
+  conv1x1,
+  conv3x3,
+  depth_to_space,
+)
 
 
 class Fusion(nn.Module):
@@ -49,15 +57,14 @@ class Decoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, features: Pyramid, priors: Pyramid, mask: Mask) -> Image:
+  def __call__(self, features: Pyramid, priors: Pyramid, shares: Shares) -> Image:
     widths = self.config.widths
-    masks = mask_pyramid(mask, len(widths))
     h = features[-1]
     for scale in reversed(range(len(widths))):
       if scale < len(widths) - 1:
         h = Upsample(widths[scale], self.dtype, name=f"up{scale}")(h)
-      h = Fusion(widths[scale], self.dtype, name=f"fuse{scale}")(h, features[scale], priors[scale], masks[scale])
+      h = Fusion(widths[scale], self.dtype, name=f"fuse{scale}")(h, features[scale], priors[scale], shares[scale])
       for block in range(self.config.blocks):
-        h = ResidualBlock(widths[scale], self.dtype, name=f"block{scale}_{block}")(h, masks[scale])
+        h = ResidualBlock(widths[scale], self.dtype, name=f"block{scale}_{block}")(h, shares[scale])
     pixels = conv3x3(12, self.dtype, nn.initializers.zeros, name="to_pixels")(ChannelNorm(self.dtype)(h))
     return depth_to_space(pixels).astype(jnp.float32)

@@ -17,13 +17,14 @@ from gmsrm_jax.models.blocks import (
   BRANCH_INIT,
   ChannelNorm,
   Downsample,
+  Pyramid,
   ResidualBlock,
+  Shares,
   conv1x1,
   conv3x3,
-  mask_pyramid,
   space_to_depth,
+  unit,
 )
-from gmsrm_jax.models.generator import Pyramid
 
 HOLE_PENALTY = 16.0
 """How far a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
@@ -88,14 +89,13 @@ class ContextTransfer(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, features: Pyramid, masks: tuple[Float[Array, "b _h _w 1"], ...]) -> Pyramid:
+  def __call__(self, features: Pyramid, shares: Shares) -> Pyramid:
     *finer, bottom = features
     batch, height, width, channels = bottom.shape
-    share = masks[-1].reshape(batch, 1, height * width).astype(jnp.float32)
+    share = shares[-1].reshape(batch, 1, height * width).astype(jnp.float32)
 
     embedded = conv1x1(channels, jnp.float32, name="embed")(ChannelNorm()(bottom.astype(jnp.float32)))
-    embedded = embedded.reshape(batch, height * width, channels)
-    embedded = embedded * jax.lax.rsqrt(jnp.sum(jnp.square(embedded), axis=-1, keepdims=True) + 1e-6)
+    embedded = unit(embedded.reshape(batch, height * width, channels))
     # As in retrieval: a learned temperature, beyond e^5 no gradient would be left.
     log_scale = self.param("log_scale", nn.initializers.constant(math.log(10.0)), ())
     scores = jnp.einsum("bqc,bkc->bqk", embedded, embedded) * jnp.exp(jnp.minimum(log_scale, 5.0))
@@ -103,13 +103,13 @@ class ContextTransfer(nn.Module):
     weights = jax.nn.softmax(scores - HOLE_PENALTY * share, axis=-1).astype(self.dtype)
 
     lent = []
-    for scale, (fine, mask) in enumerate(zip(finer, masks[:-1], strict=True)):
+    for scale, (fine, hole) in enumerate(zip(finer, shares[:-1], strict=True)):
       cell = 2 ** (len(finer) - scale)
       cells = einops.rearrange(fine, "b (h i) (w j) c -> b (h w) (i j c)", i=cell, j=cell)
       borrowed = jnp.einsum("bqk,bkv->bqv", weights, cells)
       borrowed = einops.rearrange(borrowed, "b (h w) (i j c) -> b (h i) (w j) c", h=height, i=cell, j=cell)
       borrowed = conv1x1(fine.shape[-1], self.dtype, name=f"project{scale}")(ChannelNorm(self.dtype)(borrowed))
-      lent.append(fine + mask.astype(self.dtype) * borrowed)
+      lent.append(fine + hole.astype(self.dtype) * borrowed)
     return (*lent, bottom)
 
 
@@ -120,9 +120,8 @@ class Encoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, filled: Image, mask: Mask) -> Pyramid:
+  def __call__(self, filled: Image, mask: Mask, shares: Shares) -> Pyramid:
     widths = self.config.widths
-    masks = mask_pyramid(mask, len(widths))
     # The mask goes in with the fill, so the network knows what is invented.
     pixels = space_to_depth(jnp.concatenate([filled, mask], axis=-1).astype(self.dtype))
     h = conv3x3(widths[0], self.dtype, name="stem")(pixels)
@@ -131,13 +130,13 @@ class Encoder(nn.Module):
       if scale > 0:
         h = Downsample(width, self.dtype, name=f"down{scale}")(h)
       for block in range(self.config.blocks):
-        h = ResidualBlock(width, self.dtype, name=f"block{scale}_{block}")(h, masks[scale])
+        h = ResidualBlock(width, self.dtype, name=f"block{scale}_{block}")(h, shares[scale])
       if scale == len(widths) - 1:
         for block in range(self.config.context_blocks):
-          h = ContextBlock(self.config.heads, self.dtype, name=f"context{block}")(h, masks[-1])
+          h = ContextBlock(self.config.heads, self.dtype, name=f"context{block}")(h, shares[-1])
       features.append(h)
     if self.config.context_blocks:
-      return ContextTransfer(self.dtype, name="transfer")(tuple(features), masks)
+      return ContextTransfer(self.dtype, name="transfer")(tuple(features), shares)
     return tuple(features)
 
 

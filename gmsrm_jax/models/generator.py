@@ -20,9 +20,6 @@ from gmsrm_jax.models.blocks import (
   subpixel_init,
 )
 
-Pyramid = tuple[Float[Array, "b _h _w _c"], ...]
-"""Features from the finest scale (half the image's size) to the bottleneck; each scale has its own h, w and c."""
-
 
 class Rendering(NamedTuple):
   """What the memory draws: priors for the decoder, and the image that shows what they stand for."""

@@ -13,13 +13,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gmsrm_jax.arrays import Image, Mask
+from gmsrm_jax.arrays import (
+  Image,
+  Mask,
+  Mask8,
+  Rgb8,
+  composite,
+  image_from_uint8,
+  image_to_uint8,
+  mask_from_uint8,
+)
 from gmsrm_jax.config import Config, MemoryConfig, ModelConfig
-from gmsrm_jax.models.blocks import ChannelNorm, conv1x1, push_pull_fill
+from gmsrm_jax.models.blocks import ChannelNorm, Pyramid, conv1x1, hole_shares, push_pull_fill
 from gmsrm_jax.models.codebook import Codebook
 from gmsrm_jax.models.decoder import Decoder
 from gmsrm_jax.models.encoder import Encoder, RecognitionEncoder
-from gmsrm_jax.models.generator import MemoryGenerator, Pyramid, Rendering
+from gmsrm_jax.models.generator import MemoryGenerator, Rendering
 from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
 
 
@@ -119,6 +128,7 @@ class Inpainted(NamedTuple):
   memory_image: Image
   retrieval: Retrieval | None
   strengths: Any  # Pyramid of the variation's strengths, () when there is none
+  shares: Any  # Shares: of the hole, at every scale of the network
 
 
 Rows = Callable[[Array], Array]
@@ -156,10 +166,11 @@ class Inpainter(nn.Module):
       mask: 1 in the hole.
       noise: standard normal vectors, one per scale (see `draw_noise`); None is the deterministic fill.
       rows: what of the encoded batch is drawn, for several fills of an image that is encoded once; prediction and
-        memory image have these rows, the retrieval those of the batch.
+        memory image have these rows, all else those of the batch.
     """
     filled = push_pull_fill(image, mask)
-    features = self.encoder(filled, mask)
+    shares = hole_shares(mask, len(self.model.widths))
+    features = self.encoder(filled, mask, shares)
     strengths = ()
     if self.variation:
       strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
@@ -168,8 +179,8 @@ class Inpainter(nn.Module):
       scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
     read, retrieval = self.memory.recall(self.query(features[-1]))
     rendering = self.memory.generator(rows(read), scaled)
-    residual = self.decoder(tuple(map(rows, features)), rendering.priors, rows(mask))
-    return Inpainted(rows(filled) + residual, rendering.image, retrieval, strengths)
+    residual = self.decoder(tuple(map(rows, features)), rendering.priors, tuple(map(rows, shares)))
+    return Inpainted(rows(filled) + residual, rendering.image, retrieval, strengths, shares)
 
 
 def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> tuple[Float[Array, "b 1 1 _c"], ...]:
@@ -216,3 +227,14 @@ def apply_inpainter(
 ) -> Inpainted:
   """Fills the hole; without noise it is the deterministic fill."""
   return cast(Inpainted, inpainter.apply({"params": params}, image, mask, noise, rows))
+
+
+def predict_pixels(inpainter: Inpainter, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None) -> Image:
+  """The prediction in the holes and the images elsewhere, in [-1, 1]: a fill before it is rounded."""
+  image, mask = image_from_uint8(images), mask_from_uint8(masks)
+  return composite(apply_inpainter(inpainter, params, image, mask, noise).prediction, image, mask)
+
+
+def fill_pixels(inpainter: Inpainter, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None) -> Rgb8:
+  """Fills the holes; known pixels stay as they are to the bit. Without noise it is the deterministic fill."""
+  return image_to_uint8(predict_pixels(inpainter, params, images, masks, noise))

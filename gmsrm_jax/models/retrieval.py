@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gmsrm_jax.config import MemoryConfig
+from gmsrm_jax.models.blocks import unit
 from gmsrm_jax.models.codebook import Slots
 
 
@@ -25,11 +26,6 @@ class Retrieval(NamedTuple):
 
   read: Float[Array, "b q d"]
   log_weights: Float[Array, "b n q s"]
-
-
-def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-  """Scales vectors to length 1; the zero vector stays (and has a finite gradient)."""
-  return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
 def _by_head(x: Float[Array, "*b d"], heads: int) -> Float[Array, "n p e"]:
@@ -57,10 +53,10 @@ class RetrievalAttention(nn.Module):
     slot_scale = self._inverse_temperature("slot_scale", self.config.slot_temperature)
 
     # Heads first: both products then write and read the weights, the largest array by far, as they lie in memory.
-    queries = _unit(_by_head(query, heads))
+    queries = unit(_by_head(query, heads))
     groups, per_group = slots.keys.shape[:2]
-    group_scores = jnp.einsum("npe,nge->npg", queries * group_scale, _unit(_by_head(slots.anchors, heads)))
-    slot_scores = jnp.einsum("npe,nse->nps", queries * slot_scale, _unit(_by_head(slots.keys, heads)))
+    group_scores = jnp.einsum("npe,nge->npg", queries * group_scale, unit(_by_head(slots.anchors, heads)))
+    slot_scores = jnp.einsum("npe,nse->nps", queries * slot_scale, unit(_by_head(slots.keys, heads)))
     slot_scores = slot_scores.reshape(*slot_scores.shape[:2], groups, per_group)
     log_group = jax.nn.log_softmax(group_scores, axis=-1)
     log_weights = slot_scores + (log_group - jax.nn.logsumexp(slot_scores, axis=-1))[..., None]

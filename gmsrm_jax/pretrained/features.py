@@ -22,7 +22,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from gmsrm_jax.arrays import Image, Mask, PerImage
+from gmsrm_jax.arrays import Image, Mask, PerImage, masked_mean
 from gmsrm_jax.errors import ConfigError, require
 
 Params = dict[str, Any]
@@ -221,8 +221,7 @@ def hole_distance(maps: Sequence[Float[Array, "b _h _w"]], mask: Mask) -> PerIma
   total = jnp.zeros((batch, height, width), jnp.float32)
   for layer in maps:
     total = total + jax.image.resize(layer, total.shape, "bilinear", precision=jax.lax.Precision.HIGHEST)
-  hole = mask[..., 0].astype(jnp.float32)
-  return jnp.sum(total * hole, axis=(1, 2)) / jnp.maximum(jnp.sum(hole, axis=(1, 2)), 1.0)
+  return masked_mean(total[..., None], mask)
 
 
 def lpips(params: Params, a: Image, b: Image, *, net: str = "alex") -> PerImage:

@@ -29,7 +29,7 @@ from gmsrm_jax.training.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.training.logger import Writer
 from gmsrm_jax.training.profiling import Profile
 from gmsrm_jax.training.run_folder import REPORT, describe_run, facts, finished, print_overview
-from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state
+from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state, needs_vgg16
 from gmsrm_jax.training.weights import Weights, weights_of
 
 # Settings that change what is written or how fast, but not what is learned: they may differ on resume.
@@ -215,7 +215,7 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
   draw_panel = sample_grids.make_panel_writer(config, stage, *pictures)
   measure = sample_grids.make_quality(config, stage, run.mesh, *pictures)
   feature_params = {}
-  if config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0):
+  if needs_vgg16(config):
     feature_params = jax.device_put(features.load_vgg16(), sharding.replicated(run.mesh))
   writer.start(stage, step, total, config.run.batch_size, _SHOWN[stage])
   # A count over both stages, for the processes to agree on where to stop.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from gmsrm_jax.arrays import Image, Mask, PerImage
+from gmsrm_jax.arrays import Image, Mask, PerImage, masked_mean
 
 # Layers differ in all axes but the batch.
 Features = Sequence[Float[Array, "b _h _w _c"]]
@@ -23,20 +23,14 @@ def _absolute(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Arr
   return jnp.abs(a.astype(jnp.float32) - b.astype(jnp.float32))
 
 
-def _masked_mean(error: Float[Array, "b h w c"], mask: Mask) -> PerImage:
-  mask = mask.astype(jnp.float32)
-  pixels = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1.0)
-  return jnp.sum(error * mask, axis=(1, 2, 3)) / (error.shape[-1] * pixels)
-
-
 def hole_l1(prediction: Image, image: Image, mask: Mask) -> PerImage:
   """Mean absolute error over the hole, in units of [-1, 1]; 0 for an image without a hole."""
-  return _masked_mean(_absolute(prediction, image), mask)
+  return masked_mean(_absolute(prediction, image), mask)
 
 
 def valid_l1(prediction: Image, image: Image, mask: Mask) -> PerImage:
   """Mean absolute error over the known pixels, in units of [-1, 1]; 0 for an image that is all hole."""
-  return _masked_mean(_absolute(prediction, image), 1.0 - mask)
+  return masked_mean(_absolute(prediction, image), 1.0 - mask)
 
 
 def l1(prediction: Image, image: Image) -> PerImage:

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8
+from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked_mean
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data.pipeline import EvaluationSet
 from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
@@ -94,8 +94,7 @@ def make_quality(
       drawn, mask = apply_learner(networks.learner, params, image).rendering.image, jnp.ones_like(mask)
     else:
       drawn = apply_inpainter(networks.inpainter, params, image, mask).prediction
-    squared = jnp.sum(((drawn - image) * 0.5) ** 2 * mask, axis=(1, 2, 3)) / (3 * jnp.sum(mask, axis=(1, 2, 3)))
-    return jnp.mean(-10.0 * jnp.log10(squared))
+    return jnp.mean(-10.0 * jnp.log10(masked_mean(((drawn - image) * 0.5) ** 2, mask)))
 
   jitted = jax.jit(psnr, out_shardings=replicated(mesh))
   return lambda state: float(jitted(release_params(state) if stage == "inpaint" else state.ema, images, masks))

@@ -61,6 +61,11 @@ def make_networks(config: Config) -> Networks:
   return Networks(make_memory_learner(config, dtype), make_inpainter(config, dtype), Discriminator(config.model, dtype))
 
 
+def needs_vgg16(config: Config) -> bool:
+  """Whether a step takes the parameters of VGG16, for the perceptual and style terms."""
+  return config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0)
+
+
 def has_memory_stage(config: Config) -> bool:
   """Whether stage 1 is part of the experiment."""
   return config.memory.enabled and config.memory.pretrain

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, cast
 
 import einops
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -21,6 +20,7 @@ from jaxtyping import Array, Float, Key
 from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
+from gmsrm_jax.models.blocks import Shares, hole_shares
 from gmsrm_jax.models.inpainter import Recognised, apply_inpainter, apply_learner, apply_recognition, apply_teacher
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import losses, variation
@@ -147,7 +147,7 @@ def memory_step(
   metrics.update({"loss": total, **means})
   if phase.adversarial:
     state, more = _update_discriminator(
-      config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, hole=False, group=1
+      config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, share=None, group=1
     )
     metrics.update(more)
 
@@ -198,9 +198,6 @@ def inpaint_step(
   window_key, noise_key = jax.random.split(step_key(config, "inpaint", state.step))
   frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
   extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
-  hole = nn.avg_pool(mask, (config.model.stride,) * 2, (config.model.stride,) * 2).reshape(image.shape[0], -1)
-  # What is known is supervised, too: the generator draws the hole from the reads around it as well.
-  supervised = hole + config.loss.retrieval_known * (1.0 - hole)
 
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
@@ -211,7 +208,7 @@ def inpaint_step(
     noise = variation.row_noise(noise_key, config.model, image.shape[0])
     rows, fold, groups = variation.rows, variation.per_image, len(image) // 2
 
-  def objective(params: Any, image: Image, mask: Mask, supervised: Any, teacher: Any, noise: Any):
+  def objective(params: Any, image: Image, mask: Mask, teacher: Any, noise: Any):
     images, masks = rows(image), rows(mask)  # one for every fill
     out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise, rows)
     inpainted = composite(out.prediction, images, masks)
@@ -228,6 +225,9 @@ def inpaint_step(
       ),
     }
     if teacher is not None and out.retrieval is not None:
+      hole = out.shares[-1].reshape(len(image), -1)
+      # What is known is supervised, too: the generator draws the hole from the reads around it as well.
+      supervised = hole + config.loss.retrieval_known * (1.0 - hole)
       terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
       terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
     if phase.adversarial:
@@ -236,7 +236,7 @@ def inpaint_step(
     return total, (means, (out, inpainted))
 
   (total, (means, (out, inpainted))), grads = in_parts(objective, config.run.accumulate, groups)(
-    state.params, image, mask, supervised, teacher, noise
+    state.params, image, mask, teacher, noise
   )
   images, masks = rows(image), rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
@@ -248,8 +248,9 @@ def inpaint_step(
     first, second = variation.fills(inpainted)
     metrics["spread"] = jnp.mean(losses.hole_l1(first, second, variation.fills(masks)[0]))
   if phase.adversarial:
+    share = rows(_patch_share(config, out.shares))
     state, more = _update_discriminator(
-      config, "inpaint", networks, state, real=images, fake=inpainted, mask=masks, hole=True, group=3 if varied else 1
+      config, "inpaint", networks, state, real=images, fake=inpainted, mask=masks, share=share, group=3 if varied else 1
     )
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
@@ -319,6 +320,12 @@ def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array,
   return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
 
 
+def _patch_share(config: Config, shares: Shares) -> Float[Array, "b _h _w 1"]:
+  """The hole's share of each of the discriminator's patches, whose grid may be coarser than the bottleneck's."""
+  level = config.model.discriminator_layers + 1
+  return (shares + hole_shares(shares[-1], max(level - len(shares), 0)))[level - 1]
+
+
 def _update_discriminator(
   config: Config,
   stage: str,
@@ -328,31 +335,29 @@ def _update_discriminator(
   real: Image,
   fake: Image,
   mask: Mask,
-  hole: bool,
+  share: Float[Array, "b _h _w 1"] | None,
   group: int,
 ) -> tuple[TrainState, Metrics]:
   """One step of the other player, on the fakes that the generator's step has just drawn.
+
+  `share` is the hole's of each patch; without it all of a fake is fake.
 
   `group` rows belong together (see `variation.rows`): a batch that goes through in parts is cut between groups.
   """
   fake = jax.lax.stop_gradient(fake)
 
-  def objective(params: Any, real: Image, fake: Image, mask: Mask):
+  def objective(params: Any, real: Image, fake: Image, mask: Mask, share: Any):
     variables = {"params": params, "batch_stats": state.disc_stats}
     apply = functools.partial(networks.discriminator.apply, update_stats=True, mutable=["batch_stats"])
     logits, new = recomputed(config, "discriminator")(apply)(variables, _in_turn(real, fake), _in_turn(mask, mask))
     pairs = logits.reshape(len(real), 2, *logits.shape[1:])
     real_logits, fake_logits = pairs[:, 0], pairs[:, 1]
-    share = None
-    if hole:
-      window = real.shape[1] // logits.shape[1]
-      share = nn.avg_pool(mask, (window, window), (window, window))
     loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
     # The power iterations look at the parameters alone: those of all parts are equal.
     return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
 
   (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, len(real) // group)(
-    state.disc_params, real, fake, mask
+    state.disc_params, real, fake, mask, share
   )
   updates, opt_state = make_optimisers(config, stage).discriminator.update(
     grads, state.disc_opt_state, state.disc_params

@@ -39,9 +39,9 @@ def test_space_to_depth_lays_the_four_pixels_of_a_cell_side_by_side():
   )
 
 
-def test_mask_pyramid_is_the_exact_share_of_hole_in_every_cell():
+def test_hole_shares_is_the_exact_share_of_hole_in_every_cell():
   _, mask = _scene(2, 24, 40)
-  for scale, level in enumerate(blocks.mask_pyramid(jnp.asarray(mask), 3), start=1):
+  for scale, level in enumerate(blocks.hole_shares(jnp.asarray(mask), 3), start=1):
     side = 2**scale
     for row in range(24 // side):
       for column in range(40 // side):

@@ -15,7 +15,7 @@ def transfer():
   rng = np.random.default_rng(0)
   fine = jnp.asarray(rng.normal(size=(1, 8, 8, 8)), jnp.float32)
   bottom = jnp.asarray(rng.normal(size=(1, 4, 4, 16)), jnp.float32)
-  masks = blocks.mask_pyramid(jnp.zeros((1, 16, 16, 1)).at[:, :, :8].set(1.0), 2)
+  masks = blocks.hole_shares(jnp.zeros((1, 16, 16, 1)).at[:, :, :8].set(1.0), 2)
   module = ContextTransfer()
   params = module.init(jax.random.key(0), (fine, bottom), masks)["params"]
 
