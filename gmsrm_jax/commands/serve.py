@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import signal
 import socket
-import time
 
 import jax
 
@@ -57,16 +56,12 @@ def serve(*, checkpoint: str, host: str, port: int) -> None:
     # SIGTERM ends it as Ctrl-C does. uvicorn takes both over while it runs, and then raises them once more.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     service = Service(Inpainter.from_checkpoint(checkpoint), Limits())
-    start = time.monotonic()
     service.warm_up()
     name = f"[{host}]" if ":" in host else host
     print(
-      f"ready: http://{name}:{address.getsockname()[1]} serves {service.inpainter.source} on {jax.default_backend()}, "
-      f"compiled in {time.monotonic() - start:.0f} s; Ctrl-C ends it",
+      f"ready: http://{name}:{address.getsockname()[1]} serves {service.inpainter.source} on {jax.default_backend()}; "
+      "Ctrl-C ends it",
       flush=True,
     )
-    try:
-      service.http.run(sockets=[address])
-    finally:
-      service.close()
+    service.run(address)
   print("stopped")

@@ -10,13 +10,14 @@ import base64
 import dataclasses
 import re
 import threading
+from concurrent.futures import CancelledError
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
-from fastapi import HTTPException
 from jaxtyping import UInt8
 from PIL import Image as PilImage
+from starlette.exceptions import HTTPException
 
 from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.data import pictures
@@ -114,20 +115,16 @@ def read_order(fields: Fields, most_pixels: int, inpainter: Inpainter) -> Order:
   return Order(photo, hole, not fields.mask, options)
 
 
-class Stopped(Exception):
-  """Nobody waits for this fill any more."""
-
-
-def carry_out(order: Order, inpainter: Inpainter, stop: threading.Event) -> list[bytes]:
+def fill_order(order: Order, inpainter: Inpainter, stop: threading.Event) -> list[bytes]:
   """Returns the fills as PNG files in the picture's own mode: outside the hole every pixel is as it was, to the bit.
 
   Raises:
-    Stopped: the event is set.
+    CancelledError: the event is set, because nobody waits any more.
   """
 
   def go_on() -> None:
     if stop.is_set():
-      raise Stopped
+      raise CancelledError
 
   files = []
   for fill in inpainter.fills(order.photo.rgb, order.mask, before_batch=go_on, **order.options):

@@ -82,14 +82,13 @@ def running(model: Inpainter, **limits: Any) -> Iterator[Running]:
   """Starts a server of the model, and ends it afterwards."""
   service = Service(model, Limits(**limits))
   with contextlib.closing(listen("127.0.0.1", 0)) as address:
-    thread = threading.Thread(target=service.http.run, kwargs={"sockets": [address]})
+    thread = threading.Thread(target=service.run, args=[address])
     thread.start()
     try:
       yield Running(address.getsockname()[1], service)
     finally:
-      service.http.should_exit = True
+      service.server.should_exit = True
       thread.join(60)
-      service.close()
       assert not thread.is_alive()
 
 

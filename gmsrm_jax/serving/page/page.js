@@ -2,7 +2,6 @@
 
 const $ = (id) => document.getElementById(id);
 const paint = $("paint").getContext("2d");
-const TRIES = 30; // how often a busy server is asked again
 
 let file = null; // the picture as it was given; the server gets these bytes, not the browser's pixels
 let strokes = []; // {size, erase, points} in pixels of the picture, so that undo can draw all but the last again
@@ -166,11 +165,12 @@ function mask() {
 
 // ---- the request
 
+/** Asks again as long as the server is busy. */
 async function ask(body, signal) {
-  for (let left = TRIES; ; left--) {
+  for (;;) {
     const answer = await fetch("inpaint", { method: "POST", body, signal, headers: { Accept: "application/json" } });
-    if (answer.status !== 503 || !left) return answer;
-    const seconds = Number(answer.headers.get("Retry-After")) || 1;
+    const seconds = answer.headers.get("Retry-After");
+    if (!seconds) return answer;
     await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
     signal.throwIfAborted();
   }
