@@ -18,13 +18,30 @@ from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.parallel import backend
 
-_EXTRA = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}
+_EXTRA = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python_multipart": "python-multipart"}  # module to package
 
 
 def run(flags: argparse.Namespace) -> None:
-  """Runs the mode."""
+  """Serves the weights of a folder until it is interrupted.
+
+  Raises:
+    ConfigError: the address cannot be had, the folder holds no trained model, or the server is not installed.
+  """
+  missing = [package for module, package in _EXTRA.items() if importlib.util.find_spec(module) is None]
+  require(not missing, f"--mode=serve needs {' '.join(missing)}: pip install {' '.join(_EXTRA.values())}")
+  from gmsrm_jax.serving.server import Limits, Service
+
   backend.check(flags.platform)
-  serve(checkpoint=trained(flags), host=flags.host, port=flags.port)
+  with contextlib.suppress(KeyboardInterrupt), listen(flags.host, flags.port) as address:
+    # SIGTERM ends it as Ctrl-C does. uvicorn takes both over while it runs, and then raises them once more.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    service = Service(Inpainter.from_checkpoint(trained(flags)), Limits())
+    service.warm_up()
+    host = f"[{flags.host}]" if ":" in flags.host else flags.host
+    where = f"http://{host}:{address.getsockname()[1]}"
+    print(f"ready: {where} serves {service.inpainter.source} on {jax.default_backend()}; Ctrl-C ends it", flush=True)
+    service.run(address)
+  print("stopped")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -39,29 +56,3 @@ def listen(host: str, port: int) -> socket.socket:
   except (OSError, UnicodeError) as error:
     reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0].lower()
     raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
-
-
-def serve(*, checkpoint: str, host: str, port: int) -> None:
-  """Serves the weights of a folder until it is interrupted.
-
-  Raises:
-    ConfigError: the address cannot be had, the folder holds no trained model, or the server is not installed.
-  """
-  missing = [package for module, package in _EXTRA.items() if importlib.util.find_spec(module) is None]
-  require(not missing, f"--mode=serve needs {' '.join(missing)}: pip install {' '.join(_EXTRA.values())}")
-  from gmsrm_jax.serving.requests import Limits
-  from gmsrm_jax.serving.server import Service
-
-  with contextlib.suppress(KeyboardInterrupt), contextlib.closing(listen(host, port)) as address:
-    # SIGTERM ends it as Ctrl-C does. uvicorn takes both over while it runs, and then raises them once more.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    service = Service(Inpainter.from_checkpoint(checkpoint), Limits())
-    service.warm_up()
-    name = f"[{host}]" if ":" in host else host
-    print(
-      f"ready: http://{name}:{address.getsockname()[1]} serves {service.inpainter.source} on {jax.default_backend()}; "
-      "Ctrl-C ends it",
-      flush=True,
-    )
-    service.run(address)
-  print("stopped")

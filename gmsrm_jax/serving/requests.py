@@ -25,8 +25,8 @@ from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
 
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-"""Formats that are decoded for strangers; others of Pillow's start programs or are rarely looked at."""
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
+"""Formats that are decoded for strangers (MPO counts as JPEG); others start programs or are rarely looked at."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -81,12 +81,7 @@ class Service:
       redirect_slashes=False,  # it would send clients to whatever host they named
       exception_handlers=dict.fromkeys((*errors, ClientDisconnect, Exception), _refuse),
     )
-    for path, name in {
-      "/": "index.html",
-      "/docs": "index.html",
-      "/page.css": "page.css",
-      "/page.js": "page.js",
-    }.items():
+    for path, name in _PAGES.items():
       app.add_route(path, FileResponse(PAGE / name), ["GET"], include_in_schema=False)  # pyright: ignore
     app.get("/health")(self.health)
     schema = {"schema": Fields.model_json_schema()}

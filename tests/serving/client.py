@@ -112,9 +112,9 @@ def parts(fields: dict[str, Any]) -> dict[str, Any]:
   return {name: (name, value) if isinstance(value, bytes) else (None, str(value)) for name, value in fields.items()}
 
 
-def raw(**fields: Any) -> bytes:
+def raw(**options: Any) -> bytes:
   """Returns a whole POST /inpaint as it goes over the wire."""
-  request = httpx.Request("POST", "http://x/inpaint", files=parts(fields), headers={"connection": "close"})
+  request = httpx.Request("POST", "http://x/inpaint", headers={"connection": "close"}, **options)
   head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
   return f"POST /inpaint HTTP/1.1\r\n{head}\r\n".encode() + request.read()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pathlib
@@ -10,18 +11,16 @@ import signal
 import struct
 import subprocess
 import sys
-import zlib
 
 import grain
 import httpx
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
 
 import run
 from gmsrm_jax import overrides
-from gmsrm_jax.commands import flags
+from gmsrm_jax.commands import main
 from gmsrm_jax.commands.serve import listen
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
@@ -52,7 +51,7 @@ def test_the_answer_has_the_pixels_of_the_python_interface(server):
   np.testing.assert_array_equal(pictures(server.ask("POST", "/inpaint", json=fields)), expected)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "deep", "jpeg", "turned", "cmyk"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "deep", "jpeg", "webp", "turned", "cmyk"])
 def test_the_picture_keeps_its_mode_and_its_pixels(server, mode, tmp_path):
   image = Image.fromarray(IMAGE)
   options = {"quality": 95}
@@ -62,7 +61,8 @@ def test_the_picture_keeps_its_mode_and_its_pixels(server, mode, tmp_path):
     image = image.rotate(90, expand=True)
     options["exif"] = image.getexif()
     options["exif"][0x0112] = 6
-  path = tmp_path / ("picture.png" if mode in ("RGB", "L", "RGBA") else "picture.jpg")
+  suffix = {"RGB": "png", "L": "png", "RGBA": "png", "webp": "webp"}.get(mode, "jpg")
+  path = tmp_path / f"picture.{suffix}"
   image.save(path, **options)
   if mode == "deep":
     path.write_bytes(photos.encode_photo(photos.Photo(IMAGE * np.uint16(201), "RGB;16", IMAGE, "PNG", 1, {}), "PNG"))
@@ -86,20 +86,12 @@ def test_without_a_mask_the_hole_is_what_is_transparent(server):
   np.testing.assert_array_equal(also, noisy_model()(IMAGE, HOLE))
 
 
-def test_a_large_picture_is_filled_through_windows(server):
-  image, mask = skimage.data.astronaut()[:, :300], np.zeros((512, 300), np.uint8)
-  mask[100:140, 20:280] = mask[400, 10:100] = 1
-  (filled,) = pictures(server.inpaint(image=png(image), mask=png(mask * 255), strategy="crop"))
-  np.testing.assert_array_equal(filled, noisy_model()(image, mask))
-
-
 def _bomb(width, height):
-  """Returns a PNG of a few bytes that promises many pixels."""
-  header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-  chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
-  return b"\x89PNG\r\n\x1a\n" + b"".join(
-    struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-  )
+  """Returns a BMP of a few bytes that promises many pixels."""
+  buffer = io.BytesIO()
+  Image.fromarray(IMAGE).save(buffer, "BMP")
+  data = buffer.getvalue()
+  return data[:18] + struct.pack("<ii", width, height) + data[26:]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +110,6 @@ def _bomb(width, height):
     ({"num_samples": 0}, 422, "num_samples='0' is refused: Input should be greater than or equal to 1"),
     ({"num_samples": 9}, 422, "num_samples='9' is refused: Input should be less than or equal to 8"),
     ({"num_samples": "1.5"}, 422, "num_samples='1.5'"),
-    ({"num_samples": "9" * 5000}, 422, "num_samples='99"),
     ({"seed": -1}, 422, "seed='-1'"),
     ({"seed": 2**32}, 422, "seed='4294967296' is refused: Input should be less than or equal to 4294967295"),
     ({"strategy": "corp"}, 422, "'crop'"),
@@ -136,7 +127,6 @@ def test_what_cannot_be_filled_is_refused_in_one_line(server, fields, status, na
   [
     *((body, 400, "the body is no JSON object") for body in (b"{", b"\xff\xfe", b"[" * 100_000, b"", b"[1]")),
     ({"image": 3}, 422, "image=3"),
-    ({"image": "§§"}, 400, "image is no base64"),
     ({"image": "AAA"}, 400, "image is no base64"),
     (GOOD_TEXT | {"num_samples": True}, 422, "num_samples=True"),
     (GOOD_TEXT | {"seed": 1.0}, 422, "seed=1.0"),
@@ -192,18 +182,13 @@ def test_more_bytes_than_allowed_are_refused_whether_or_not_they_are_announced()
 def test_what_is_not_installed_or_in_use_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path):
   with listen("127.0.0.1", 0) as address:
     port = address.getsockname()[1]
-    assert run.main(["--mode=serve", f"--port={port}", f"--workdir={tmp_path}"]) == 2
+    assert main(["--mode=serve", f"--port={port}", f"--workdir={tmp_path}"]) == 2
   line = capsys.readouterr().err
   assert line.count("\n") == 1 and f"--host=127.0.0.1 --port={port}" in line and "already in use" in line
   with pytest.raises(ConfigError, match="--host=no.such..host"):
-    server_lib.listen("no.such..host", 0)
-  with pytest.raises(ConfigError, match="--port=65536"):
-    flags.parse(["--mode=serve", "--port=65536"])
     listen("no.such..host", 0)
-  with pytest.raises(ConfigError, match="--port=65536"):
-    flags.parse(["--mode=serve", "--port=65536"])
   monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "python_multipart" else name)
-  assert run.main(["--mode=serve", f"--workdir={tmp_path}"]) == 2
+  assert main(["--mode=serve", f"--workdir={tmp_path}"]) == 2
   assert "needs python-multipart: pip install" in capsys.readouterr().err
 
 
