@@ -216,7 +216,7 @@ def test_the_command_says_where_it_serves_and_ends_cleanly(untrained, number):
   )
   try:
     ready = process.stdout.readline()
-    match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+) serves .*: demo, .*, step 0 on cpu; Ctrl-C ends it\n", ready)
+    match = re.fullmatch(r"ready: (http://127\.0\.0\.1:\d+) serves .*: demo, .*, step 0 on cpu; .*\n", ready)
     if not match:
       process.kill()  # it would go on, and its output never end
     assert match, ready + process.stderr.read()
