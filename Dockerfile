@@ -25,7 +25,6 @@ RUN case "$PLATFORM" in \
 COPY run.py ./
 COPY gmsrm_jax gmsrm_jax
 COPY experiments experiments
-COPY checkpoints checkpoints
 COPY scripts/keep_running.sh scripts/
 RUN useradd --create-home gmsrm && mkdir runs && chmod 1777 runs
 

@@ -16,6 +16,7 @@ import pytest
 import run
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import overrides
+from scripts import settings_page
 
 ROOT = pathlib.Path(run.__file__).parent
 PACKAGE = ROOT / "gmsrm_jax"
@@ -241,6 +242,11 @@ def test_every_setting_is_read(setting):
     for node in ast.walk(tree)
   )
   assert read, f"nothing reads {setting}: use it or delete it"
+
+
+def test_the_settings_page_says_what_the_settings_say():
+  text = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+  assert text == settings_page.page(), "stale: python -m scripts.settings_page > docs/settings.md"
 
 
 def tracked() -> list[pathlib.Path]:
