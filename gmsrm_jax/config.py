@@ -24,7 +24,7 @@ ALL = "all"
 """The column over all buckets."""
 
 STRATEGIES = ("auto", "full", "crop", "resize")
-"""How a large picture is seen while it is filled (see `windows.plan`)."""
+"""How a large picture is seen while it is filled (see `tiling.plan`)."""
 
 FORMATS = ("keep", "png")
 """File formats of a filled picture: that of its own file, or PNG."""

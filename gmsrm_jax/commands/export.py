@@ -1,7 +1,7 @@
-"""--mode=export: the trained inpainter as StableHLO and safetensors, to be run without this project's code.
+"""--mode=export: writes the trained inpainter as StableHLO and safetensors, to be run without this project's code.
 
-Writes four files: `inpainter.stablehlo` (jax.export: any batch size, for cpu, cuda and tpu), `weights.safetensors`
-(flat names, the program's first argument), `run_exported.py`, a complete example that needs jax, flatbuffers, numpy,
+Four files: `inpainter.stablehlo` (jax.export: any batch size, for cpu, cuda and tpu), `weights.safetensors` (flat
+names, the program's first argument), `run_exported.py`, a complete example that needs jax, flatbuffers, numpy,
 safetensors and Pillow alone, and `config.json`, with which this project reads the weights back.
 """
 
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-from jax import export as jax_export
+from jax import export
+from jaxtyping import Array, Float, UInt32
 
 from gmsrm_jax import overrides
+from gmsrm_jax.arrays import Mask8, Rgb8
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.inpainter import draw_noise, fill_pixels
@@ -58,22 +61,45 @@ Image.fromarray(np.asarray(filled)[0]).save(output)
 
 
 def run(flags: argparse.Namespace) -> None:
-  """Runs the mode."""
-  backend.check(flags.platform)
-  export(checkpoint=trained(flags), output=flags.output, dtype=flags.weights)
+  """Exports the weights that the flags name.
 
-
-def make_program(config: Config) -> Any:
-  """A function (weights, images, masks, seed, noise) -> filled.
-
-  images: uint8 [b s s 3]; masks: uint8 [b s s 1], above 0 in the hole; seed: uint32; noise: float32, 0 is the
-  deterministic fill and 1 the variation of training; filled: uint8, equal to the images outside the hole.
+  Raises:
+    ConfigError: there is no trained model in the folder.
   """
+  backend.check(flags.platform)
+  checkpoint = trained(flags)
+  described = read_run(checkpoint)
+  config = overrides.from_dict(described["config"])
+  weights = load_weights(config, pathlib.Path(checkpoint))
+  write(config, weights, described, pathlib.Path(flags.output), flags.weights)
+  print(f"weights: {checkpoint}: {config.name}, step {weights.step}, as {flags.weights}")
+  print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {flags.output}: try python {flags.output}/{EXAMPLE} IMAGE MASK OUTPUT")
+
+
+def write(config: Config, weights: Weights, described: dict[str, Any], folder: pathlib.Path, dtype: str) -> None:
+  """Writes the four files: weights of this type with their description, the program for them, and the example."""
+  folder.mkdir(parents=True, exist_ok=True)
+  save_weights(folder, weights, described, dtype)
+  size = config.model.image_size
+  (batch,) = export.symbolic_shape("b")
+  program = export.export(jax.jit(make_program(config)), platforms=PLATFORMS)(
+    {name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)) for name, leaf in flat_names(weights.params).items()},
+    jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+    jax.ShapeDtypeStruct((batch, size, size, 1), jnp.uint8),
+    jax.ShapeDtypeStruct((), jnp.uint32),
+    jax.ShapeDtypeStruct((), jnp.float32),
+  )
+  (folder / PROGRAM).write_bytes(program.serialize())
+  (folder / EXAMPLE).write_text(_EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS), encoding="utf-8")
+
+
+def make_program(config: Config) -> Callable[..., Rgb8]:
+  """Returns the program: `noise` 0 is the deterministic fill, 1 the variation of training."""
   inpainter = make_networks(config).inpainter
 
   def program(
-    weights: dict[str, jax.Array], images: jax.Array, masks: jax.Array, seed: jax.Array, noise: jax.Array
-  ) -> jax.Array:
+    weights: dict[str, Array], images: Rgb8, masks: Mask8, seed: UInt32[Array, ""], noise: Float[Array, ""]
+  ) -> Rgb8:
     # Whatever they are stored as, the model computes as it did in training.
     single = {name: leaf.astype(jnp.float32) for name, leaf in weights.items()}
     params = flax.traverse_util.unflatten_dict(single, sep="/")
@@ -83,42 +109,3 @@ def make_program(config: Config) -> Any:
     return fill_pixels(inpainter, params, images, masks, drawn)
 
   return program
-
-
-def export(*, checkpoint: str, output: str, dtype: str) -> None:
-  """Writes the four files to `output`; `dtype`, float32 or float16, is that of the weights in their file.
-
-  Raises:
-    ConfigError: there is no trained model in the folder.
-  """
-  described = read_run(checkpoint)
-  config = overrides.from_dict(described["config"])
-  weights = load_weights(config, pathlib.Path(checkpoint))
-  write(config, weights, described, pathlib.Path(output), dtype)
-  print(f"weights: {checkpoint}: {config.name}, step {weights.step}, as {dtype}")
-  print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {output}: try python {output}/{EXAMPLE} IMAGE MASK OUTPUT")
-
-
-def write(config: Config, weights: Weights, described: dict[str, Any], folder: pathlib.Path, dtype: str) -> None:
-  """Writes weights with their description, program and example."""
-  folder.mkdir(parents=True, exist_ok=True)
-  save_weights(folder, weights, described, dtype)
-  (folder / PROGRAM).write_bytes(exported(config, weights.params, dtype))
-  size = config.model.image_size
-  (folder / EXAMPLE).write_text(_EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS), encoding="utf-8")
-
-
-def exported(config: Config, params: Any, dtype: str) -> bytes:
-  """The serialized program for all of PLATFORMS, with a symbolic batch size, for weights of this type."""
-  size = config.model.image_size
-  (batch,) = jax_export.symbolic_shape("b")
-  abstract = {name: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)) for name, leaf in flat_names(params).items()}
-  arguments = (
-    abstract,
-    jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
-    jax.ShapeDtypeStruct((batch, size, size, 1), jnp.uint8),
-    jax.ShapeDtypeStruct((), jnp.uint32),
-    jax.ShapeDtypeStruct((), jnp.float32),
-  )
-  program = jax_export.export(jax.jit(make_program(config)), platforms=PLATFORMS)(*arguments)
-  return bytes(program.serialize())

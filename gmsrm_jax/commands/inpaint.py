@@ -1,10 +1,11 @@
-"""--mode=inpaint: fills the holes of picture files of any size; all pixels outside are written back as they were."""
+"""--mode=inpaint: fills the holes of picture files of any size and writes all other pixels back as they were."""
 
 from __future__ import annotations
 
 import argparse
 import logging
 import pathlib
+from collections.abc import Collection
 
 import cv2
 import numpy as np
@@ -21,119 +22,36 @@ from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel import backend
 
-_log = logging.getLogger(__name__)
-
 SHEET_SIDE = 256
 """Longest side of a picture on a contact sheet, pixels."""
 
+_log = logging.getLogger(__name__)
+
 
 def run(flags: argparse.Namespace) -> None:
-  """Runs the mode."""
-  require(
-    flags.seed == 0 or flags.num_samples > 1,
-    f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
-  )
-  backend.check(flags.platform)
-  inpaint(
-    images=flags.images,
-    masks=flags.masks,
-    output=flags.output,
-    checkpoint=trained(flags),
-    num_samples=flags.num_samples,
-    seed=flags.seed,
-    strategy=flags.strategy,
-    file_format=flags.format,
-    contact_sheet=flags.contact_sheet,
-    mask_invert=flags.mask_invert,
-    mask_dilate=flags.mask_dilate,
-  )
-
-
-def read_hole(pair: Pair, photo: photos.Photo, *, invert: bool = False, dilate: int = 0) -> UInt8[np.ndarray, "h w"]:
-  """The upright hole of a photo: from its mask file (see `hole_files`), or where it is itself less than half opaque.
-
-  Raises:
-    ConfigError: the mask cannot be decoded, is not of the photo's size, or the photo has no transparency.
-  """
-  height, width = photo.rgb.shape[:2]
-  if pair.mask is not None:
-    mask, name = hole_files.read_hole(pair.mask, invert=invert, dilate=dilate), str(pair.mask)
-    require(
-      mask.shape == (height, width),
-      f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} but {pair.image} is {width}x{height}: "
-      "make the mask as large as its image",
-    )
-  else:
-    alpha = photo.alpha
-    if alpha is None:
-      raise ConfigError(f"{pair.image} has no transparency to take as its hole: give --masks")
-    mask = hole_files.read_hole(Image.fromarray(alpha), invert=not invert, dilate=dilate)
-    name = f"{pair.image} (its transparency)"
-  hole_files.warn_area(mask, name)
-  return mask
-
-
-def output_names(name: str, num_samples: int) -> list[str]:
-  """The files written for one photo: its own name, or `STEM_0.SUFFIX` … for several samples."""
-  path = pathlib.PurePath(name)
-  return [name] if num_samples == 1 else [f"{path.stem}_{sample}{path.suffix}" for sample in range(num_samples)]
-
-
-def inpaint(
-  *,
-  images: str,
-  masks: str | None,
-  output: str,
-  checkpoint: str,
-  num_samples: int,
-  seed: int,
-  strategy: str,
-  file_format: str,
-  contact_sheet: bool,
-  mask_invert: bool,
-  mask_dilate: int,
-) -> None:
-  """Fills every picture of a file or folder and writes it to `output` under its own name.
+  """Fills every picture of a file or folder and writes it to the output folder under its own name.
 
   A picture that cannot be filled is named at the end; the others are written all the same.
 
   Raises:
     ConfigError: files, masks, checkpoint or output cannot be used.
   """
-  pairs = pair_files(images, masks)
-  inpainter = Inpainter.from_checkpoint(checkpoint)
+  require(
+    flags.seed == 0 or flags.num_samples > 1,
+    f"--seed={flags.seed} changes nothing: the first fill is the deterministic one; ask for more: --num_samples=4",
+  )
+  backend.check(flags.platform)
+  pairs = pair_files(flags.images, flags.masks)
+  inpainter = Inpainter.from_checkpoint(trained(flags))
   print(f"weights: {inpainter.source}")
-  inpainter.check(1, 1, num_samples, seed, strategy)
-  folder = pathlib.Path(output)
+  inpainter.check(1, 1, flags.num_samples, flags.seed, flags.strategy)
+  pathlib.Path(flags.output).mkdir(parents=True, exist_ok=True)
   inputs = {file.resolve() for pair in pairs for file in pair if file is not None}
-  folder.mkdir(parents=True, exist_ok=True)
-  failed: list[str] = []
-  lossy: list[str] = []
+  failed, lossy = [], []
   for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
     try:
-      photo = photos.read_photo(pair.image)
-      mask = read_hole(pair, photo, invert=mask_invert, dilate=mask_dilate)
-      name = photos.output_name(pair.image, photo, file_format)
-      if not photos.output_format(photo, file_format)[1]:
+      if not _fill(inpainter, pair, inputs, flags):
         lossy.append(pair.image.name)
-      names = output_names(name, num_samples)
-      for target in names:
-        require(
-          (folder / target).resolve() not in inputs,
-          f"--output={output} would overwrite {folder / target}: choose another folder",
-        )
-      inpainter.check(mask.shape[0], mask.shape[1], num_samples, seed, strategy)
-      fills = []
-      for target, fill in zip(
-        names,
-        inpainter.fills(photo.rgb, mask, num_samples=num_samples, seed=seed, strategy=strategy),
-        strict=True,
-      ):
-        filled = photos.fill_hole(photo, fill, mask, opaque=pair.mask is None)
-        photos.write_photo(filled, folder / target, file_format)
-        fills.append(fill)
-      if contact_sheet:
-        _save_sheet(folder / f"{pair.image.stem}_sheet.png", photo.rgb, mask, fills)
     except ConfigError as error:
       if len(pairs) == 1:
         raise
@@ -146,19 +64,55 @@ def inpaint(
       len(pairs),
       ", ".join(lossy[:3]),
     )
-  print(f"{(len(pairs) - len(failed)) * num_samples} pictures in {folder}")
+  print(f"{(len(pairs) - len(failed)) * flags.num_samples} pictures in {flags.output}")
   require(
     not failed,
-    f"{len(failed)} of {len(pairs)} pictures were not filled ({'; '.join(failed[:3])}); the others are in {folder}",
+    f"{len(failed)} of {len(pairs)} pictures were not filled ({'; '.join(failed[:3])}); the others are in "
+    f"{flags.output}",
   )
 
 
-def _save_sheet(
-  path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], fills: list[np.ndarray]
-) -> None:
-  """The photo, its hole and all samples side by side, reduced."""
-  pictures = {"image": image, "hole": np.where(mask[..., None] > 0, np.uint8(255), image)}
-  pictures |= {f"sample {n}": fill for n, fill in enumerate(fills)}
-  scale = min(1.0, SHEET_SIDE / max(mask.shape))
-  size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
-  save_panel(path, {k: cv2.resize(p, size, interpolation=cv2.INTER_AREA)[None] for k, p in pictures.items()})
+def _fill(inpainter: Inpainter, pair: Pair, inputs: Collection[pathlib.Path], flags: argparse.Namespace) -> bool:
+  """Fills one picture and writes its samples; returns True if their format keeps every bit outside the hole."""
+  photo = photos.read_photo(pair.image)
+  mask = _read_hole(pair, photo, flags)
+  name = pathlib.Path(flags.output) / photos.output_name(pair.image, photo, flags.format)
+  targets = [name]
+  if flags.num_samples > 1:
+    targets = [name.with_name(f"{name.stem}_{sample}{name.suffix}") for sample in range(flags.num_samples)]
+  for target in targets:
+    require(target.resolve() not in inputs, f"--output={flags.output} would overwrite {target}: choose another folder")
+  pictures = {"image": photo.rgb, "hole": np.where(mask[..., None] > 0, np.uint8(255), photo.rgb)}
+  fills = inpainter.fills(photo.rgb, mask, num_samples=flags.num_samples, seed=flags.seed, strategy=flags.strategy)
+  for sample, (target, fill) in enumerate(zip(targets, fills, strict=True)):
+    photos.write_photo(photos.fill_hole(photo, fill, mask, opaque=pair.mask is None), target, flags.format)
+    pictures[f"sample {sample}"] = fill
+  if flags.contact_sheet:
+    scale = min(1.0, SHEET_SIDE / max(mask.shape))
+    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+    reduced = {title: cv2.resize(p, size, interpolation=cv2.INTER_AREA)[None] for title, p in pictures.items()}
+    save_panel(name.with_name(f"{pair.image.stem}_sheet.png"), reduced)
+  return photos.output_format(photo, flags.format) != "JPEG"
+
+
+def _read_hole(pair: Pair, photo: photos.Photo, flags: argparse.Namespace) -> UInt8[np.ndarray, "h w"]:
+  """Reads a photo's hole from its mask file, or where it is itself less than half opaque.
+
+  Raises:
+    ConfigError: the mask cannot be decoded or is not of the photo's size, or the photo has no transparency.
+  """
+  height, width = photo.rgb.shape[:2]
+  if pair.mask is not None:
+    name, mask = str(pair.mask), hole_files.read_hole(pair.mask, invert=flags.mask_invert, dilate=flags.mask_dilate)
+    require(
+      mask.shape == (height, width),
+      f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} but {pair.image} is {width}x{height}: "
+      "make the mask as large as its image",
+    )
+  elif photo.alpha is not None:
+    name, opaque = f"{pair.image} (its transparency)", Image.fromarray(photo.alpha)
+    mask = hole_files.read_hole(opaque, invert=not flags.mask_invert, dilate=flags.mask_dilate)
+  else:
+    raise ConfigError(f"{pair.image} has no transparency to take as its hole: give --masks")
+  hole_files.warn_area(mask, name)
+  return mask

@@ -152,7 +152,7 @@ class FolderResults:
       self._converted["16 bits per channel"].add(path)
     if photo.alpha is not None and photo.alpha.min() < 255:
       self._converted["transparent pixels"].add(path)
-    return photos.nearest_rgb(photo)
+    return photo.rgb
 
   def _mask(self, case: Case) -> UInt8[np.ndarray, "h w"]:
     if case.mask is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Key, UInt8
+from jaxtyping import Array, Float, Key, UInt8
 from PIL import Image as PilImage
 
+from gmsrm_jax.arrays import Image, Mask8, Rgb8
 from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
-from gmsrm_jax.errors import require, suggest
+from gmsrm_jax.errors import one_of, require
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.inference import tiling
 from gmsrm_jax.models.inpainter import draw_noise, predict_pixels
@@ -39,7 +41,7 @@ class Inpainter:
   """
 
   def __init__(self, config: Config | None = None, params: Any = None, source: str = "weights of the caller"):
-    """A model with these parameters; without a configuration the one that comes with this code."""
+    """Takes these parameters; without a configuration those that come with this code."""
     if config is None:
       config, params, source = _load(SHIPPED)
     self.config = config
@@ -48,7 +50,7 @@ class Inpainter:
 
   @classmethod
   def from_checkpoint(cls, path: str | pathlib.Path) -> Inpainter:
-    """The weights of a run's folder (its newest averages), or of one that `--mode=export` wrote.
+    """Takes the weights of a run's folder (its newest averages), or of one that `--mode=export` wrote.
 
     Raises:
       ConfigError: the folder holds no trained model, or a damaged one.
@@ -58,14 +60,14 @@ class Inpainter:
   def __call__(
     self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"
   ) -> Any:
-    """Fills the hole; every pixel outside it is returned as it was.
+    """Fills the hole; returns every pixel outside it as it was.
 
     Args:
       image: a PIL image, or a uint8 array [h w 3] or [b h w 3] of 0..255 (NumPy or JAX), RGB.
       mask: the hole: a PIL image, or an array [h w], [h w 1], [b h w] or [b h w 1]; `read_hole` says what is hole.
       num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
       seed: another seed draws other samples; equal seeds repeat to the bit.
-      strategy: how a large picture is seen, one of `config.STRATEGIES` (see `windows.plan`).
+      strategy: how a large picture is seen, one of `config.STRATEGIES` (see `tiling.plan`).
 
     Returns:
       A picture of the type that was given (PIL images come back as RGB); a list of them if num_samples is above 1.
@@ -74,16 +76,15 @@ class Inpainter:
       ConfigError: image and mask do not fit each other, or a value is out of range.
     """
     pixels, holes = _image_array(image), _mask_array(mask)
-    single = pixels.ndim == 3
-    pixels = pixels[None] if single else pixels
-    holes = np.broadcast_to(holes, (len(pixels), *holes.shape)) if holes.ndim == 2 else holes
+    images = pixels if pixels.ndim == 4 else pixels[None]
+    holes = holes if holes.ndim == 3 else np.broadcast_to(holes, (len(images), *holes.shape))
     require(
-      holes.shape == pixels.shape[:3],
-      f"mask of {_shape(holes)} does not fit image of {_shape(pixels)}: give them equal height and width",
+      holes.shape == images.shape[:3],
+      f"mask of {_shape(holes)} does not fit image of {_shape(images)}: give them equal height and width",
     )
     options = {"num_samples": num_samples, "seed": seed, "strategy": strategy}
-    filled = [list(self.fills(p, h, **options)) for p, h in zip(pixels, holes, strict=True)]
-    samples = [_like(image, np.stack([fills[n] for fills in filled]), single) for n in range(num_samples)]
+    fills = [self.fills(one, hole, **options) for one, hole in zip(images, holes, strict=True)]
+    samples = [_like(image, np.stack(sample).reshape(pixels.shape)) for sample in zip(*fills, strict=True)]
     return samples[0] if num_samples == 1 else samples
 
   def fills(
@@ -96,20 +97,22 @@ class Inpainter:
     strategy: str = "auto",
     before_batch: Callable[[], None] = lambda: None,
   ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """The samples of one picture, one after the other: sample 0 is the deterministic fill.
+    """Yields the samples of one picture: sample 0 is the deterministic fill.
 
-    `before_batch` is called before the model is; a fill that nobody waits for any more is ended by what it raises.
+    `before_batch` is called before the model is; what it raises ends a fill that nobody waits for any more.
     """
-    self.check(image.shape[0], image.shape[1], num_samples, seed, strategy)
+    height, width = mask.shape
+    self.check(height, width, num_samples, seed, strategy)
     for sample in range(num_samples):
-      yield self._fill(image, mask, strategy, sample, seed, before_batch)
+      key = jax.random.fold_in(jax.random.key(seed), sample)
+      filled = image.copy()
+      for patch in tiling.plan(mask, self.config.model.image_size, strategy):
+        tiling.paste(filled, patch, self._predictions(image, mask, patch.windows, key, sample > 0, before_batch))
+      yield filled
 
   def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str) -> None:
     """Raises ConfigError for what cannot be done, before anything is computed."""
-    require(
-      strategy in STRATEGIES,
-      f"strategy {strategy!r} is unknown: {suggest(strategy, STRATEGIES)}choose from {', '.join(STRATEGIES)}",
-    )
+    one_of("strategy", strategy, STRATEGIES)
     require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
     require(seed >= 0, f"seed={seed} must not be negative")
     require(
@@ -124,58 +127,38 @@ class Inpainter:
       f"{tiling.MAX_POSITIONS}: use 'auto' or 'crop'",
     )
 
-  def _fill(
-    self,
-    image: UInt8[np.ndarray, "h w 3"],
-    mask: UInt8[np.ndarray, "h w"],
-    strategy: str,
-    sample: int,
-    seed: int,
-    before_batch: Callable[[], None],
-  ) -> UInt8[np.ndarray, "h w 3"]:
-    filled = image.copy()
-    key = jax.random.fold_in(jax.random.key(seed), sample)
-    for patch in tiling.plan(mask, self.config.model.image_size, strategy):
-      tiling.paste(filled, patch, self._predictions(image, mask, patch.windows, key, before_batch, noisy=sample > 0))
-    return filled
-
   def _predictions(
     self,
     image: np.ndarray,
     mask: np.ndarray,
-    places: tuple[tiling.Window, ...],
+    windows: tuple[tiling.Window, ...],
     key: Key[jax.Array, ""],
-    before_batch: Callable[[], None],
-    *,
     noisy: bool,
+    before_batch: Callable[[], None],
   ) -> Iterator[tuple[tiling.Window, np.ndarray]]:
-    """What the model proposes for every window. All share one draw of noise, so that their seams can meet."""
-    whole = len(places) // BATCH * BATCH
-    groups = [range(i, i + BATCH) for i in range(0, whole, BATCH)]
-    groups += [range(i, i + 1) for i in range(whole, len(places))]
-    for group in groups:
+    """Yields each window with the model's proposal. All share one draw of noise, so that their seams can meet."""
+    whole = len(windows) // BATCH * BATCH
+    for start, stop in itertools.pairwise([*range(0, whole, BATCH), *range(whole, len(windows) + 1)]):
       before_batch()
-      views = [self._padded(tiling.view(image, mask, places[i])) for i in group]
-      images, holes = (np.stack(parts) for parts in zip(*views, strict=True))
-      predicted = np.asarray(predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
-      for i, pixels in zip(group, predicted, strict=True):
-        yield places[i], pixels[: places[i].rows, : places[i].columns]
+      views = [self._padded(*tiling.view(image, mask, window)) for window in windows[start:stop]]
+      images, holes = map(np.stack, zip(*views, strict=True))
+      filled = np.asarray(predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
+      for window, pixels in zip(windows[start:stop], filled, strict=True):
+        yield window, pixels[: window.rows, : window.columns]
 
-  def _padded(self, view: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+  def _padded(self, image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pads a view to its bucket. The padding is hole, so that invented pixels do not count as evidence."""
-    image, hole = view
-    model = self.config.model
     height, width = hole.shape
-    rows, columns = tiling.padded_size(height, width, model.image_size, model.stride)
+    rows, columns = tiling.padded_size(height, width, self.config.model.image_size, self.config.model.stride)
     padding = ((0, rows - height), (0, columns - width))
     return np.pad(image, (*padding, (0, 0))), np.pad(hole, padding, constant_values=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def predict(
-  config: Config, params: Any, images: jax.Array, holes: jax.Array, key: jax.Array, noisy: jax.Array
-) -> jax.Array:
-  """Pictures in [-1, 1], not yet rounded; known pixels are theirs, so that enlarging blends with true colours."""
+  config: Config, params: Any, images: Rgb8, holes: Mask8, key: Key[Array, ""], noisy: Float[Array, ""]
+) -> Image:
+  """Fills in [-1, 1], not yet rounded; known pixels are theirs, so that enlarging blends with true colours."""
   noise = None
   if config.variation.enabled:
     noise = tuple(noisy * scale for scale in draw_noise(key, config.model, 1))
@@ -213,9 +196,8 @@ def _mask_array(mask: Picture) -> np.ndarray:
   return np.stack([read_hole(one) for one in array]) if array.ndim == 3 and len(array) else read_hole(array)
 
 
-def _like(given: Picture, filled: UInt8[np.ndarray, "b h w 3"], single: bool) -> Any:
-  """The pictures in the type of what was given."""
+def _like(given: Picture, filled: UInt8[np.ndarray, "*b h w 3"]) -> Any:
+  """The pixels in the type of what was given."""
   if isinstance(given, PilImage.Image):
-    return PilImage.fromarray(filled[0])
-  result = filled[0] if single else filled
-  return jnp.asarray(result) if isinstance(given, jax.Array) else result
+    return PilImage.fromarray(filled)
+  return jnp.asarray(filled) if isinstance(given, jax.Array) else filled

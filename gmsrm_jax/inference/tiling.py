@@ -162,10 +162,9 @@ def paste(
     place = window._replace(top=window.top - patch.top, left=window.left - patch.left).place
     total[place] += weight * fill
     weights[place] += weight
-  colours = total[patch.hole] / weights[patch.hole]
+  filled = image_to_uint8(total / np.maximum(weights, 1e-12))
   height, width = patch.hole.shape
-  area = image[patch.top : patch.top + height, patch.left : patch.left + width]
-  area[patch.hole] = image_to_uint8(colours)
+  image[patch.top : patch.top + height, patch.left : patch.left + width][patch.hole] = filled[patch.hole]
 
 
 def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"]:

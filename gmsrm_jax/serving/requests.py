@@ -96,7 +96,7 @@ def read_order(fields: Fields, most_pixels: int, inpainter: Inpainter) -> Order:
     HTTPException: they do not fit each other, or there is no hole.
     ConfigError: the model cannot do it.
   """
-  photo = photos.decode_photo(fields.image, "image", FORMATS, most_pixels)
+  photo = photos.read_photo(fields.image, "image", FORMATS, most_pixels)
   height, width = photo.rgb.shape[:2]
   options = fields.model_dump(include={"num_samples", "seed", "strategy"})
   inpainter.check(height, width, **options)

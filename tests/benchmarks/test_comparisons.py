@@ -10,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import skimage.data
+from PIL import Image
 
-from benchmarks.quality import lead, memory_use
+from benchmarks.quality import gallery, lead, memory_use
 from gmsrm_jax.arrays import composite
 from gmsrm_jax.models import inpainter as models
 from tests.models.test_inpainter import MODEL, _random_params, _scene
@@ -94,3 +96,26 @@ def test_the_mean_read_is_that_of_the_picture_itself(reads, pictures):
     {"params": _random_params(MODEL, image, mask)}, image[:1], mask[:1], out.retrieval.read[:1]
   )
   np.testing.assert_allclose(alone["mean"][0], fills(out.retrieval.read)["mean"][0], atol=1e-5)
+
+
+def test_a_sheet_shows_the_worst_of_a_report(tmp_path, capsys):
+  """The CSV's rows rank; an image stands once, with the bucket where it is worst."""
+  folder = tmp_path / "images"
+  folder.mkdir()
+  for name in ("a.png", "b.png", "c.png"):
+    Image.fromarray(skimage.data.astronaut()[:140, : 150 + ord(name[0])]).save(folder / name)
+  rows = [("GM-SRM", "40-50%", "a.png", 0.3), ("GM-SRM", "50-60%", "a.png", 0.4), ("GM-SRM", "10-20%", "b.png", 0.35)]
+  rows += [("GM-SRM", "50-60%", "c.png", 0.2), ("Telea", "50-60%", "c.png", 0.9)]
+  lines = ["method,bucket,image,psnr,lpips", *(f"{m},{b},{i},20,{lpips}" for m, b, i, lpips in rows)]
+  (tmp_path / "report.csv").write_text("\n".join(lines) + "\n")
+  flags = [
+    f"--images={folder}",
+    f"--report={tmp_path / 'report.csv'}",
+    "--count=2",
+    f"--output={tmp_path / 'worst.png'}",
+  ]
+  gallery.main([*flags, "--num_samples=2"])
+  shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if ".png" in line]
+  assert shown == [["a.png", "50-60%"], ["b.png", "10-20%"]]
+  with Image.open(tmp_path / "worst.png") as sheet:
+    assert sheet.width > 5 * 128 and sheet.height > 2 * 128  # five columns, two rows, gaps between
