@@ -96,10 +96,7 @@ def benchmark(
 def make_plan(
   configured: Callable[..., Config], sizes: Sequence[str] | None, batches: Sequence[int] | None
 ) -> tuple[list[tuple[str, str, int]], list[str]]:
-  """(program, size, batch) of every row, and what is left out, in words.
-
-  Small batches come first, because a device's mark of its highest memory only rises.
-  """
+  """(program, size, batch) of every row, and what is left out, in words."""
   on_cpu, devices, left_out = jax.default_backend() == "cpu", jax.device_count(), []
   chosen = tuple(dict.fromkeys(sizes or (("small",) if on_cpu else ("small", "base"))))
   default = (1, 4 * -(-devices // 4)) if on_cpu else (1, 8 * devices, 32 * devices)

@@ -84,7 +84,7 @@ def count_flops(config: Config, stage: str, images: int) -> float:
 
 def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
   """Compiles the stage's step with the adversarial term and times it on a random batch that lies on the devices."""
-  mesh, before = sharding.make_mesh(config), _peak_bytes()
+  mesh = sharding.make_mesh(config)
   begin = time.perf_counter()
   lowered = lower_step(config, stage, mesh)
   traced = time.perf_counter()
@@ -113,7 +113,7 @@ def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
     "images_per_second": images,
     "images_per_second_per_device": images / mesh.size,
     "flops": count_flops(once, stage, config.run.batch_size),
-    "memory": _memory(compiled, before),
+    "memory": {"planned_bytes": _planned_bytes(compiled)},
   }
 
 
@@ -136,10 +136,8 @@ def _fresh_state(config: Config, stage: str, mesh: Mesh) -> TrainState:
 def measure_fill(config: Config, batch: int, seconds: float) -> dict[str, Any]:
   """Compiles the fill of a batch at the model's own size for one device, and times it.
 
-  `device` is the program alone; `copies` comes from arrays of the host and goes back to one; `call` is `Inpainter` on
-  one picture, each call waited for.
+  `device` is the program alone; `call` is `Inpainter` on one picture of the host, each call waited for.
   """
-  before = _peak_bytes()
   init = jax.jit(lambda key: release_params(init_state(config, "inpaint", key)))
   params = init(jax.random.key(config.run.seed, impl="unsafe_rbg"))
   size = config.model.image_size
@@ -153,8 +151,6 @@ def measure_fill(config: Config, batch: int, seconds: float) -> dict[str, Any]:
   compiled = lowered.compile()
   done = time.perf_counter()
   timed = time_calls(lambda: compiled(params, *here), seconds=seconds)
-  host = lambda: np.asarray(compiled(params, images, holes, *here[2:]))  # noqa: E731
-  copied = time_calls(host, seconds=seconds, together=False)
   called = None
   if batch == 1:
     fill = Inpainter(config, params)
@@ -163,33 +159,19 @@ def measure_fill(config: Config, batch: int, seconds: float) -> dict[str, Any]:
     "trace_seconds": traced - begin,
     "compile_seconds": done - traced,
     "device_seconds": timed,
-    "copies_seconds": copied,
     "call_seconds": called,
     "images_per_second": batch / timed["median"],
-    "images_per_second_with_copies": batch / copied["median"],
     "flops": (lowered.cost_analysis() or {}).get("flops", math.nan),
-    "memory": _memory(compiled, before),
+    "memory": {"planned_bytes": _planned_bytes(compiled)},
   }
 
 
-def _memory(compiled: jax.stages.Compiled, before: int | None) -> dict[str, int | None]:
-  """Bytes per device: what the compiler plans, reused ones once, and the highest use of the device, if this raised it.
-
-  The device's mark cannot be set back, so after a larger program it tells nothing; None, too, where nobody tells.
-  """
-  plan, now = compiled.memory_analysis(), _peak_bytes()
-  planned = None
-  if plan is not None:
-    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes
-    planned -= plan.alias_size_in_bytes
-  raised = now is not None and before is not None and now > before
-  return {"planned_bytes": planned, "peak_bytes": now if raised else None}
-
-
-def _peak_bytes() -> int | None:
-  """The highest use of any device's memory since this process began; None where the back end does not tell."""
-  stats = [device.memory_stats() or {} for device in jax.local_devices()]
-  return max((each["peak_bytes_in_use"] for each in stats if "peak_bytes_in_use" in each), default=None)
+def _planned_bytes(compiled: jax.stages.Compiled) -> int | None:
+  """Bytes per device that the compiler plans, reused ones once; None where it does not tell."""
+  plan = compiled.memory_analysis()
+  if plan is None:
+    return None
+  return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 
 def measure_input(config: Config, *, seconds: float, insist: bool = False) -> dict[str, Any]:

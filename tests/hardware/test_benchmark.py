@@ -56,8 +56,6 @@ def test_both_stages_and_the_fill_are_measured_on_a_machine_that_is_described(do
     assert row["status"] == "ok" and row["image_size"] == 32 and row["model"]["widths"] == [8, 16]
     assert row["dtype"] == "float32" and row["accumulate"] == 1
     assert row["trace_seconds"] > 0 and row["compile_seconds"] > 0 and row["memory"]["planned_bytes"] > 0
-    # The CPU's allocator does not tell, and a plan is no measurement.
-    assert row["memory"]["peak_bytes"] is None
   assert any("tiny at batch 1" in text for text in document["left_out"])
 
 
@@ -69,9 +67,7 @@ def test_rates_and_shares_follow_from_times(document, program):
   assert row["images_per_second"] == pytest.approx(4 / times["median"])
   rate = row["flops"] / times["median"]
   assert row["utilisation"] == pytest.approx({"of_published": rate / 4e12, "of_measured": rate / 1e12})
-  if program == "fill":
-    assert row["images_per_second_with_copies"] == pytest.approx(4 / row["copies_seconds"]["median"])
-  else:
+  if program != "fill":
     assert row["images_per_second_per_device"] == pytest.approx(row["images_per_second"] / jax.device_count())
     made = document["input"]["images_per_second"]
     assert "JPEG" in document["input"]["source"] and row["input_seconds"] == pytest.approx(4 / made)
@@ -167,14 +163,6 @@ def test_a_row_that_runs_out_of_memory_says_so_and_a_bug_is_no_lack_of_memory(mo
     assert compare.title(row) == "stage 2 tiny batch 4"
   with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID"):
     measured(jax.errors.JaxRuntimeError("INVALID_ARGUMENT"))
-
-
-def test_a_mark_that_an_earlier_program_left_is_not_this_ones(monkeypatch):
-  compiled = jax.jit(lambda x: x + 1).lower(jnp.ones(256)).compile()
-  monkeypatch.setattr(measure, "_peak_bytes", lambda: 100)
-  peaks = [measure._memory(compiled, before)["peak_bytes"] for before in (100, None, 60)]
-  assert peaks == [None, None, 100]
-  assert measure._memory(compiled, None)["planned_bytes"] == 2 * 1024
 
 
 def test_the_rate_of_matrix_products_is_that_of_its_time(monkeypatch):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -95,16 +93,6 @@ def test_an_asynchronous_pair_counts_once():
   assert (found.kind, found.bytes) == ("all-gather", 64)
 
 
-def test_a_wrapped_collective_counts_in_what_it_calls():
-  wrapped = "%inner (p: f32[2]) -> f32[16] {\n  ROOT %t = f32[16]{0} all-to-all(%p), replica_groups={}\n}\n"
-  found = one(
-    "%s = ((f32[16]{0}), f32[16]{0}, u32[]) async-start(%a), calls=%inner",
-    "%d = f32[16]{0} async-done(%s)",
-    more=wrapped,
-  )
-  assert (found.kind, found.bytes) == ("all-to-all", 64)
-
-
 def test_one_collective_spread_over_fusions_counts_once():
   parts = "".join(
     f"%async_collective_fusion.{i} (p: f32[2]) -> f32[16] {{\n"
@@ -130,17 +118,17 @@ def test_a_loop_counts_as_often_as_it_runs_and_what_nothing_calls_never():
   )
   line = '%w = f32[2]{0} while(%a), condition=%c, body=%outer, backend_config={"known_trip_count":{"n":"3"}}'
   assert one(line, more=loops).times == 15
-  unknown = "%w = f32[2]{0} while(%a), condition=%c, body=%outer"
-  assert one(unknown, more=loops).times == 5
 
 
-def test_every_branch_of_a_conditional_counts():
-  branches = "".join(
-    f"%{name} (p: f32[2]) -> f32[2] {{\n  %r = f32[2]{{0}} all-reduce(%p), replica_groups={{}}\n}}\n"
-    for name in ("one", "two")
-  )
-  text = program("%c = f32[2]{0} conditional(%i, %a, %a), branch_computations={%one, %two}", more=branches)
-  assert len(collectives.collectives(text, 8)) == 2
+def test_collectives_are_summed_by_kind_and_group():
+  found = [
+    collectives.Collective("all-reduce", size, group, times, "")
+    for size, group, times in ((10, 4, 1), (20, 4, 3), (10, 2, 1))
+  ]
+  assert collectives.grouped(found) == [
+    {"kind": "all-reduce", "group": 4, "count": 4, "bytes": 70},
+    {"kind": "all-reduce", "group": 2, "count": 1, "bytes": 10},
+  ]
 
 
 def test_a_real_program_has_the_collectives_that_were_written():
@@ -172,8 +160,3 @@ def test_a_real_program_has_the_collectives_that_were_written():
     ("collective-permute", size, 2, 1),
     ("reduce-scatter", 2 * size, 2, 1),
   ]
-
-
-def test_a_program_of_one_device_has_none():
-  text = jax.jit(functools.partial(jnp.sum, axis=0)).lower(jnp.ones((4, 4))).compile().as_text()
-  assert collectives.collectives(text, 1) == []

@@ -17,8 +17,7 @@ from gmsrm_jax import experiments, overrides
 from gmsrm_jax.commands import compile as compile_mode
 from gmsrm_jax.commands import flags as flags_lib
 from gmsrm_jax.errors import ConfigError
-from gmsrm_jax.hardware.tpu import collectives, topologies
-from gmsrm_jax.hardware.tpu.collectives import Collective
+from gmsrm_jax.hardware.tpu import topologies
 from gmsrm_jax.hardware.tpu.compile import describe, efficiency, out_of_memory, table
 from gmsrm_jax.training.state import abstract_state
 
@@ -129,18 +128,6 @@ def test_what_does_not_fit_says_by_how_much_and_keeps_its_row():
   for way_out in ("smaller batch", "run.remat=", "run.fsdp="):
     assert way_out in text
   assert "does not fit" in table([row(4, 1.0, 1.0, fits=False)])
-
-
-def test_collectives_are_summed_by_kind_and_group():
-  found = [
-    Collective("all-reduce", 10, 4, 1, "a"),
-    Collective("all-reduce", 20, 4, 3, "b"),
-    Collective("all-reduce", 10, 2, 1, ""),
-  ]
-  assert collectives.grouped(found) == [
-    {"kind": "all-reduce", "group": 4, "count": 4, "bytes": 70},
-    {"kind": "all-reduce", "group": 2, "count": 1, "bytes": 10},
-  ]
 
 
 @needs_libtpu
