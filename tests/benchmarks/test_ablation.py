@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -32,10 +28,6 @@ def test_a_variant_changes_what_its_title_says_and_nothing_else(name):
   expected |= {"memory.slots_per_group"} if name == "flat" else set()
   expected |= {"stage2.steps"} if name == "no_memory_longer" else set()
   assert changed == expected
-
-
-def test_the_flat_codebook_is_as_large():
-  assert configured("flat").memory.num_slots == BASE.memory.num_slots
 
 
 def test_stage_1_is_shared_where_it_would_be_the_same_and_only_there():
@@ -69,26 +61,6 @@ def test_runs_that_share_a_stage_1_wait_for_the_run_that_trains_it(tmp_path):
     ("no_supervision_1", "full_1"),
   ]
   assert {run.stage_1 for run in own} == {None}
-
-
-def test_runs_at_once_have_cores_of_their_own(tmp_path, monkeypatch):
-  """Stand-in processes, which write down the cores that they may use."""
-  cores = ablation.usable_cores()
-  if len(cores) < 2:
-    pytest.skip("needs two cores")
-  script = "import os, sys, time; time.sleep(0.5); print(sorted(os.sched_getaffinity(0)))"
-  started = []
-
-  def start(command, **options):
-    started.append(command)
-    return subprocess.run([sys.executable, "-c", script], **options)
-
-  monkeypatch.setattr(ablation, "subprocess", types.SimpleNamespace(run=start))
-  runs = {("full", seed): tmp_path / f"full_{seed}" for seed in range(4)}
-  ablation.train_all(argparse.Namespace(experiment="paris", platform="cpu", set=[], jobs=2), runs)
-  used = {folder.name: json.loads((tmp_path / f"{folder.name}.log").read_text()) for folder in runs.values()}
-  assert len(started) == 4 and set(map(tuple, used.values())) == {tuple(cores[::2]), tuple(cores[1::2])}
-  assert sorted(os.sched_getaffinity(0)) == cores
 
 
 def write_run(folder, lead):

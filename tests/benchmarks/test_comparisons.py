@@ -89,15 +89,6 @@ def test_the_other_read_is_that_of_another_picture(reads, pictures):
   np.testing.assert_allclose(found["other"], found["teacher"], atol=1e-5)
 
 
-def test_the_mean_read_is_that_of_the_picture_itself(reads, pictures):
-  out, fills = reads
-  image, mask = pictures
-  alone = nn.apply(memory_use.fills, MODEL)(
-    {"params": _random_params(MODEL, image, mask)}, image[:1], mask[:1], out.retrieval.read[:1]
-  )
-  np.testing.assert_allclose(alone["mean"][0], fills(out.retrieval.read)["mean"][0], atol=1e-5)
-
-
 def test_a_sheet_shows_the_worst_of_a_report(tmp_path, capsys):
   """The CSV's rows rank; an image stands once, with the bucket where it is worst."""
   folder = tmp_path / "images"
@@ -108,13 +99,8 @@ def test_a_sheet_shows_the_worst_of_a_report(tmp_path, capsys):
   rows += [("GM-SRM", "50-60%", "c.png", 0.2), ("Telea", "50-60%", "c.png", 0.9)]
   lines = ["method,bucket,image,psnr,lpips", *(f"{m},{b},{i},20,{lpips}" for m, b, i, lpips in rows)]
   (tmp_path / "report.csv").write_text("\n".join(lines) + "\n")
-  flags = [
-    f"--images={folder}",
-    f"--report={tmp_path / 'report.csv'}",
-    "--count=2",
-    f"--output={tmp_path / 'worst.png'}",
-  ]
-  gallery.main([*flags, "--num_samples=2"])
+  sheet_of = {"images": folder, "report": tmp_path / "report.csv", "output": tmp_path / "worst.png"}
+  gallery.main(["--count=2", "--num_samples=2", *(f"--{name}={path}" for name, path in sheet_of.items())])
   shown = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if ".png" in line]
   assert shown == [["a.png", "50-60%"], ["b.png", "10-20%"]]
   with Image.open(tmp_path / "worst.png") as sheet:

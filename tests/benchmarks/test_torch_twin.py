@@ -12,19 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
+from benchmarks.torch_twin import convert, decoder, memory, models, optim, vgg
+from benchmarks.torch_twin.steps import Trainer
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.inpainter import draw_noise
+from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import losses, state, steps, variation
 from gmsrm_jax.training.optimiser import make_schedule
-
-torch = pytest.importorskip("torch")
-
-from benchmarks.torch_twin import convert, decoder, memory, models, optim, vgg  # noqa: E402
-from benchmarks.torch_twin.steps import Trainer  # noqa: E402
 
 STEP = 10
 SETTINGS = [
@@ -122,108 +120,23 @@ def agree(ours, twin, what, rtol=1e-4, of_largest=2e-5):
   np.testing.assert_allclose(twin, ours, rtol=rtol, atol=of_largest * np.abs(ours).max(initial=1e-6), err_msg=what)
 
 
-def flat(value):
-  """Arrays of nested tuples, NHWC; those of PyTorch come as NCHW."""
-  if hasattr(value, "log_weights"):  # a retrieval: no images in it
-    return [np.asarray(value.read), np.asarray(value.log_weights)]
-  if isinstance(value, tuple):
-    return [leaf for item in value for leaf in flat(item)]
-  if value is None:
-    return []
-  if isinstance(value, torch.Tensor):
-    return [(value.permute(0, 2, 3, 1) if value.ndim == 4 else value).detach().numpy()]
-  return [np.asarray(value)]
-
-
-def recorded(network, call):
-  """What every module of a PyTorch network returns during a call, by the module's name."""
-  found, hooks = {}, []
-  for name, module in network.named_modules():
-    hooks.append(module.register_forward_hook(lambda _, __, out, name=name: found.setdefault(name, out)))
-  with torch.no_grad():
-    call()
-  for hook in hooks:
-    hook.remove()
-  return found
-
-
-def captured(tree, prefix=""):
-  """The same of a Linen module, under the twin's names; x stands for whatever lies in a module."""
-  found = {}
-  for key, value in tree.items():
-    if key == "__call__":
-      found[convert.torch_name(f"{prefix}x").removesuffix("x").removesuffix(".")] = value[0]
-    else:
-      found |= captured(value, f"{prefix}{key}/")
-  return found
-
-
-def compare_modules(ours, twin):
-  ours.pop("memory.codebook", None) if isinstance(ours.get("memory.codebook"), codebook.Slots) else None
-  # Ours are folded (row, column, channel), the twin's (channel, row, column); what they unfold to is compared.
-  folded = {name for name in twin if name.endswith("to_pixels") or (".ups." in name and name.endswith(".conv"))}
-  compared = set(twin) - folded
-  assert compared <= set(ours), compared - set(ours)
-  assert {name for name in ours if name} - folded <= compared, set(ours) - compared
-  for name in sorted(compared):
-    a, b = flat(ours[name]), flat(twin[name])
-    assert len(a) == len(b) > 0, name
-    for x, y in zip(a, b, strict=True):
-      agree(x, y, name)
-  return compared
-
-
-def test_every_module_of_the_inpainter_gives_the_same():
-  config = small_config()
+def test_the_whole_inpainter_gives_the_same():
+  config, batch = small_config(), decoded()
   abstract = state.abstract_state(config, "inpaint")
   params = perturbed({**abstract.params, "memory": abstract.frozen["memory"]})
+  noise = draw_noise(jax.random.key(1), config.model, 4)
+  ours = jax.jit(functools.partial(apply_inpainter, state.make_networks(config).inpainter))(params, *batch, noise)
   network = models.Inpainter(config)
   convert.load(network, params)
-  batch = decoded()
-  noise = draw_noise(jax.random.key(1), config.model, 4)
-
-  @jax.jit
-  def apply(params, image, mask, noise):
-    inpainter = state.make_networks(config).inpainter
-    # Retrieval, and codebook: Linen calls both of the memory's parts.
-    return inpainter.apply(
-      {"params": params}, image, mask, noise, capture_intermediates=True, mutable=["intermediates"]
-    )[1]["intermediates"]
-
-  ours = captured(apply(params, *batch, noise))
-  twin = recorded(network, lambda: network(nchw(batch[0]), nchw(batch[1]), tuple(map(nchw, noise))))
-  compared = compare_modules(ours, twin)
-  # Encoder with transfer, query, retrieval (read and weights), generator (priors, image), decoder, and the whole.
-  named = {"encoder", "encoder.transfer", "query", "memory.codebook", "memory.generator", "decoder", "strengths.0", ""}
-  assert named <= compared
+  with torch.no_grad():
+    twin = network(nchw(batch[0]), nchw(batch[1]), tuple(map(nchw, noise)))
+  agree(ours.prediction, twin.prediction.permute(0, 2, 3, 1), "prediction")
+  agree(ours.memory_image, twin.memory_image.permute(0, 2, 3, 1), "memory image")
+  agree(ours.retrieval.read, twin.retrieval.read, "read")
+  agree(ours.retrieval.log_weights, twin.retrieval.log_weights, "log weights")
 
 
-def test_every_module_of_the_learner_gives_the_same():
-  config = small_config()
-  params = perturbed(state.abstract_state(config, "memory").params)
-  network = models.Learner(config)
-  convert.load(network, params)
-  image, _ = decoded()
-
-  @jax.jit
-  def apply(params, image):
-    learner = state.make_networks(config).learner
-    return learner.apply({"params": params}, image, capture_intermediates=True, mutable=["intermediates"])
-
-  out, more = apply(params, image)
-  ours = captured(more["intermediates"])
-  # Not the whole and the memory: ours give the priors, too, which nobody needs in stage 1.
-  del ours[""], ours["memory"]
-  twin = recorded(network, lambda: network(nchw(image)))
-  whole = twin.pop("")
-  compare_modules(ours, twin)
-  for a, b in ((out.query, whole.query), (out.rendering.image, whole.image), (out.retrieval, whole.retrieval)):
-    for x, y in zip(flat(a), flat(b), strict=True):
-      agree(x, y, "learner")
-
-
-@pytest.mark.parametrize("update", [False, True])
-def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike(update):
+def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike():
   config = small_config()
   begin = random_state(config, "memory")
   network = decoder.Discriminator(config.model)
@@ -231,20 +144,12 @@ def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike(update):
   image, mask = decoded()
   variables = {"params": begin.disc_params, "batch_stats": begin.disc_stats}
   discriminator = state.make_networks(config).discriminator
-  logits, new = discriminator.apply(variables, image, mask, update_stats=update, mutable=["batch_stats"])
+  logits, new = discriminator.apply(variables, image, mask, update_stats=True, mutable=["batch_stats"])
   with torch.no_grad():
-    agree(logits, network(nchw(image), nchw(mask), update=update).permute(0, 2, 3, 1), "logits")
+    agree(logits, network(nchw(image), nchw(mask), update=True).permute(0, 2, 3, 1), "logits")
   for name, tensor in convert.convert(new["batch_stats"]).items():
     agree(tensor.numpy(), network.state_dict()[name], name)
-  assert (float(network.to_logits.sigma) != 1) == update
-
-
-def test_vgg16_gives_the_same_with_the_real_weights():
-  weights = features.load_vgg16()
-  image, _ = decoded()
-  network = vgg.load_vgg16(weights["convolutions"], 5)
-  for a, b in zip(features.vgg16_features(weights, image), network(nchw(image)), strict=True):
-    agree(a, b.permute(0, 2, 3, 1), f"{a.shape}")
+  assert float(network.to_logits.sigma) != 1
 
 
 def test_the_memory_twin_without_a_codebook_reads_the_same():
@@ -401,8 +306,6 @@ def test_dead_slots_are_revived_alike():
     new = getattr(slots, name)
     agree(new, getattr(network, name), name)
     assert int((average != 0).any(dim=-1).sum()) == (1 if name == "anchors" else 5)
-  drawn = memory.revive(network, ema, torch.from_numpy(usage), *flat_arrays, 0.05)
-  assert drawn.shape == (16,)
 
 
 def test_schedules_agree_at_every_step():
@@ -412,9 +315,8 @@ def test_schedules_agree_at_every_step():
     np.testing.assert_allclose(0.01 * optim.relative_rate(stage, step), ours(step), rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("size", ["small", "base"])
-def test_every_parameter_of_every_size_has_its_place(size):
-  config = overrides.override(experiments.load("demo"), [f"model.size={size}"])
+def test_every_parameter_of_a_large_model_has_its_place():
+  config = overrides.override(experiments.load("demo"), ["model.size=base"])
   abstract = state.abstract_state(config, "inpaint")
   trees = {"inpainter": ({**abstract.params, "memory": abstract.frozen["memory"]}, models.Inpainter)}
   trees["learner"] = (state.abstract_state(config, "memory").params, models.Learner)
@@ -427,15 +329,3 @@ def test_every_parameter_of_every_size_has_its_place(size):
     with torch.device("meta"):
       wanted = {key: tensor.shape for key, tensor in network(config).state_dict().items()}
     assert {key: tensor.shape for key, tensor in convert.convert(zeros).items()} == wanted, name
-
-
-def test_a_parameter_without_a_place_is_named():
-  config = small_config()
-  params = perturbed(state.abstract_state(config, "memory").params)
-  with pytest.raises(ValueError, match="only in our tree: \\['query.conv.other'\\]"):
-    convert.load(
-      models.Learner(config),
-      {**params, "query": {**params["query"], "Dense_0": {**params["query"]["Dense_0"], "other": np.zeros(3)}}},
-    )
-  with pytest.raises(ValueError, match="only in the twin: \\['query.conv.bias'"):
-    convert.load(models.Learner(config), {**params, "query": {}})
