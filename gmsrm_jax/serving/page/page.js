@@ -20,8 +20,7 @@ function say(text, bad = false) {
 
 async function open(given) {
   if (!given) return;
-  const image = new Image();
-  image.src = URL.createObjectURL(given);
+  const image = Object.assign(new Image(), { src: URL.createObjectURL(given) });
   try {
     await image.decode();
   } catch {
@@ -34,7 +33,7 @@ async function open(given) {
   $("paint").height = image.naturalHeight;
   for (const id of ["stage", "tools", "options"]) $(id).hidden = false;
   $("drop").hidden = true;
-  clear();
+  setStrokes([]);
   fit($("stage"), $("paint"));
   say(`${image.naturalWidth} × ${image.naturalHeight} pixels. Paint over what is to be filled.`);
 }
@@ -64,7 +63,8 @@ addEventListener("drop", (event) => {
 
 // ---- the brush
 
-function redraw() {
+function setStrokes(kept) {
+  strokes = kept;
   paint.clearRect(0, 0, $("paint").width, $("paint").height);
   for (const each of strokes) draw(each, 0);
   $("undo").disabled = $("clear").disabled = strokes.length === 0;
@@ -92,29 +92,17 @@ function place(event) {
 }
 
 function showRing(event) {
-  const box = $("stage").getBoundingClientRect();
-  const style = { left: event.clientX - box.left, top: event.clientY - box.top, width: $("size").value };
-  for (const [name, value] of Object.entries(style)) $("ring").style[name] = `${value}px`;
+  $("ring").style = `left: ${event.offsetX}px; top: ${event.offsetY}px; width: ${$("size").value}px`;
   $("ring").hidden = false;
 }
 
 function endStroke() {
   if (!stroke) return;
-  strokes.push(stroke);
+  setStrokes([...strokes, stroke]);
   stroke = null;
-  redraw();
 }
 
-function undo() {
-  strokes.pop();
-  redraw();
-}
-
-function clear() {
-  strokes = [];
-  redraw();
-}
-
+const undo = () => setStrokes(strokes.slice(0, -1));
 const erasing = () => $("erase").getAttribute("aria-pressed") === "true";
 const toggleEraser = () => $("erase").setAttribute("aria-pressed", String(!erasing()));
 
@@ -137,7 +125,7 @@ $("paint").addEventListener("pointercancel", endStroke);
 $("paint").addEventListener("pointerleave", () => ($("ring").hidden = true));
 $("undo").addEventListener("click", undo);
 $("erase").addEventListener("click", toggleEraser);
-$("clear").addEventListener("click", clear);
+$("clear").addEventListener("click", () => setStrokes([]));
 addEventListener("keydown", (event) => {
   if (event.target.matches("input[type=number], select") || !file) return;
   if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
@@ -222,9 +210,7 @@ function show({ images, width, height }) {
   $("fills").replaceChildren(
     ...fills.map(({ url }, number) => {
       const button = document.createElement("button");
-      const image = document.createElement("img");
-      image.src = url;
-      image.alt = "";
+      const image = Object.assign(new Image(), { src: url, alt: "" });
       image.style.aspectRatio = `${width} / ${height}`; // so that nothing moves when it has loaded
       button.append(image, `Fill ${number + 1}`);
       button.addEventListener("click", () => choose(number));
@@ -264,13 +250,14 @@ async function describe() {
   $("model").textContent = `${model}, trained at ${size} × ${size}, on ${device}, version ${version}`;
   $("num_samples").max = samples;
   $("num_samples").disabled = samples === 1;
-  const { description, requestBody, responses } = paths["/inpaint"].post;
+  const { description, requestBody } = paths["/inpaint"].post;
   $("description").textContent = description;
   const { properties } = requestBody.content["multipart/form-data"].schema;
-  for (const [name, { description, minimum, maximum, enum: names }] of Object.entries({ ...properties, ...responses })) {
-    const line = $("fields").insertRow();
+  for (const [name, { description, minimum, maximum, enum: names, default: value }] of Object.entries(properties)) {
     const values = names ? names.join(", ") : maximum ? `${minimum} to ${maximum}` : "";
-    for (const text of [name, description, values]) line.insertCell().textContent = text;
+    const line = $("fields").insertRow();
+    const cells = [name, description, values, value == null ? "" : `default ${value}`];
+    for (const text of cells) line.insertCell().textContent = text;
   }
 }
 describe().catch(() => say("the server cannot be reached", true));
