@@ -1,0 +1,119 @@
+"""Documents: their commands are ones that the program takes, the quick ones run as written, and their links lead somewhere."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from gmsrm_jax import experiments, overrides
+from gmsrm_jax.commands import flags as flag_table
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("gmsrm_jax/pretrained/*/README.md")])
+
+
+def blocks(page: pathlib.Path, language: str) -> list[str]:
+  """The fenced blocks of a page in one language."""
+  return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def commands(page: pathlib.Path) -> list[list[str]]:
+  """Every command of a page as words, without comments, placeholders and what is piped, chained or substituted."""
+  found = []
+  for block in blocks(page, "sh"):
+    for line in block.replace("\\\n", " ").splitlines():
+      words: list[str] = []
+      for word in [*shlex.split(line.replace("|", " | "), comments=True), "&&"]:
+        if word in ("&&", "|", "&", "||") or word.endswith(";"):
+          found.append(words)
+          words = []
+        elif word != "...":
+          words.append(word)
+  return [words for words in found if words]
+
+
+PROGRAM = [
+  pytest.param(words[words.index("run.py") + 1 :], id=f"{page.stem}-{index}")
+  for page in PAGES
+  for index, words in enumerate(commands(page))
+  if "run.py" in words
+]
+SHELL = [(page, words) for page in PAGES for words in commands(page)]
+
+
+@pytest.mark.parametrize("arguments", PROGRAM)
+def test_the_program_takes_the_flags_and_settings_of_every_command(arguments):
+  if "--help" in arguments:
+    return
+  # "[--flag VALUE]" is optional, and "a|b" a choice.
+  arguments = [word.strip("[]").partition("|")[0] for word in arguments]
+  flags = flag_table.parse(arguments)
+  overrides.override(experiments.load(flags.experiment or "demo"), flags.set or [])
+
+
+def test_there_are_commands_to_check():
+  assert len(PROGRAM) > 40 and any("--mode=serve" in parameter.values[0] for parameter in PROGRAM)
+
+
+def test_benchmarks_scripts_and_tests_that_a_page_names_are_there_and_take_its_flags():
+  for page, words in SHELL:
+    if words[:2] == ["python", "-m"] and words[2].startswith("benchmarks."):
+      source = ROOT / (words[2].replace(".", "/") + ".py")
+      assert source.is_file(), f"{page.name}: {words[2]}"
+      for word in words[3:]:
+        name = word.partition("=")[0].strip("[]")
+        assert not name.startswith("--") or f'"{name}"' in source.read_text(encoding="utf-8"), f"{page.name}: {word}"
+    for word in words:
+      if re.match(r"(scripts|tests|\.ci|benchmarks|docs)/", word):
+        assert (ROOT / word).exists(), f"{page.name}: {word}"
+
+
+def anchors(page: pathlib.Path) -> set[str]:
+  """What `#...` can name on a page: its headings, as a browser of the repository writes them."""
+  headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+  return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_link_leads_to_a_file_and_a_heading(page):
+  for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text(encoding="utf-8")):
+    if "://" in target:
+      continue
+    file = (page.parent / target).resolve() if target else page
+    assert file.exists(), target
+    assert not anchor or anchor in anchors(file), f"{target}#{anchor}"
+
+
+def test_the_readme_is_one_screen_and_a_few():
+  assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory):
+  """A fresh copy of what is tracked."""
+  folder = tmp_path_factory.mktemp("clone") / "gmsrm"
+  subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", str(ROOT), str(folder)], check=True)
+  return folder
+
+
+def run(folder: pathlib.Path, *words: str) -> str:
+  done = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=500, check=False)
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+def test_the_first_commands_of_the_readme_run_as_written(clone):
+  fill = next(words for words in commands(ROOT / "README.md") if "--mode=inpaint" in words)
+  run(clone, sys.executable, *fill[1:])
+  (clone / "filled.py").write_text(blocks(ROOT / "README.md", "python")[0], encoding="utf-8")
+  run(clone, sys.executable, "filled.py")
+  assert (clone / "filled" / "facade.jpg").is_file() and (clone / "filled.png").is_file()
+
+
+def test_help_runs_in_a_fresh_clone(clone):
+  assert "--experiment" in run(clone, sys.executable, "run.py", "--help")
