@@ -57,7 +57,7 @@ def test_the_program_takes_the_flags_and_settings_of_every_command(arguments):
 
 
 def test_there_are_commands_to_check():
-  assert len(PROGRAM) > 40 and any("--mode=serve" in parameter.values[0] for parameter in PROGRAM)
+  assert len(PROGRAM) > 30 and any("--mode=serve" in parameter.values[0] for parameter in PROGRAM)
 
 
 def test_benchmarks_scripts_and_tests_that_a_page_names_are_there_and_take_its_flags():
