@@ -1,4 +1,4 @@
-"""Documents: their commands are ones that the program takes, the quick ones run as written, and their links lead somewhere."""
+"""Documents: the program takes their commands, the quick ones run as written, and every link leads somewhere."""
 
 from __future__ import annotations
 
