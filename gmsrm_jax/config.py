@@ -1,42 +1,30 @@
 """Every setting of the project: one home each, with its meaning, unit and check.
 
-`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it (see `settings.py`).
+`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it (see `overrides.py`).
 Checks run when a dataclass is built, so a bad value stops the program before anything compiles.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from gmsrm_jax.errors import one_of, require
 
-BUCKETS: tuple[tuple[float, float], ...] = (
-  (0.0, 0.1),
-  (0.1, 0.2),
-  (0.2, 0.3),
-  (0.3, 0.4),
-  (0.4, 0.5),
-  (0.5, 0.6),
-)
+BUCKETS = tuple((tenths / 10, (tenths + 1) / 10) for tenths in range(6))
 """Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
 
 ALL = "all"
 """The column over all buckets."""
 
 STRATEGIES = ("auto", "full", "crop", "resize")
-"""How a large picture is seen while it is filled (see `tiling.plan`)."""
-
-FORMATS = ("keep", "png")
-"""File formats of a filled picture: that of its own file, or PNG."""
-
-WEIGHT_TYPES = ("float32", "float16")
-"""What weights can be exported as."""
+"""How a large picture is seen while it is filled (see `inference/tiling.py`)."""
 
 PROTOCOLS = ("ours", "edgeconnect", "aotgan", "hint", "mat", "spl")
-"""Ways to score a picture: ours, and those of papers whose rows stand beside it (see `protocols.py`)."""
+"""Ways to score a picture: ours, and those of papers whose rows stand beside it (see `evaluation/protocols.py`)."""
 
 BASELINES = ("telea", "navier_stokes", "biharmonic", "initial", "mean")
-"""Fills without learning (see `baselines.py`)."""
+"""Fills without learning (see `evaluation/baselines.py`)."""
 
 LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
 
@@ -44,18 +32,8 @@ REMAT = ("encoder", "generator", "decoder", "discriminator", "features")
 """What `run.remat` can name; `encoder` is the recognition encoder, too, `features` the network of the feature terms."""
 
 MASK_KINDS = (
-  "free_form",
-  "thick",
-  "medium",
-  "thin",
-  "rectangles",
-  "centre",
-  "comodgan",
-  "half",
-  "outpaint",
-  "lines",
-  "objects",
-  "occlusions",
+  *("free_form", "thick", "medium", "thin", "rectangles", "centre", "comodgan", "half", "outpaint"),
+  *("lines", "objects", "occlusions"),
 )
 
 
@@ -64,21 +42,22 @@ def bucket_name(bucket: tuple[float, float]) -> str:
   return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}%"
 
 
-def _share(name: str, value: float) -> None:
-  require(0.0 <= value <= 1.0, f"{name}={value} is no share: give a number from 0 to 1")
-
-
-def _positive(name: str, value: float) -> None:
-  require(value > 0, f"{name}={value} must be greater than 0")
-
-
-def _not_negative(name: str, value: float) -> None:
-  require(value >= 0, f"{name}={value} must not be negative")
-
-
 def names_in(text: str) -> list[str]:
   """The names that a setting lists with commas between."""
   return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _check(settings: Any, prefix: str, *, positive: str = "", not_negative: str = "", share: str = "") -> None:
+  """Refuses a setting out of its range; each argument names those of one range."""
+  for name in positive.split():
+    value = getattr(settings, name)
+    require(value > 0, f"{prefix}{name}={value} must be greater than 0")
+  for name in not_negative.split():
+    value = getattr(settings, name)
+    require(value >= 0, f"{prefix}{name}={value} must not be negative")
+  for name in share.split():
+    value = getattr(settings, name)
+    require(0.0 <= value <= 1.0, f"{prefix}{name}={value} is no share: give a number from 0 to 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +74,8 @@ class ModelConfig:
   discriminator_layers: int  # strided layers of the discriminator
 
   def __post_init__(self):
-    _positive("model.image_size", self.image_size)
-    _positive("model.blocks", self.blocks)
-    _not_negative("model.context_blocks", self.context_blocks)
-    _positive("model.discriminator_width", self.discriminator_width)
-    _positive("model.discriminator_layers", self.discriminator_layers)
+    positive = "image_size blocks discriminator_width discriminator_layers"
+    _check(self, "model.", positive=positive, not_negative="context_blocks")
     require(len(self.widths) >= 2, f"model.widths={self.widths} needs at least two scales")
     for width in self.widths:
       require(
@@ -143,14 +119,12 @@ class MemoryConfig:
   group_temperature: float = 0.2  # initial softmax temperature on cosine scores of the anchors
   slot_temperature: float = 0.2  # initial softmax temperature on cosine scores of the keys
   top: int = 0  # slots that a head reads, the likeliest ones; 0 reads all
-  usage_decay: float = 0.99  # decay per step of the running mean of slot usage
   revive_every: int = 50  # steps of stage 1 between revivals of dead slots; 0 never
-  revive_below: float = 0.05  # a slot is dead when its usage is below this share of the uniform usage
   finetune: float = 0.0  # learning-rate factor of the memory in stage 2; 0 keeps it frozen
 
   def __post_init__(self):
-    for name in ("num_groups", "slots_per_group", "slot_dim", "heads", "group_temperature", "slot_temperature"):
-      _positive(f"memory.{name}", getattr(self, name))
+    positive = "num_groups slots_per_group slot_dim heads group_temperature slot_temperature"
+    _check(self, "memory.", positive=positive, not_negative="revive_every finetune")
     require(
       self.slot_dim % self.heads == 0,
       f"memory.slot_dim={self.slot_dim} is not divisible by memory.heads={self.heads}: choose a multiple",
@@ -159,10 +133,6 @@ class MemoryConfig:
       0 <= self.top <= self.num_slots,
       f"memory.top={self.top} is out of range: read 1 to {self.num_slots} slots, or all with 0",
     )
-    _share("memory.usage_decay", self.usage_decay)
-    _share("memory.revive_below", self.revive_below)
-    _not_negative("memory.revive_every", self.revive_every)
-    _not_negative("memory.finetune", self.finetune)
 
   @property
   def num_slots(self) -> int:
@@ -177,7 +147,7 @@ class VariationConfig:
   start: float = 0.0  # share of stage 2 before images are filled twice: until then all train the deterministic fill
 
   def __post_init__(self):
-    _share("variation.start", self.start)
+    _check(self, "variation.", share="start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,17 +172,13 @@ class MaskConfig:
   area_max: float = 0.6  # largest hole area, share of the image
 
   def __post_init__(self):
-    for kind in MASK_KINDS:
-      _not_negative(f"mask.{kind}", getattr(self, kind))
+    _check(self, "mask.", positive="area_max", not_negative=" ".join(MASK_KINDS), share="area_min area_max")
     for kind in ("objects", "occlusions"):
       require(
         getattr(self, kind) == 0 or getattr(self, f"{kind}_folder") != "",
         f"mask.{kind}={getattr(self, kind)} needs files: set mask.{kind}_folder to a folder of mask files",
       )
     require(any(getattr(self, kind) > 0 for kind in MASK_KINDS), "every mask weight is 0: give one mask kind a weight")
-    _share("mask.area_min", self.area_min)
-    _share("mask.area_max", self.area_max)
-    _positive("mask.area_max", self.area_max)
     require(
       self.area_min <= self.area_max,
       f"mask.area_min={self.area_min} exceeds mask.area_max={self.area_max}: swap them",
@@ -244,18 +210,14 @@ class DataConfig:
   max_bad_share: float = 0.01  # more undecodable files than this share is an error
 
   def __post_init__(self):
+    _check(self, "data.", positive="threads prefetch", not_negative="stored_side workers", share="max_bad_share")
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
     one_of("data.layout", self.layout, LAYOUTS)
     require(
       0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a number within 0 to 1"
     )
-    _not_negative("data.stored_side", self.stored_side)
     one_of("data.stored_format", self.stored_format, ("jpeg", "png"))
-    _positive("data.threads", self.threads)
-    _not_negative("data.workers", self.workers)
-    _positive("data.prefetch", self.prefetch)
     require(0 <= self.jitter < 1, f"data.jitter={self.jitter} is out of range: give a number from 0 to below 1")
-    _share("data.max_bad_share", self.max_bad_share)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -280,10 +242,8 @@ class LossConfig:
   def __post_init__(self):
     one_of("loss.features", self.features, ("vgg16", "recognition"))
     require(1 <= self.vgg_stages <= 5, f"loss.vgg_stages={self.vgg_stages} is out of range: give 1 to 5")
-    _not_negative("loss.feature_crop", self.feature_crop)
-    for field in dataclasses.fields(self):
-      if field.name not in ("features", "vgg_stages", "feature_crop"):
-        _not_negative(f"loss.{field.name}", getattr(self, field.name))
+    numbers = [field.name for field in dataclasses.fields(self) if field.name != "features"]
+    _check(self, "loss.", not_negative=" ".join(numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -297,22 +257,15 @@ class StageConfig:
   adversarial_start: float = 0.3  # share of the stage after which the adversarial term is switched on
   features_start: float = 0.0  # share of the stage after which the perceptual and style terms are switched on
   half_until: float = 0.0  # share of the stage that trains at half the image size, for a quarter of the work
-  final_rate: float = 0.05  # learning rate at the end, as a share of the peak (cosine decay)
   beta1: float = 0.9  # Adam
-  beta2: float = 0.99  # Adam
   clip_norm: float = 5.0  # gradients are scaled down to this global norm
   ema_decay: float = 0.999  # decay of the parameter average; warmed up as (1 + step) / (10 + step)
 
   def __post_init__(self):
-    _not_negative("steps", self.steps)
-    _not_negative("warmup", self.warmup)
-    for name in ("learning_rate", "discriminator_rate", "clip_norm"):
-      _positive(name, getattr(self, name))
-    for name in ("adversarial_start", "features_start", "half_until", "final_rate", "ema_decay"):
-      _share(name, getattr(self, name))
-    for name in ("beta1", "beta2"):
-      value = getattr(self, name)
-      require(0 <= value < 1, f"{name}={value} is out of range: give a number from 0 to below 1")
+    positive = "learning_rate discriminator_rate clip_norm"
+    share = "adversarial_start features_start half_until beta1 ema_decay"
+    _check(self, "", positive=positive, not_negative="steps warmup", share=share)
+    require(self.beta1 < 1, f"beta1={self.beta1} is out of range: give a number from 0 to below 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,13 +292,9 @@ class EvalConfig:
       one_of("eval.baselines", name, BASELINES)
     repeated = sorted({name for name in baselines if baselines.count(name) > 1})
     require(not repeated, f"eval.baselines={self.baselines!r} names {', '.join(repeated)} twice: name each once")
-    _not_negative("eval.bootstrap_seed", self.bootstrap_seed)
-    _positive("eval.batch_size", self.batch_size)
-    _not_negative("eval.max_images", self.max_images)
-    _not_negative("eval.mask_seed", self.mask_seed)
-    _not_negative("eval.mask_dilate", self.mask_dilate)
+    positive, not_negative = "batch_size telea_radius", "bootstrap_seed max_images mask_seed mask_dilate"
+    _check(self, "eval.", positive=positive, not_negative=not_negative)
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
-    _positive("eval.telea_radius", self.telea_radius)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -370,10 +319,8 @@ class RunConfig:
   compute_dtype: str = "auto"  # auto (bfloat16 on gpu and tpu, float32 on cpu), float32 or bfloat16
 
   def __post_init__(self):
-    for name in ("batch_size", "log_every", "save_every", "keep", "panel_every", "panel_images", "fsdp", "accumulate"):
-      _positive(f"run.{name}", getattr(self, name))
-    _not_negative("run.seed", self.seed)
-    _not_negative("run.keep_best", self.keep_best)
+    positive = "batch_size log_every save_every keep panel_every panel_images fsdp accumulate"
+    _check(self, "run.", positive=positive, not_negative="seed keep_best")
     one_of("run.if_save_fails", self.if_save_fails, ("stop", "go_on"))
     for name in self.recomputed:
       one_of("run.remat", name, REMAT)
@@ -387,7 +334,7 @@ class RunConfig:
   @property
   def recomputed(self) -> tuple[str, ...]:
     """The names in `remat`."""
-    return tuple(name.strip() for name in self.remat.split(",")) if self.remat else ()
+    return tuple(names_in(self.remat))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -422,38 +369,3 @@ class Config:
       self.loss.feature_crop <= self.model.image_size,
       f"loss.feature_crop={self.loss.feature_crop} exceeds model.image_size={self.model.image_size}: lower it or use 0",
     )
-
-
-def shrink(config: Config) -> Config:
-  """The same experiment, tiny and short, for tests."""
-
-  def short(stage: StageConfig) -> StageConfig:
-    return dataclasses.replace(stage, steps=min(4, stage.steps), warmup=min(1, stage.warmup))
-
-  return dataclasses.replace(
-    config,
-    model=ModelConfig("tiny", 32, (8, 16, 16), 1, 1, 2, 8, 2),
-    memory=dataclasses.replace(
-      config.memory,
-      num_groups=4,
-      slots_per_group=4,
-      slot_dim=16,
-      heads=2,
-      revive_every=min(2, config.memory.revive_every),
-    ),
-    data=dataclasses.replace(config.data, threads=1, workers=0, prefetch=2),
-    loss=dataclasses.replace(config.loss, features="recognition", feature_crop=0),
-    stage1=short(config.stage1),
-    stage2=short(config.stage2),
-    eval=dataclasses.replace(config.eval, batch_size=2, max_images=4),
-    run=dataclasses.replace(
-      config.run,
-      batch_size=2,
-      log_every=1,
-      save_every=2,
-      panel_every=4,
-      panel_images=2,
-      fsdp=1,
-      compute_dtype="float32",
-    ),
-  )

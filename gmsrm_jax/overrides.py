@@ -15,6 +15,12 @@ from gmsrm_jax.errors import ConfigError, one_of, require
 ANYTHING: Any = object()
 RETIRED: dict[str, Any] = {
   "variation.probability": ANYTHING,
+  "memory.usage_decay": 0.99,
+  "memory.revive_below": 0.05,
+  "stage1.final_rate": 0.05,
+  "stage1.beta2": 0.99,
+  "stage2.final_rate": 0.05,
+  "stage2.beta2": 0.99,
 }
 """Settings of older versions to the value they are fixed at now; ANYTHING where a trained model works with any.
 

@@ -9,7 +9,7 @@ import pytest
 
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
-from gmsrm_jax.config import SIZES, Config, StageConfig
+from gmsrm_jax.config import SIZES, Config
 from gmsrm_jax.errors import ConfigError
 
 
@@ -152,21 +152,6 @@ def test_differences_name_each_changed_setting(config):
   changed = overrides.override(config, ["memory.num_groups=1", "run.seed=7"])
   assert overrides.differences(config, changed) == ["memory.num_groups: 16 -> 1", "run.seed: 0 -> 7"]
   assert overrides.differences(config, config) == []
-
-
-@pytest.mark.parametrize("name", experiments.names())
-def test_shrink_keeps_what_makes_the_experiment(name):
-  config = experiments.load(name)
-  small = config_lib.shrink(config)
-  assert (small.name, small.mask, small.variation) == (config.name, config.mask, config.variation)
-  assert small.data.train == config.data.train
-  assert (small.stage1.steps, small.stage2.steps, small.run.batch_size) == (4, 4, 2)
-  assert small.loss == dataclasses.replace(config.loss, features="recognition", feature_crop=0)
-
-
-def test_shrink_keeps_a_skipped_stage_skipped(config):
-  skipped = dataclasses.replace(config, stage1=StageConfig(steps=0))
-  assert config_lib.shrink(skipped).stage1.steps == 0
 
 
 def test_an_unknown_experiment_gets_a_suggestion():

@@ -35,7 +35,7 @@ class Player:
       {"params": [p for name, p in named if name.startswith("memory.") == memory], "lr": rate * factor}
       for memory, factor in ((False, 1.0), (True, memory_rate))
     ]
-    betas = (0.0 if discriminator else stage.beta1, stage.beta2)
+    betas = (0.0 if discriminator else stage.beta1, 0.99)
     self.adam = torch.optim.Adam([g for g in groups if g["params"]], lr=rate, betas=betas, eps=1e-8, fused=fused)
     self.schedule = torch.optim.lr_scheduler.LambdaLR(self.adam, lambda step: relative_rate(stage, step))
     self.ema: list[Tensor] = [] if discriminator else [p.detach().clone() for p in self.params]
@@ -52,13 +52,13 @@ class Player:
 
 
 def relative_rate(stage: StageConfig, step: int) -> float:
-  """The rate at a step over its peak: linear warm-up, then half a cosine down to `final_rate`."""
+  """The rate at a step over its peak: linear warm-up, then half a cosine down to a twentieth."""
   steps = max(stage.steps, 1)
   warmup = min(stage.warmup, steps // 5)
   if step < warmup:
     return step / warmup
   share = min(1.0, (step - warmup) / (steps - warmup))
-  return stage.final_rate + (1 - stage.final_rate) * 0.5 * (1 + math.cos(math.pi * share))
+  return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share))
 
 
 @torch.no_grad()

@@ -176,13 +176,13 @@ class Trainer:
     norm = self._update(total)
     terms |= self._update_discriminator(image, recognised.image, whole, hole=False)
     memory = self.config.memory
-    self.usage = torch.lerp(batch_usage, self.usage, memory.usage_decay)
+    self.usage = torch.lerp(batch_usage, self.usage, 0.99)
     if memory.revive_every and (self.step + 1) % memory.revive_every == 0:
       codebook, player = self.model.memory.codebook, self.generator_player
       ema = [player.ema[player.names.index(f"memory.codebook.{n}")] for n in ("anchors", "keys", "values")]
       queries = recognised.query.permute(0, 2, 3, 1).reshape(-1, memory.slot_dim)
       reads = recognised.retrieval.read.reshape(-1, memory.slot_dim)
-      self.usage = revive(codebook, ema, self.usage, queries, reads, memory.revive_below, *revived)
+      self.usage = revive(codebook, ema, self.usage, queries, reads, 0.05, *revived)
     self.step += 1
     return {"loss": total.detach(), "grad_norm": norm, **terms}
 

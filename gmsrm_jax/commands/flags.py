@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from gmsrm_jax import experiments, overrides
-from gmsrm_jax.config import FORMATS, STRATEGIES, WEIGHT_TYPES, Config
+from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.errors import ConfigError, one_of, require, suggest
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.parallel import backend
@@ -76,12 +76,12 @@ FLAGS = (
     "PATH",
     needed_by="inpaint masks export prepare",
   ),
-  Flag("format", "inpaint", "keep: each file's own", default="keep", choices=FORMATS),
+  Flag("format", "inpaint", "keep: each file's own", default="keep", choices=("keep", "png")),
   Flag("strategy", "inpaint", "how a large photo is seen", default="auto", choices=STRATEGIES),
   Flag("num_samples", "inpaint", "fills per photograph", "N", type=int, default=1, least=1),
   Flag("seed", "inpaint", "another seed draws other samples 1, 2 ...", "S", type=int, default=0, least=0),
   Flag("contact_sheet", "inpaint", "also write STEM_sheet.png with all samples", type=bool, default=False),
-  Flag("weights", "export", "type in the file", default="float32", choices=WEIGHT_TYPES),
+  Flag("weights", "export", "type in the file", default="float32", choices=("float32", "float16")),
   Flag("host", "serve", "address to listen on; 0.0.0.0 lets other machines in", "NAME", default="127.0.0.1"),
   Flag("port", "serve", "port to listen on; 0 takes a free one", "N", type=int, default=7860, least=0, most=65535),
   Flag("topology", "compile", "TPU slices, such as v5e:4x4 v6e:2x4", "NAME", needed_by="compile", several=True),

@@ -91,7 +91,7 @@ def memory_health(config: Config, teacher: Any, generator: Any, evaluation: pipe
   return {
     "slots": config.memory.num_slots,
     "perplexity": float(codebook.perplexity(shares)),
-    "used_slots": float(codebook.used_slots(shares, config.memory.revive_below)),
+    "used_slots": float(codebook.used_slots(shares, codebook.REVIVE_BELOW)),
     "reconstruction_psnr": total.finalise()["psnr"],
   }
 

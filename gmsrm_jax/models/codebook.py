@@ -41,6 +41,10 @@ class Codebook(nn.Module):
     )
 
 
+USAGE_DECAY = 0.99  # per step, of the running mean of slot usage
+REVIVE_BELOW = 0.05  # a slot is dead when its usage is below this share of the uniform usage
+
+
 def mean_weights(log_weights: Float[Array, "b n q s"]) -> Float[Array, " s"]:
   """The retrieval weights averaged over batch, heads and positions; sums to one."""
   return jnp.mean(jnp.exp(log_weights), axis=(0, 1, 2))

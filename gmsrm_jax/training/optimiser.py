@@ -10,13 +10,16 @@ import optax
 
 from gmsrm_jax.config import StageConfig
 
+FINAL_RATE = 0.05  # at the end of a stage, as a share of the peak
+BETA2 = 0.99
+
 
 def make_schedule(stage: StageConfig, peak: float) -> optax.Schedule:
-  """Linear warm-up to the peak, then cosine decay to `final_rate` of it."""
+  """Linear warm-up to the peak, then cosine decay to FINAL_RATE of it."""
   steps = max(stage.steps, 1)
   # optax wants at least one step of decay.
   warmup = min(stage.warmup, steps // 5)
-  return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, peak * stage.final_rate)
+  return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, peak * FINAL_RATE)
 
 
 def make_optimiser(
@@ -32,7 +35,7 @@ def make_optimiser(
   schedule = make_schedule(stage, stage.discriminator_rate if discriminator else stage.learning_rate)
   parts = [
     optax.clip_by_global_norm(stage.clip_norm),
-    optax.scale_by_adam(b1=0.0 if discriminator else stage.beta1, b2=stage.beta2),
+    optax.scale_by_adam(b1=0.0 if discriminator else stage.beta1, b2=BETA2),
     optax.scale_by_learning_rate(schedule),
   ]
   if memory_rate != 1.0:

@@ -152,10 +152,9 @@ def memory_step(
     metrics.update(more)
 
   batch_usage = codebook.mean_weights(recognised.retrieval.log_weights)
-  decay = config.memory.usage_decay
-  usage = decay * state.usage + (1.0 - decay) * batch_usage
+  usage = codebook.USAGE_DECAY * state.usage + (1.0 - codebook.USAGE_DECAY) * batch_usage
   metrics["perplexity"] = codebook.perplexity(usage)
-  metrics["used_slots"] = codebook.used_slots(usage, config.memory.revive_below)
+  metrics["used_slots"] = codebook.used_slots(usage, codebook.REVIVE_BELOW)
   if config.memory.revive_every:
     state, usage, metrics["revived"] = _revive(config, state, usage, recognised, revive_key)
   return dataclasses.replace(state, usage=usage, step=state.step + 1), metrics
@@ -173,7 +172,7 @@ def _revive(
     usage,
     recognised.query.reshape(recognised.retrieval.read.shape),
     recognised.retrieval.read,
-    revive_below=config.memory.revive_below,
+    revive_below=codebook.REVIVE_BELOW,
   )
   new = jax.tree.map(lambda n, o: jnp.where(due, n, o), new._asdict(), old)
 

@@ -23,6 +23,7 @@ from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import losses, state, steps, variation
 from gmsrm_jax.training.optimiser import make_schedule
+from tests.small import shrink
 
 STEP = 10
 SETTINGS = [
@@ -42,7 +43,7 @@ SETTINGS = [
 
 @functools.cache
 def small_config(*changes: str) -> config_lib.Config:
-  return overrides.override(config_lib.shrink(experiments.load("demo")), [*SETTINGS, *changes])
+  return overrides.override(shrink(experiments.load("demo")), [*SETTINGS, *changes])
 
 
 def perturbed(tree, seed=0):

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gmsrm_jax.config import shrink
 from gmsrm_jax.experiments import demo
 from gmsrm_jax.models.discriminator import Discriminator
+from tests.small import shrink
 
 MODULE = Discriminator(shrink(demo.get_config()).model)
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from gmsrm_jax import arrays, overrides
-from gmsrm_jax.config import SIZES, shrink
+from gmsrm_jax.config import SIZES
 from gmsrm_jax.experiments import demo
 from gmsrm_jax.models import inpainter as models
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.models.encoder import rotate_by_position
+from tests.small import shrink
 
 CONFIG = shrink(demo.get_config())
 MODEL = models.make_inpainter(CONFIG)

@@ -35,7 +35,7 @@ ROOT = pathlib.Path(run.__file__).parent
 STEPS = 6
 TRUNCATED = "photo03.jpg"
 
-# As config.shrink, with two scales only; four images a batch, because a test process sees four devices.
+# As tests.small, with two scales only; four images a batch, because a test process sees four devices.
 SETTINGS = (
   "model.image_size=32 model.widths=8,16 model.heads=2 model.context_blocks=0 model.discriminator_width=8 "
   "model.discriminator_layers=1 memory.num_groups=4 memory.slots_per_group=4 memory.slot_dim=16 memory.heads=2 "

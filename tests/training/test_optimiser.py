@@ -12,7 +12,7 @@ import pytest
 from gmsrm_jax.config import StageConfig
 from gmsrm_jax.training.optimiser import make_optimiser, make_schedule, update_ema
 
-STAGE = StageConfig(steps=1000, learning_rate=2e-3, warmup=100, final_rate=0.05)
+STAGE = StageConfig(steps=1000, learning_rate=2e-3, warmup=100)
 
 
 def _updates(optimiser, params, grads, steps=1):

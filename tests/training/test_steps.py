@@ -14,8 +14,9 @@ import skimage.data
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.training import state, steps
+from tests.small import shrink
 
-# Two scales compile in half the time of config.shrink's three.
+# Two scales compile in half the time of tests.small's three.
 SMALL = [
   "model.widths=8,16",
   "model.discriminator_layers=1",
@@ -28,7 +29,7 @@ SMALL = [
 def small_config(*changes: str) -> config_lib.Config:
   changed = {change.partition("=")[0] for change in changes}
   kept = [setting for setting in SMALL if setting.partition("=")[0] not in changed]
-  return overrides.override(config_lib.shrink(experiments.load("demo")), [*kept, *changes])
+  return overrides.override(shrink(experiments.load("demo")), [*kept, *changes])
 
 
 def photo_batch(count: int = 4) -> dict[str, np.ndarray]:
@@ -136,7 +137,7 @@ def test_a_dead_slot_is_revived_in_the_due_step_also_in_the_average(trained, bat
   usage[5] = 0
   group, slot = divmod(5, config.memory.slots_per_group)
   # So far below the threshold that this step's own share of the usage does not lift it.
-  assert 0.01 * 1.0 / config.memory.num_slots < config.memory.revive_below / config.memory.num_slots
+  assert 0.01 * 1.0 / config.memory.num_slots < codebook.REVIVE_BELOW / config.memory.num_slots
   moved = {}
   for due, at in ((False, 0), (True, config.memory.revive_every - 1)):
     begin = states[0].replace(usage=usage, step=np.int32(at))
