@@ -34,7 +34,7 @@ from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.bootstrap import interval
 from gmsrm_jax.models.blocks import hole_shares, push_pull_fill
-from gmsrm_jax.models.inpainter import apply_teacher
+from gmsrm_jax.models.memory import teach
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   @jax.jit
   def measure(params: Any, teacher: Any, alexnet: Any, images: jax.Array, masks: jax.Array) -> dict[str, Any]:
     image, mask = image_from_uint8(images), mask_from_uint8(masks)
-    taught = apply_teacher(networks.learner, teacher, image).read
-    found = nn.apply(fills, networks.inpainter)({"params": params}, image, mask, taught)
+    taught = teach(networks.memory, teacher, image).read
+    found = nn.apply(fills, networks.inpaint)({"params": params}, image, mask, taught)
     shown = {name: image_from_uint8(image_to_uint8(fill)) for name, fill in found.items()}
     return {
       name: {"psnr": metrics.psnr(fill, image), "lpips": features.lpips(alexnet, fill, image)}

@@ -39,8 +39,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
   data = jax.device_put(random_batch(config.model.image_size, batch))
   if kind == "inference":
     params = filled(jax.eval_shape(state.release_params, state.abstract_state(config, "inpaint")))
-    inpainter = state.make_networks(config).inpainter
-    fill = jax.jit(functools.partial(fill_pixels, inpainter))
+    fill = jax.jit(functools.partial(fill_pixels, state.make_networks(config).inpaint))
     return lambda: fill(params, data["image"], data["mask"])
 
   step = jax.jit(functools.partial(steps.STEPS[kind], config=config), donate_argnums=0)

@@ -95,7 +95,7 @@ def write(config: Config, weights: Weights, described: dict[str, Any], folder: p
 
 def make_program(config: Config) -> Callable[..., Rgb8]:
   """Returns the program: `noise` 0 is the deterministic fill, 1 the variation of training."""
-  inpainter = make_networks(config).inpainter
+  network = make_networks(config).inpaint
 
   def program(
     weights: dict[str, Array], images: Rgb8, masks: Mask8, seed: UInt32[Array, ""], noise: Float[Array, ""]
@@ -106,6 +106,6 @@ def make_program(config: Config) -> Callable[..., Rgb8]:
     drawn = None
     if config.variation.enabled:
       drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0]))
-    return fill_pixels(inpainter, params, images, masks, drawn)
+    return fill_pixels(network, params, images, masks, drawn)
 
   return program

@@ -26,7 +26,8 @@ from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, write_report
 from gmsrm_jax.evaluation.scorer import Batch, Results, score
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.inpainter import apply_learner, fill_pixels
+from gmsrm_jax.models.inpainter import fill_pixels
+from gmsrm_jax.models.memory import recognise
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
 from gmsrm_jax.training.run_folder import REPORT
@@ -38,7 +39,7 @@ METHOD = "GM-SRM"
 
 def make_fill(config: Config, params: Any) -> Fill:
   """The model's deterministic fill, composited, as a function of uint8 arrays."""
-  return in_fixed_batches(functools.partial(fill_pixels, make_networks(config).inpainter), params)
+  return in_fixed_batches(functools.partial(fill_pixels, make_networks(config).inpaint), params)
 
 
 class HeldOutResults:
@@ -71,17 +72,17 @@ class HeldOutResults:
 
 def memory_health(config: Config, teacher: Any, generator: Any, evaluation: pipeline.EvaluationSet) -> dict[str, float]:
   """What the teacher makes of the held-out images: how many slots it uses and how well its reads can be drawn."""
-  learner = make_networks(config).learner
+  network = make_networks(config).memory
   params = {**teacher, "memory": {**teacher["memory"], "generator": generator}}
 
-  def recognise(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def redraw(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     image = image_from_uint8(images)
-    out = apply_learner(learner, params, image)
+    out = recognise(network, params, image)
     drawn = image_from_uint8(image_to_uint8(out.rendering.image))
     weights = jax.vmap(lambda w: codebook.mean_weights(w[None]))(out.retrieval.log_weights)
     return weights, metrics.psnr(drawn, image)
 
-  program = in_fixed_batches(recognise, params)
+  program = in_fixed_batches(redraw, params)
   usage, total = np.zeros(config.memory.num_slots), metrics.Sums()
   for batch in evaluation.batches(BUCKETS[0], config.eval.batch_size):
     weights, psnr = program(batch.images)

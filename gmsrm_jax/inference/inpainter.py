@@ -162,7 +162,7 @@ def predict(
   noise = None
   if config.variation.enabled:
     noise = tuple(noisy * scale for scale in draw_noise(key, config.model, 1))
-  return predict_pixels(make_networks(config).inpainter, params, images, holes, noise)
+  return predict_pixels(make_networks(config).inpaint, params, images, holes, noise)
 
 
 def _shape(array: np.ndarray) -> str:

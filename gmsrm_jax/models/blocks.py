@@ -38,6 +38,11 @@ def subpixel_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, ou
   return jnp.concatenate([kernel] * 4, axis=-1)
 
 
+def recomputed(module: type[nn.Module], group: str, groups: tuple[str, ...]) -> Any:
+  """The module's class, computed again in the backward pass where its group is named; parameters are the same."""
+  return nn.remat(module) if group in groups else module
+
+
 def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   """Scales vectors to length 1; the zero vector stays (and has a finite gradient)."""
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)

@@ -1,7 +1,4 @@
-"""The two models that are trained: the memory with its recognition encoder (stage 1), and the inpainter (stage 2).
-
-Both hold a submodule named `memory` with equal parameters, so that stage 2 takes over the tree of stage 1.
-"""
+"""The inpainting network of stage 2, the one that ships, and the fill of uint8 pictures with it."""
 
 from __future__ import annotations
 
@@ -13,112 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from gmsrm_jax.arrays import (
-  Image,
-  Mask,
-  Mask8,
-  Rgb8,
-  composite,
-  image_from_uint8,
-  image_to_uint8,
-  mask_from_uint8,
-)
+from gmsrm_jax.arrays import Image, Mask, Mask8, Rgb8, composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import Config, MemoryConfig, ModelConfig
-from gmsrm_jax.models.blocks import ChannelNorm, Pyramid, conv1x1, hole_shares, push_pull_fill
-from gmsrm_jax.models.codebook import Codebook
+from gmsrm_jax.models.blocks import hole_shares, push_pull_fill, recomputed
 from gmsrm_jax.models.decoder import Decoder
-from gmsrm_jax.models.encoder import Encoder, RecognitionEncoder
-from gmsrm_jax.models.generator import MemoryGenerator, Rendering
-from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
-
-
-def _remat(group: str, groups: tuple[str, ...], module: type[nn.Module]) -> Any:
-  """The module's class, computed again in the backward pass where its group is named; parameters are the same."""
-  return nn.remat(module) if group in groups else module
-
-
-class Memory(nn.Module):
-  """Codebook, retrieval attention and generator: query map in, priors out."""
-
-  model: ModelConfig
-  memory: MemoryConfig
-  dtype: Any = jnp.float32
-  remat: tuple[str, ...] = ()
-
-  def setup(self):
-    self.generator = _remat("generator", self.remat, MemoryGenerator)(self.model, self.dtype)
-    if self.memory.enabled:
-      self.codebook = Codebook(self.memory)
-      self.retrieval = RetrievalAttention(self.memory)
-    else:
-      # The no-memory twin: an MLP whose two matrices have the sizes of keys and values.
-      self.expand = nn.Dense(self.memory.num_slots, dtype=jnp.float32)
-      self.contract = nn.Dense(self.memory.slot_dim, dtype=jnp.float32)
-
-  def retrieve(self, query: Float[Array, "b h w d"]) -> Retrieval | None:
-    """Reads the codebook at every position of the query map; None for the no-memory twin."""
-    if not self.memory.enabled:
-      return None
-    batch, height, width, dim = query.shape
-    return self.retrieval(query.reshape(batch, height * width, dim), self.codebook())
-
-  def recall(self, query: Float[Array, "b h w d"]) -> tuple[Float[Array, "b h w d"], Retrieval | None]:
-    """The read at every position of the query map, and how it came about."""
-    retrieval = self.retrieve(query)
-    read = self.contract(nn.gelu(self.expand(query))) if retrieval is None else retrieval.read.reshape(query.shape)
-    return read, retrieval
-
-  def __call__(self, query: Float[Array, "b h w d"]) -> tuple[Rendering, Retrieval | None]:
-    read, retrieval = self.recall(query)
-    return self.generator(read), retrieval
-
-
-class QueryHead(nn.Module):
-  """Bottleneck features to the query map."""
-
-  dim: int
-
-  @nn.compact
-  def __call__(self, features: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-    return conv1x1(self.dim, jnp.float32)(ChannelNorm()(features.astype(jnp.float32)))
-
-
-class Recognised(NamedTuple):
-  """Stage 1's view of an image."""
-
-  query: Float[Array, "b h w d"]
-  rendering: Rendering
-  retrieval: Retrieval
-
-
-class MemoryLearner(nn.Module):
-  """Stage 1: recognises the whole image, retrieves, and draws it again. In stage 2 it is the teacher."""
-
-  model: ModelConfig
-  memory_config: MemoryConfig
-  dtype: Any = jnp.float32
-  remat: tuple[str, ...] = ()  # groups of modules that are computed again in the backward pass
-
-  def setup(self):
-    self.recognition = _remat("encoder", self.remat, RecognitionEncoder)(self.model, self.dtype)
-    self.query = QueryHead(self.memory_config.slot_dim)
-    self.memory = Memory(self.model, self.memory_config, self.dtype, self.remat)
-
-  def __call__(self, image: Image) -> Recognised:
-    query = self.query(self.recognition(image)[-1])
-    rendering, retrieval = self.memory(query)
-    assert retrieval is not None, "stage 1 needs a codebook"
-    return Recognised(query, rendering, retrieval)
-
-  def teach(self, image: Image) -> Retrieval:
-    """What the memory holds for the whole image, without drawing it."""
-    retrieval = self.memory.retrieve(self.query(self.recognition(image)[-1]))
-    assert retrieval is not None, "a teacher needs a codebook"
-    return retrieval
-
-  def features(self, image: Image) -> Pyramid:
-    """The recognition encoder's features, for the perceptual terms without ImageNet weights."""
-    return self.recognition(image)
+from gmsrm_jax.models.encoder import Encoder
+from gmsrm_jax.models.memory import Memory, QueryHead
+from gmsrm_jax.models.retrieval import Retrieval
 
 
 class Inpainted(NamedTuple):
@@ -135,20 +33,20 @@ Rows = Callable[[Array], Array]
 """Picks, repeats or keeps the examples of a batch."""
 
 
-class Inpainter(nn.Module):
+class InpaintingNetwork(nn.Module):
   """Stage 2: encoder, retrieval from the memory, generator with conditional variation, decoder."""
 
   model: ModelConfig
   memory_config: MemoryConfig
   variation: bool
   dtype: Any = jnp.float32
-  remat: tuple[str, ...] = ()  # groups of modules that are computed again in the backward pass
+  remat: tuple[str, ...] = ()  # as in `Memory`
 
   def setup(self):
-    self.encoder = _remat("encoder", self.remat, Encoder)(self.model, self.dtype)
+    self.encoder = recomputed(Encoder, "encoder", self.remat)(self.model, self.dtype)
     self.query = QueryHead(self.memory_config.slot_dim)
     self.memory = Memory(self.model, self.memory_config, self.dtype, self.remat)
-    self.decoder = _remat("decoder", self.remat, Decoder)(self.model, self.dtype)
+    self.decoder = recomputed(Decoder, "decoder", self.remat)(self.model, self.dtype)
     if self.variation:
       # softplus(-2) = 0.13: the noise starts well below the features it is added to.
       self.strength = [
@@ -194,47 +92,33 @@ def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> tuple[Flo
   return tuple(jax.random.normal(k, (batch, 1, 1, width)) for k, width in zip(keys, model.widths, strict=True))
 
 
-def make_memory_learner(config: Config, dtype: Any = jnp.float32) -> MemoryLearner:
-  """The model of stage 1."""
-  return MemoryLearner(config.model, config.memory, dtype, config.run.recomputed)
+def make_inpainting_network(config: Config, dtype: Any = jnp.float32) -> InpaintingNetwork:
+  """The network of stage 2."""
+  return InpaintingNetwork(config.model, config.memory, config.variation.enabled, dtype, config.run.recomputed)
 
 
-def make_inpainter(config: Config, dtype: Any = jnp.float32) -> Inpainter:
-  """The model of stage 2, and the one that ships."""
-  return Inpainter(config.model, config.memory, config.variation.enabled, dtype, config.run.recomputed)
-
-
-# Linen's `apply` returns anything; these four say what it is.
-
-
-def apply_learner(learner: MemoryLearner, params: Any, image: Image) -> Recognised:
-  """Recognises and redraws an image."""
-  return cast(Recognised, learner.apply({"params": params}, image))
-
-
-def apply_teacher(learner: MemoryLearner, params: Any, image: Image) -> Retrieval:
-  """Retrieves for the whole image; needs no parameters of the generator."""
-  return cast(Retrieval, learner.apply({"params": params}, image, method="teach"))
-
-
-def apply_recognition(learner: MemoryLearner, params: Any, image: Image) -> Pyramid:
-  """The recognition encoder's features; needs no other parameters."""
-  return cast(Pyramid, learner.apply({"params": params}, image, method="features"))
-
-
-def apply_inpainter(
-  inpainter: Inpainter, params: Any, image: Image, mask: Mask, noise: tuple | None = None, rows: Rows = lambda x: x
+def inpaint(
+  network: InpaintingNetwork,
+  params: Any,
+  image: Image,
+  mask: Mask,
+  noise: tuple | None = None,
+  rows: Rows = lambda x: x,
 ) -> Inpainted:
-  """Fills the hole; without noise it is the deterministic fill."""
-  return cast(Inpainted, inpainter.apply({"params": params}, image, mask, noise, rows))
+  """Fills the hole (see `InpaintingNetwork`); without noise it is the deterministic fill."""
+  return cast(Inpainted, network.apply({"params": params}, image, mask, noise, rows))
 
 
-def predict_pixels(inpainter: Inpainter, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None) -> Image:
+def predict_pixels(
+  network: InpaintingNetwork, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None
+) -> Image:
   """The prediction in the holes and the images elsewhere, in [-1, 1]: a fill before it is rounded."""
   image, mask = image_from_uint8(images), mask_from_uint8(masks)
-  return composite(apply_inpainter(inpainter, params, image, mask, noise).prediction, image, mask)
+  return composite(inpaint(network, params, image, mask, noise).prediction, image, mask)
 
 
-def fill_pixels(inpainter: Inpainter, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None) -> Rgb8:
+def fill_pixels(
+  network: InpaintingNetwork, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None
+) -> Rgb8:
   """Fills the holes; known pixels stay as they are to the bit. Without noise it is the deterministic fill."""
-  return image_to_uint8(predict_pixels(inpainter, params, images, masks, noise))
+  return image_to_uint8(predict_pixels(network, params, images, masks, noise))

@@ -144,8 +144,8 @@ def print_overview(config: Config, mesh: Mesh) -> None:
   networks = make_networks(config)
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
-  params = jax.eval_shape(networks.inpainter.init, jax.random.key(0), image, mask)
-  cost = jax.jit(networks.inpainter.apply).lower(params, image, mask).cost_analysis() or {}
+  params = jax.eval_shape(networks.inpaint.init, jax.random.key(0), image, mask)
+  cost = jax.jit(networks.inpaint.apply).lower(params, image, mask).cost_analysis() or {}
   forward = cost.get("flops", math.nan)
   print(
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "

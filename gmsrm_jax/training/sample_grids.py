@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 from gmsrm_jax.arrays import composite, image_from_uint8, image_to_uint8, mask_from_uint8, masked_mean
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data.pipeline import EvaluationSet
-from gmsrm_jax.models.inpainter import apply_inpainter, apply_learner
+from gmsrm_jax.models.inpainter import inpaint
+from gmsrm_jax.models.memory import recognise
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel.sharding import replicated
 from gmsrm_jax.training.state import TrainState, make_networks, release_params
@@ -44,13 +45,13 @@ def make_panel_writer(
   # The pictures are arguments: as constants, XLA would spend seconds folding them.
   @jax.jit
   def memory_columns(params: Any, images: jax.Array) -> dict[str, jax.Array]:
-    drawn = apply_learner(networks.learner, params, image_from_uint8(images)).rendering.image
+    drawn = recognise(networks.memory, params, image_from_uint8(images)).rendering.image
     return {"memory's drawing": image_to_uint8(drawn)}
 
   @jax.jit
   def inpaint_columns(params: Any, teacher: Any, images: jax.Array, masks: jax.Array) -> dict[str, jax.Array]:
     image, mask = image_from_uint8(images), mask_from_uint8(masks)
-    out = apply_inpainter(networks.inpainter, params, image, mask)
+    out = inpaint(networks.inpaint, params, image, mask)
     columns = {
       "masked": image_to_uint8(image * (1.0 - mask)),
       "prediction": image_to_uint8(out.prediction),
@@ -60,7 +61,7 @@ def make_panel_writer(
     if teacher is not None:
       # What the frozen generator makes of the teacher's read: the semantics the student is to infer.
       whole = {**teacher, "memory": {**teacher["memory"], "generator": params["memory"]["generator"]}}
-      read = apply_learner(networks.learner, whole, image).rendering.image
+      read = recognise(networks.memory, whole, image).rendering.image
       columns["teacher's read"] = image_to_uint8(read)
     return columns
 
@@ -91,9 +92,9 @@ def make_quality(
   def psnr(params: Any, images: jax.Array, masks: jax.Array) -> jax.Array:
     image, mask = image_from_uint8(images), mask_from_uint8(masks)
     if stage == "memory":
-      drawn, mask = apply_learner(networks.learner, params, image).rendering.image, jnp.ones_like(mask)
+      drawn, mask = recognise(networks.memory, params, image).rendering.image, jnp.ones_like(mask)
     else:
-      drawn = apply_inpainter(networks.inpainter, params, image, mask).prediction
+      drawn = inpaint(networks.inpaint, params, image, mask).prediction
     return jnp.mean(-10.0 * jnp.log10(masked_mean(((drawn - image) * 0.5) ** 2, mask)))
 
   jitted = jax.jit(psnr, out_shardings=replicated(mesh))

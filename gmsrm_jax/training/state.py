@@ -12,7 +12,8 @@ from flax import struct
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.discriminator import Discriminator
-from gmsrm_jax.models.inpainter import Inpainter, MemoryLearner, make_inpainter, make_memory_learner
+from gmsrm_jax.models.inpainter import InpaintingNetwork, make_inpainting_network
+from gmsrm_jax.models.memory import MemoryNetwork, make_memory_network
 from gmsrm_jax.training.optimiser import make_optimiser
 
 STAGES = ("memory", "inpaint")
@@ -36,8 +37,8 @@ class TrainState:
 class Networks(NamedTuple):
   """The modules of an experiment; they hold no parameters."""
 
-  learner: MemoryLearner
-  inpainter: Inpainter
+  memory: MemoryNetwork
+  inpaint: InpaintingNetwork
   discriminator: Discriminator
 
 
@@ -58,7 +59,8 @@ def compute_dtype(config: Config) -> Any:
 def make_networks(config: Config) -> Networks:
   """The modules in the compute dtype of this run."""
   dtype = compute_dtype(config)
-  return Networks(make_memory_learner(config, dtype), make_inpainter(config, dtype), Discriminator(config.model, dtype))
+  discriminator = Discriminator(config.model, dtype)
+  return Networks(make_memory_network(config, dtype), make_inpainting_network(config, dtype), discriminator)
 
 
 def needs_vgg16(config: Config) -> bool:
@@ -104,7 +106,7 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
     config: the experiment.
     stage: 'memory' or 'inpaint'.
     key: root of the initial values.
-    memory_params: stage 2 after a stage 1: the learner's (averaged) parameters.
+    memory_params: stage 2 after a stage 1: its (averaged) parameters.
   """
   networks, optimisers = make_networks(config), make_optimisers(config, stage)
   size = config.model.image_size
@@ -113,9 +115,9 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
 
   frozen = {}
   if stage == "memory":
-    params = networks.learner.init(generator_key, image)["params"]
+    params = networks.memory.init(generator_key, image)["params"]
   else:
-    params = networks.inpainter.init(generator_key, image, mask)["params"]
+    params = networks.inpaint.init(generator_key, image, mask)["params"]
     if memory_params is not None:
       if has_teacher(config):
         # Not the generator: the teacher never draws while training.

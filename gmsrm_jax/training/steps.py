@@ -21,7 +21,8 @@ from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.blocks import Shares, hole_shares
-from gmsrm_jax.models.inpainter import Recognised, apply_inpainter, apply_learner, apply_recognition, apply_teacher
+from gmsrm_jax.models.inpainter import inpaint
+from gmsrm_jax.models.memory import Recognised, recognise, recognition_features, teach
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import losses, variation
 from gmsrm_jax.training.microbatch import in_parts, recomputed
@@ -102,7 +103,7 @@ def feature_terms(
     if config.loss.features == "vgg16":
       layers = features.VGG16_LAYERS[: config.loss.vgg_stages]
       return features.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
-    return apply_recognition(networks.learner, feature_params, x)
+    return recognition_features(networks.memory, feature_params, x)
 
   found, wished = extract(drawn), extract(image)
   if varied:
@@ -122,7 +123,7 @@ def memory_step(
   window_key, revive_key = jax.random.split(step_key(config, "memory", state.step))
 
   def objective(params: Any, image: Image, whole: Mask):
-    recognised = apply_learner(networks.learner, params, image)
+    recognised = recognise(networks.memory, params, image)
     drawn = recognised.rendering.image
     # Stopped: the moving encoder must not make the term small by making its features small.
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
@@ -200,7 +201,7 @@ def inpaint_step(
 
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
-    teacher = apply_teacher(networks.learner, state.frozen["teacher"], image)
+    teacher = teach(networks.memory, state.frozen["teacher"], image)
   varied = config.variation.enabled and phase.varied
   noise, rows, fold, groups = None, _same, _same, len(image)
   if varied:
@@ -209,7 +210,7 @@ def inpaint_step(
 
   def objective(params: Any, image: Image, mask: Mask, teacher: Any, noise: Any):
     images, masks = rows(image), rows(mask)  # one for every fill
-    out = apply_inpainter(networks.inpainter, {**frozen_memory, **params}, image, mask, noise, rows)
+    out = inpaint(networks.inpaint, {**frozen_memory, **params}, image, mask, noise, rows)
     inpainted = composite(out.prediction, images, masks)
     terms = {
       "hole": variation.hole_score(out.prediction, image, mask, config.model.stride)

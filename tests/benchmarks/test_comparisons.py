@@ -61,7 +61,7 @@ def reads(pictures):
   image, mask = pictures
   params = _random_params(MODEL, image, mask)
   fill = jax.jit(nn.apply(memory_use.fills, MODEL))
-  out = jax.jit(functools.partial(models.apply_inpainter, MODEL))(params, image, mask)
+  out = jax.jit(functools.partial(models.inpaint, MODEL))(params, image, mask)
   return out, lambda taught: fill({"params": params}, image, mask, taught)
 
 

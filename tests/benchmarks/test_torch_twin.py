@@ -19,7 +19,7 @@ from benchmarks.torch_twin.steps import Trainer
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.inpainter import apply_inpainter, draw_noise
+from gmsrm_jax.models.inpainter import draw_noise, inpaint
 from gmsrm_jax.pretrained import features
 from gmsrm_jax.training import losses, state, steps, variation
 from gmsrm_jax.training.optimiser import make_schedule
@@ -126,7 +126,7 @@ def test_the_whole_inpainter_gives_the_same():
   abstract = state.abstract_state(config, "inpaint")
   params = perturbed({**abstract.params, "memory": abstract.frozen["memory"]})
   noise = draw_noise(jax.random.key(1), config.model, 4)
-  ours = jax.jit(functools.partial(apply_inpainter, state.make_networks(config).inpainter))(params, *batch, noise)
+  ours = jax.jit(functools.partial(inpaint, state.make_networks(config).inpaint))(params, *batch, noise)
   network = models.Inpainter(config)
   convert.load(network, params)
   with torch.no_grad():
@@ -155,7 +155,7 @@ def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike():
 
 def test_the_memory_twin_without_a_codebook_reads_the_same():
   config = small_config("memory.enabled=false")
-  ours = state.make_networks(config).inpainter
+  ours = state.make_networks(config).inpaint
   params = perturbed(state.abstract_state(config, "inpaint").params)
   network = models.Inpainter(config)
   convert.load(network, params)

@@ -11,12 +11,13 @@ from gmsrm_jax import arrays, overrides
 from gmsrm_jax.config import SIZES
 from gmsrm_jax.experiments import demo
 from gmsrm_jax.models import inpainter as models
+from gmsrm_jax.models import memory
 from gmsrm_jax.models.blocks import push_pull_fill
-from gmsrm_jax.models.encoder import rotate_by_position
+from gmsrm_jax.models.context import rotate_by_position
 from tests.small import shrink
 
 CONFIG = shrink(demo.get_config())
-MODEL = models.make_inpainter(CONFIG)
+MODEL = models.make_inpainting_network(CONFIG)
 SIDE = CONFIG.model.image_size
 
 
@@ -45,7 +46,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def run():
-  return jax.jit(lambda params, image, mask, noise=None: models.apply_inpainter(MODEL, params, image, mask, noise))
+  return jax.jit(lambda params, image, mask, noise=None: models.inpaint(MODEL, params, image, mask, noise))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_gradient_is_zero_in_the_hole_and_nowhere_else(params):
   @jax.jit
   def gradient(image):
     def objective(image):
-      out = models.apply_inpainter(MODEL, params, image, mask)
+      out = models.inpaint(MODEL, params, image, mask)
       parts = (out.prediction, out.memory_image, out.retrieval.read, out.retrieval.log_weights)
       return sum(jnp.sum(jnp.sin(3 * part)) for part in parts)
 
@@ -112,8 +113,8 @@ def test_only_context_blocks_carry_what_is_far_away_into_the_hole(params, run):
   assert np.all(near(run(params, image, mask).prediction) != near(run(params, other, mask).prediction))
 
   config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, context_blocks=0))
-  module = models.make_inpainter(config)
-  local = jax.jit(lambda image: models.apply_inpainter(module, params, image, mask).prediction)
+  module = models.make_inpainting_network(config)
+  local = jax.jit(lambda image: models.inpaint(module, params, image, mask).prediction)
   _equal(near(local(image)), near(local(other)))
   assert np.any(local(image) != local(other))
 
@@ -161,9 +162,9 @@ def test_noise_is_drawn_anew_for_every_image_and_scale_and_is_one_idea_for_all_p
 
 def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothing():
   config = overrides.override(CONFIG, ["memory.enabled=false", "variation.enabled=false"])
-  module, scene = models.make_inpainter(config), _scene()
+  module, scene = models.make_inpainting_network(config), _scene()
   params = _random_params(module, *scene)
-  apply = jax.jit(lambda noise: models.apply_inpainter(module, params, *scene, noise))
+  apply = jax.jit(lambda noise: models.inpaint(module, params, *scene, noise))
   one, two = (apply(models.draw_noise(jax.random.key(seed), config.model, 1)) for seed in (1, 2))
   _equal(one, two)
   assert one.retrieval is None and one.strengths == ()
@@ -171,8 +172,8 @@ def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothi
 
 
 def test_computing_in_bfloat16_agrees_with_float32(params, outputs):
-  module = models.make_inpainter(CONFIG, jnp.bfloat16)
-  half = jax.jit(lambda image, mask: models.apply_inpainter(module, params, image, mask))(*_scene())
+  module = models.make_inpainting_network(CONFIG, jnp.bfloat16)
+  half = jax.jit(lambda image, mask: models.inpaint(module, params, image, mask))(*_scene())
   image, mask = _scene()
   fill = push_pull_fill(image, mask)
   residual = outputs.prediction - fill
@@ -198,14 +199,14 @@ def _count(shapes):
 def _at(size, *assignments):
   config = overrides.override(demo.get_config(), [f"model.size={size}", *assignments])
   side = config.model.image_size
-  module, scene = models.make_inpainter(config), (jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side, 1)))
+  module, scene = models.make_inpainting_network(config), (jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side, 1)))
   return module, scene, jax.eval_shape(module.init, jax.random.key(0), *scene)["params"]
 
 
 def test_base_keeps_its_budget():
   module, scene, shapes = _at("base")
   assert 10e6 < _count(shapes) <= 35e6
-  cost = jax.jit(lambda p, *x: models.apply_inpainter(module, p, *x).prediction).lower(shapes, *scene).cost_analysis()
+  cost = jax.jit(lambda p, *x: models.inpaint(module, p, *x).prediction).lower(shapes, *scene).cost_analysis()
   assert 20e9 < cost["flops"] <= 90e9
 
 
@@ -216,7 +217,7 @@ def test_the_twin_without_memory_has_as_many_parameters(size):
 
 
 def test_stage_2_takes_over_the_memory_of_stage_1():
-  learner = models.make_memory_learner(CONFIG)
+  learner = memory.make_memory_network(CONFIG)
   image, mask = _scene()
   first, second = (
     jax.tree.map(
@@ -228,13 +229,13 @@ def test_stage_2_takes_over_the_memory_of_stage_1():
 
 
 def test_the_teacher_retrieves_what_stage_1_does_and_needs_no_generator():
-  learner = models.make_memory_learner(CONFIG)
+  learner = memory.make_memory_network(CONFIG)
   image, _ = _scene()
   params = _random_params(learner, image)
   lean = {**params, "memory": {name: params["memory"][name] for name in ("codebook", "retrieval")}}
 
   @jax.jit
   def both(image):
-    return models.apply_learner(learner, params, image).retrieval, models.apply_teacher(learner, lean, image)
+    return memory.recognise(learner, params, image).retrieval, memory.teach(learner, lean, image)
 
   _equal(*both(image))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gmsrm_jax.models import blocks
-from gmsrm_jax.models.encoder import ContextTransfer
+from gmsrm_jax.models.context import ContextTransfer
 
 
 @pytest.fixture

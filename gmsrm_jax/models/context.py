@@ -1,0 +1,100 @@
+"""Context: attention over the bottleneck grid, and the transfer of known features into holes along one such map."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from gmsrm_jax.models.blocks import BRANCH_INIT, ChannelNorm, Pyramid, Shares, conv1x1, unit
+
+HOLE_PENALTY = 16.0
+"""How far a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
+
+
+def rotate_by_position(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:
+  """Rotary position embedding over rows (first half of d) and columns (second half); d is a multiple of 4.
+
+  Attention scores then depend on offsets only (Su et al. 2021), at any grid size: what repeats along a wall can be
+  found by its spacing.
+  """
+  _, height, width, _, dim = x.shape
+  quarter = dim // 4
+  frequency = 1.0 / 100.0 ** (jnp.arange(quarter) / quarter)
+  rows = jnp.broadcast_to(jnp.arange(height)[:, None, None] * frequency[None, None, :], (height, width, quarter))
+  columns = jnp.broadcast_to(jnp.arange(width)[None, :, None] * frequency[None, None, :], (height, width, quarter))
+  angle = jnp.concatenate([rows, columns], axis=-1)[None, :, :, None, :]
+  even, odd = x[..., : 2 * quarter], x[..., 2 * quarter :]
+  return jnp.concatenate(
+    [even * jnp.cos(angle) - odd * jnp.sin(angle), even * jnp.sin(angle) + odd * jnp.cos(angle)], axis=-1
+  ).astype(x.dtype)
+
+
+class ContextBlock(nn.Module):
+  """Self-attention over the bottleneck grid, then an MLP: every position sees all known content.
+
+  The mask is an input to the projections, so the block can tell known evidence from what it filled in itself.
+  """
+
+  heads: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w c"]:
+    batch, height, width, channels = x.shape
+    split = (batch, height, width, self.heads, channels // self.heads)
+    flat = (batch, height * width, self.heads, channels // self.heads)
+
+    normed = jnp.concatenate([ChannelNorm(self.dtype)(x), mask.astype(self.dtype)], axis=-1)
+    # Keys without bias: it would shift all scores of a query alike, which softmax ignores.
+    query = rotate_by_position(conv1x1(channels, self.dtype, name="query")(normed).reshape(split))
+    key = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="key")(normed).reshape(split)
+    value = conv1x1(channels, self.dtype, name="value")(normed)
+    attended = jax.nn.dot_product_attention(
+      query.reshape(flat), rotate_by_position(key).reshape(flat), value.reshape(flat)
+    )
+    x = x + conv1x1(channels, self.dtype, BRANCH_INIT, name="project")(attended.reshape(x.shape))
+
+    hidden = nn.gelu(conv1x1(2 * channels, self.dtype, name="expand")(ChannelNorm(self.dtype)(x)))
+    return x + conv1x1(channels, self.dtype, BRANCH_INIT, name="contract")(hidden)
+
+
+class ContextTransfer(nn.Module):
+  """Lends known features to the hole at every finer scale, along one attention map over the bottleneck grid.
+
+  A cell of the grid that has hole in it receives whole cells of fine features from known places that look alike at the
+  bottleneck: what repeats in a picture, such as the windows of a wall, is at hand in full detail. One coarse map for
+  all finer scales is the idea of contextual residual aggregation (Yi et al. 2020); learned embeddings, the
+  temperature and the residual form are ours.
+  """
+
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, features: Pyramid, shares: Shares) -> Pyramid:
+    *finer, bottom = features
+    batch, height, width, channels = bottom.shape
+    share = shares[-1].reshape(batch, 1, height * width).astype(jnp.float32)
+
+    embedded = conv1x1(channels, jnp.float32, name="embed")(ChannelNorm()(bottom.astype(jnp.float32)))
+    embedded = unit(embedded.reshape(batch, height * width, channels))
+    # As in retrieval: a learned temperature, beyond e^5 no gradient would be left.
+    log_scale = self.param("log_scale", nn.initializers.constant(math.log(10.0)), ())
+    scores = jnp.einsum("bqc,bkc->bqk", embedded, embedded) * jnp.exp(jnp.minimum(log_scale, 5.0))
+    # A cell lends the less, the more of it is hole; finite, so that weights exist where nothing at all is known.
+    weights = jax.nn.softmax(scores - HOLE_PENALTY * share, axis=-1).astype(self.dtype)
+
+    lent = []
+    for scale, (fine, hole) in enumerate(zip(finer, shares[:-1], strict=True)):
+      cell = 2 ** (len(finer) - scale)
+      cells = einops.rearrange(fine, "b (h i) (w j) c -> b (h w) (i j c)", i=cell, j=cell)
+      borrowed = jnp.einsum("bqk,bkv->bqv", weights, cells)
+      borrowed = einops.rearrange(borrowed, "b (h w) (i j c) -> b (h i) (w j) c", h=height, i=cell, j=cell)
+      borrowed = conv1x1(fine.shape[-1], self.dtype, name=f"project{scale}")(ChannelNorm(self.dtype)(borrowed))
+      lent.append(fine + hole.astype(self.dtype) * borrowed)
+    return (*lent, bottom)
