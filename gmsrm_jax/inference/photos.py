@@ -27,9 +27,9 @@ MAX_DPI = 100_000
 
 
 class _Mode(NamedTuple):
-  """How pixels are stored: the formats that hold them to the bit, and RGB in their channels but alpha."""
+  """How pixels are stored: the formats that hold them, all but JPEG to the bit, and RGB in the channels but alpha."""
 
-  lossless: str
+  formats: str
   from_rgb: Callable[[UInt8[np.ndarray, "h w 3"]], np.ndarray]
 
 
@@ -40,18 +40,16 @@ def _grey(rgb: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
 # Pillow's names; 'RGB;16' and 'RGBA;16' are 16 bits per colour, which Pillow lacks and OpenCV reads and writes.
 _MODES = {
   "1": _Mode("PNG TIFF BMP PPM", lambda rgb: _grey(rgb) > 127),
-  "L": _Mode("PNG TIFF BMP PPM TGA JPEG2000", _grey),
+  "L": _Mode("PNG TIFF BMP PPM TGA JPEG2000 JPEG MPO", _grey),
   "LA": _Mode("PNG TIFF TGA JPEG2000", lambda rgb: _grey(rgb)[..., None]),
   "I;16": _Mode("PNG TIFF PPM", lambda rgb: _grey(rgb) * np.uint16(257)),
-  "RGB": _Mode("PNG TIFF WEBP BMP PPM TGA JPEG2000", lambda rgb: rgb),
+  "RGB": _Mode("PNG TIFF WEBP BMP PPM TGA JPEG2000 JPEG MPO", lambda rgb: rgb),
   "RGBA": _Mode("PNG TIFF WEBP TGA JPEG2000", lambda rgb: rgb),
   "RGB;16": _Mode("PNG TIFF", lambda rgb: rgb * np.uint16(257)),
   "RGBA;16": _Mode("PNG TIFF", lambda rgb: rgb * np.uint16(257)),
-  "CMYK": _Mode("TIFF", lambda rgb: np.asarray(PilImage.fromarray(rgb).convert("CMYK"))),
+  "CMYK": _Mode("TIFF JPEG MPO", lambda rgb: np.asarray(PilImage.fromarray(rgb).convert("CMYK"))),
 }
 _DEEP = ("RGB;16", "RGBA;16")
-_IN_JPEG = ("L", "RGB", "CMYK")
-_JPEG = ("JPEG", "MPO")  # Pillow's names of what JPEG files hold
 _OPTIONS: dict[str, dict[str, Any]] = {
   "JPEG": {"quality": 95},
   "WEBP": {"lossless": True, "exact": True},
@@ -151,7 +149,7 @@ def _metadata(file: PilImage.Image) -> dict[str, Any]:
     del metadata["dpi"]  # nonsense, and too large a number for other formats
   if "exif" not in metadata and len(file.getexif()):
     metadata["exif"] = file.getexif().tobytes()
-  if file.format in _JPEG:
+  if file.format in ("JPEG", "MPO"):
     metadata["subsampling"] = max(0, JpegImagePlugin.get_sampling(file))
   return metadata
 
@@ -180,9 +178,9 @@ def fill_hole(
 
 def output_format(photo: Photo, wanted: str) -> str:
   """Names the format a photo is written in: with 'keep' its own, where that holds its mode, else PNG."""
-  if wanted == "keep" and photo.format in _JPEG and photo.mode in _IN_JPEG:
-    return "JPEG"
-  return photo.format if wanted == "keep" and photo.format in _MODES[photo.mode].lossless.split() else "PNG"
+  if wanted != "keep" or photo.format not in _MODES[photo.mode].formats.split():
+    return "PNG"
+  return "JPEG" if photo.format == "MPO" else photo.format
 
 
 def output_name(path: pathlib.Path, photo: Photo, wanted: str) -> str:

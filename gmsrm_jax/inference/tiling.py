@@ -47,9 +47,8 @@ class Window(NamedTuple):
 class Patch(NamedTuple):
   """One hole, or several near to each other, and the windows that see all of it together."""
 
-  hole: Bool[np.ndarray, "h w"]  # what is to be filled, over the rectangle around all windows
-  top: int
-  left: int
+  hole: Bool[np.ndarray, "h w"]  # what is to be filled, of the pixels at `place`
+  place: tuple[slice, slice]  # the rectangle around all windows
   windows: tuple[Window, ...]
 
 
@@ -65,13 +64,14 @@ def plan(mask: UInt8[np.ndarray, "h w"], size: int, strategy: str) -> Iterator[P
   if not mask.any():
     return
   height, width = mask.shape
-  if strategy == "full" or (strategy == "auto" and max(height, width) <= size):
-    yield Patch(mask > 0, 0, 0, (Window(0, 0, height, width, height, width),))
-  elif strategy == "resize":
-    scale = min(size / min(height, width), MAX_ASPECT * size / max(height, width))
-    yield Patch(mask > 0, 0, 0, (Window(0, 0, height, width, *_scaled(height, width, scale)),))
-  else:
+  if strategy == "auto":
+    strategy = "full" if max(height, width) <= size else "crop"
+  if strategy == "crop":
     yield from _crops(mask, size)
+  else:
+    scale = 1.0 if strategy == "full" else min(size / min(height, width), MAX_ASPECT * size / max(height, width))
+    window = Window(0, 0, height, width, *_scaled(height, width, scale))
+    yield Patch(mask > 0, window.place, (window,))
 
 
 def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -93,9 +93,12 @@ def _crops(mask: UInt8[np.ndarray, "h w"], size: int) -> Iterator[Patch]:
     x, y, columns, rows = cv2.boundingRect(hole.astype(np.uint8))
     windows = _windows((top + y, left + x), (rows, columns), mask.shape, thickness, size)
     windows = tuple(window for window in windows if (labels[window.place] == label).any())
-    top, left = min(window.top for window in windows), min(window.left for window in windows)
-    bottom, right = max(window.place[0].stop for window in windows), max(window.place[1].stop for window in windows)
-    yield Patch(labels[top:bottom, left:right] == label, top, left, windows)
+    place = _hull([window.place[0] for window in windows]), _hull([window.place[1] for window in windows])
+    yield Patch(labels[place] == label, place, windows)
+
+
+def _hull(spans: Iterable[slice]) -> slice:
+  return slice(min(span.start for span in spans), max(span.stop for span in spans))
 
 
 def _windows(
@@ -159,12 +162,11 @@ def paste(
     rows = _weights(window.top, window.height, image.shape[0])
     columns = _weights(window.left, window.width, image.shape[1])
     weight = (rows[:, None] * columns).astype(np.float32)[..., None]
-    place = window._replace(top=window.top - patch.top, left=window.left - patch.left).place
-    total[place] += weight * fill
-    weights[place] += weight
-  filled = image_to_uint8(total / np.maximum(weights, 1e-12))
-  height, width = patch.hole.shape
-  image[patch.top : patch.top + height, patch.left : patch.left + width][patch.hole] = filled[patch.hole]
+    top, left = (span.start for span in patch.place)
+    inside = window._replace(top=window.top - top, left=window.left - left).place
+    total[inside] += weight * fill
+    weights[inside] += weight
+  image[patch.place][patch.hole] = image_to_uint8(total / np.maximum(weights, 1e-12))[patch.hole]
 
 
 def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"]:
