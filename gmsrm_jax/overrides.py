@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gmsrm_jax.config import SIZES, Config, StageConfig
 from gmsrm_jax.errors import ConfigError, one_of, require
@@ -37,26 +38,19 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
   Raises:
     ConfigError: the key is unknown or given twice, the value has the wrong type, or a check fails.
   """
-  types = setting_types()
   texts: dict[str, str] = {}
   for assignment in assignments:
     key, equals, text = assignment.partition("=")
     key = key.strip()
     require(bool(equals), f"--set {assignment!r} has no '=': write KEY=VALUE, for example memory.num_groups=1")
     require(key not in RETIRED, f"setting {key!r} can no longer be changed: leave it out")
-    require(key in types, _unknown_setting(key))
+    require(key in settings(), _unknown_setting(key))
     require(key not in texts, f"setting {key!r} is given twice, {texts.get(key)!r} and {text.strip()!r}: give it once")
     texts[key] = text.strip()
-  values = {key: _parse(key, text, types[key]) for key, text in texts.items()}
-
-  tree = to_dict(config)
-  if "model.size" in values:
-    one_of("model.size", values["model.size"], tuple(SIZES))
-    tree["model"] = to_dict(SIZES[values["model.size"]])
-  for key, value in values.items():
-    section, _, name = key.rpartition(".")
-    (tree[section] if section else tree)[name] = value
-  return from_dict(tree)
+  changes = {key: _parse(key, text, settings()[key].type) for key, text in texts.items()}
+  size = changes.get("model.size")
+  preset = _flat({"model": to_dict(SIZES[size])}) if size in SIZES else {}
+  return _build(_flat(to_dict(config)) | preset | changes)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -74,13 +68,7 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
   Raises:
     ConfigError: a setting is unknown or of the wrong type, one without a default is missing, or a check fails.
   """
-  classes, types = _section_classes(), setting_types()
-  given: dict[str, Any] = {}
-  for name, value in tree.items():
-    if name in classes and isinstance(value, Mapping):
-      given |= {f"{name}.{key}": item for key, item in value.items()}
-    else:
-      given[name] = value
+  given = _flat(tree)
   for key in RETIRED.keys() & given.keys():
     value, fixed = given.pop(key), RETIRED[key]
     require(
@@ -88,71 +76,73 @@ def from_dict(tree: Mapping[str, Any]) -> Config:
       f"{key}={value} can no longer be changed, it is {fixed} now: leave it out, or use the version that wrote it",
     )
   for key in given:
-    require(key in types, _unknown_setting(key))
-  for key, default in _defaults().items():
-    known = key in given or default is not dataclasses.MISSING
+    require(key in settings(), _unknown_setting(key))
+  for key, setting in settings().items():
+    known = key in given or setting.default is not dataclasses.MISSING
     require(known, f"setting {key!r} is missing: the configuration was written by another version")
-    given.setdefault(key, default)
-  values = {key: _convert(key, value, types[key]) for key, value in given.items()}
-  one_of("model.size", values["model.size"], tuple(SIZES))
-
-  sections = {}
-  for name, section in classes.items():
-    arguments = {field.name: values[f"{name}.{field.name}"] for field in dataclasses.fields(section)}
-    try:
-      sections[name] = section(**arguments)
-    except ConfigError as error:
-      # A StageConfig cannot know which stage it configures; the other sections name themselves.
-      raise (ConfigError(f"{name}.{error}") if section is StageConfig else error) from None
-  return Config(**{key: value for key, value in values.items() if "." not in key}, **sections)
+  return _build({key: setting.default for key, setting in settings().items()} | given)
 
 
 def differences(old: Config, new: Config) -> list[str]:
   """One line `key: old -> new` for every setting that differs."""
-  before, after = _flat(old), _flat(new)
+  before, after = _flat(to_dict(old)), _flat(to_dict(new))
   return [f"{key}: {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
-def _section_classes() -> dict[str, Any]:
+class Setting(NamedTuple):
+  """The type of a setting, and its default: dataclasses.MISSING where there is none."""
+
+  type: Any
+  default: Any
+
+
+@functools.cache
+def settings() -> dict[str, Setting]:
+  """Dotted key to type and default, for every setting."""
+  known: dict[str, Setting] = {}
+  for section, owner in (("", Config), *_sections().items()):
+    types = typing.get_type_hints(owner)
+    for field in dataclasses.fields(owner):
+      if field.name not in _sections() or section:
+        known[f"{section}.{field.name}" if section else field.name] = Setting(types[field.name], field.default)
+  return known
+
+
+@functools.cache
+def _sections() -> dict[str, Any]:
   """Section to its dataclass."""
   return {name: hint for name, hint in typing.get_type_hints(Config).items() if dataclasses.is_dataclass(hint)}
 
 
-def setting_types() -> dict[str, Any]:
-  """Dotted key to type, for every setting."""
-  classes = _section_classes()
-  types: dict[str, Any] = {}
-  for name, hint in typing.get_type_hints(Config).items():
-    if name in classes:
-      types |= {f"{name}.{key}": inner for key, inner in typing.get_type_hints(hint).items()}
-    else:
-      types[name] = hint
-  return types
-
-
-def _defaults() -> dict[str, Any]:
-  """Dotted key to default, MISSING where there is none, for every setting."""
-  defaults: dict[str, Any] = {}
-  classes = _section_classes()
-  for outer in dataclasses.fields(Config):
-    if outer.name in classes:
-      defaults |= {f"{outer.name}.{field.name}": field.default for field in dataclasses.fields(classes[outer.name])}
-    else:
-      defaults[outer.name] = outer.default
-  return defaults
-
-
-def _flat(config: Config) -> dict[str, Any]:
-  """Dotted key to value, for every setting."""
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+  """Dotted key to value."""
   flat: dict[str, Any] = {}
-  for name, value in to_dict(config).items():
-    flat |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+  for name, value in tree.items():
+    inside = name in _sections() and isinstance(value, Mapping)
+    flat |= {f"{name}.{key}": item for key, item in value.items()} if inside else {name: value}
   return flat
+
+
+def _build(flat: Mapping[str, Any]) -> Config:
+  """The configuration from a value for every dotted key."""
+  arguments: dict[str, dict[str, Any]] = {}
+  for key, value in flat.items():
+    section, _, name = key.rpartition(".")
+    arguments.setdefault(section, {})[name] = _convert(key, value, settings()[key].type)
+  one_of("model.size", arguments["model"]["size"], tuple(SIZES))
+  sections = {}
+  for name, section in _sections().items():
+    try:
+      sections[name] = section(**arguments[name])
+    except ConfigError as error:
+      # A StageConfig cannot know which stage it configures; the other sections name themselves.
+      raise (ConfigError(f"{name}.{error}") if section is StageConfig else error) from None
+  return Config(**arguments[""], **sections)
 
 
 def _unknown_setting(key: str) -> str:
   """The one line for a key that names no setting."""
-  keys = list(setting_types())
+  keys = list(settings())
   section, _, leaf = key.rpartition(".")
   inside = [other for other in keys if other.startswith(f"{section or key}.")]
   if inside and not section:
@@ -160,7 +150,7 @@ def _unknown_setting(key: str) -> str:
   # The right setting in the wrong section, or in none, is likelier than a similar spelling.
   close = [other for other in keys if other.rpartition(".")[2] == leaf] or difflib.get_close_matches(key, keys, n=1)
   hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-  names = [other.rpartition(".")[2] for other in inside] or ["name", *_section_classes()]
+  names = [other.rpartition(".")[2] for other in inside] or ["name", *_sections()]
   return f"unknown setting {key!r}: {hint}{f'settings of {section}' if inside else 'sections'}: {', '.join(names)}"
 
 

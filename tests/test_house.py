@@ -212,7 +212,7 @@ def test_what_is_public_is_documented(name):
   assert ast.get_docstring(tree) or not tree.body, f"{name} has no docstring"
 
 
-SETTINGS = sorted(overrides.setting_types())
+SETTINGS = sorted(overrides.settings())
 
 
 def test_every_setting_says_what_it_means():
