@@ -28,7 +28,7 @@ FLOORS: tuple[dict[str, str], ...] = (
   {GROUND: "__init__ arrays config errors files overrides panels"},
   {
     "models": "__init__ blocks codebook context decoder discriminator encoder generator inpainter memory retrieval",
-    "pretrained": "__init__ features inception weight_files",
+    "pretrained": "__init__ inception lpips vgg16 weight_files",
     "parallel": "__init__ backend fixed_batches preemption processes sharding",
     "data": "__init__ augment datasets pictures pipeline prepare records sources workers masks.__init__ masks.draw"
     " masks.fixed masks.hole_files masks.shapes masks.strokes",

@@ -35,7 +35,7 @@ from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.bootstrap import interval
 from gmsrm_jax.models.blocks import hole_shares, push_pull_fill
 from gmsrm_jax.models.memory import teach
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import lpips
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import load_weights
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if weights.teacher is None or flags.batch_size < 2:
     parser.error("this needs a run with a pre-learned memory, and batches of two pictures at least")
   evaluation = held_out(config, flags.images, flags.masks)
-  networks, alexnet = make_networks(config), features.load_alexnet()
+  networks, alexnet = make_networks(config), lpips.load_alexnet()
 
   @jax.jit
   def measure(params: Any, teacher: Any, alexnet: Any, images: jax.Array, masks: jax.Array) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = nn.apply(fills, networks.inpaint)({"params": params}, image, mask, taught)
     shown = {name: image_from_uint8(image_to_uint8(fill)) for name, fill in found.items()}
     return {
-      name: {"psnr": metrics.psnr(fill, image), "lpips": features.lpips(alexnet, fill, image)}
+      name: {"psnr": metrics.psnr(fill, image), "lpips": lpips.lpips(alexnet, fill, image)}
       for name, fill in shown.items()
     }
 

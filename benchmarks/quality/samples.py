@@ -22,14 +22,14 @@ from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.config import BUCKETS
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.evaluation import metrics
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import lpips, weight_files
 
 _BUCKETS = (BUCKETS[2], BUCKETS[4])
 
 
 @jax.jit
-def _lpips(params: features.Params, a: jax.Array, b: jax.Array) -> jax.Array:
-  return features.lpips(params, image_from_uint8(a[None]), image_from_uint8(b[None]), net="alex")[0]
+def _lpips(params: weight_files.Params, a: jax.Array, b: jax.Array) -> jax.Array:
+  return lpips.lpips(params, image_from_uint8(a[None]), image_from_uint8(b[None]), net="alex")[0]
 
 
 @jax.jit
@@ -41,7 +41,7 @@ def measure(
   inpainter: Inpainter, evaluation: pipeline.EvaluationSet, bucket: tuple[float, float], count: int, samples: int
 ) -> dict[str, float]:
   """Means over `count` images spread over the held-out ones."""
-  alexnet = features.load_alexnet()
+  alexnet = lpips.load_alexnet()
   values: dict[str, list[float]] = {
     name: [] for name in ("pairwise_lpips", "lpips_0", "lpips_others", "psnr_0", "psnr_others")
   }

@@ -50,7 +50,7 @@ def _load() -> Any:
 
 
 def model(net: str, params: dict[str, Any], *, spatial: bool = False) -> Any:
-  """The package's LPIPS v0.1 with its own heads and the convolutions of `features.load_*`.
+  """The package's LPIPS v0.1 with its own heads and the convolutions of `load_alexnet` and `load_vgg16`.
 
   Args:
     net: 'alex' or 'vgg'.

@@ -47,7 +47,7 @@ class Vgg16(nn.Module):
 
 
 def load_vgg16(convolutions: Sequence[Mapping], stages: int) -> Vgg16:
-  """The network with kernels (HWIO) and biases as `gmsrm_jax.features.load_vgg16` gives them; frozen."""
+  """The network with kernels (HWIO) and biases as `gmsrm_jax.pretrained.vgg16.load_vgg16` gives them; frozen."""
   network = Vgg16(stages)
   layers = [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
   with torch.no_grad():

@@ -13,7 +13,7 @@ from gmsrm_jax.arrays import Rgb8, image_from_uint8
 from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation.protocols import PROTOCOLS, Protocol
 from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
-from gmsrm_jax.pretrained import features, inception
+from gmsrm_jax.pretrained import inception, vgg16, weight_files
 
 Embedding = Callable[[Any, Rgb8], jax.Array]
 
@@ -28,7 +28,7 @@ class Instruments(NamedTuple):
 
 
 def _vgg16(networks: Any, pixels: Rgb8) -> jax.Array:
-  return features.vgg16_embedding(networks["vgg"], image_from_uint8(pixels))
+  return vgg16.vgg16_embedding(networks["vgg"], image_from_uint8(pixels))
 
 
 def _inception(networks: Any, pixels: Rgb8) -> jax.Array:
@@ -42,15 +42,15 @@ def load(config: EvalConfig) -> Instruments:
     ConfigError: a file of weights is lost or altered, or `eval.inception_weights` names none.
   """
   protocol = PROTOCOLS[config.protocol]
-  networks: dict[str, Any] = {"vgg": features.load_vgg16(), **protocol.load_networks()}
+  networks: dict[str, Any] = {"vgg": vgg16.load_vgg16(), **protocol.load_networks()}
   embeddings: dict[str, Embedding] = {"vgg16": _vgg16}
   files = {"alex": "alexnet", "vgg": "vgg16"}
-  weights = {files[net]: features.SHA256[files[net]] for net in networks}
+  weights = {files[net]: weight_files.SHA256[files[net]] for net in networks}
   notes: list[str] = []
   if (path := _inception_path(config.inception_weights)) is None:
     notes.append(f"No FID: it needs {inception.NAME}; set eval.inception_weights to its path, or to download.")
   else:
-    networks["inception"], weights["inception"] = inception.load_inception(path)
+    networks["inception"], weights["inception"] = inception.load_inception(path), inception.SHA256
     embeddings["inception"] = _inception
     notes.append(f"FID's pictures are resized to {inception.SIDE}x{inception.SIDE}: {inception.RESIZE}.")
 

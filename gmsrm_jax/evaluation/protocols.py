@@ -14,14 +14,14 @@ import jax.numpy as jnp
 from gmsrm_jax.arrays import Image, Mask, Mask8, PerImage, Rgb8, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.errors import require
 from gmsrm_jax.evaluation import metrics
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import lpips, vgg16, weight_files
 
-Networks = dict[str, features.Params]
+Networks = dict[str, weight_files.Params]
 """Feature networks by their LPIPS names, 'alex' and 'vgg'."""
 
 Scores = dict[str, PerImage]
 
-_LOADERS = {"alex": features.load_alexnet, "vgg": features.load_vgg16}
+_LOADERS = {"alex": lpips.load_alexnet, "vgg": vgg16.load_vgg16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +70,17 @@ def _grey(image: Image) -> metrics.Picture:
 
 
 def _ours(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  maps = features.lpips_maps(networks["alex"], a, b, net="alex")
+  maps = lpips.lpips_maps(networks["alex"], a, b, net="alex")
   return {
     "psnr": metrics.psnr(a, b),
     "ssim": metrics.ssim(a, b),
     "ms_ssim": metrics.ms_ssim(a, b),
     "l1": metrics.l1(a, b),
-    "lpips": features.mean_distance(maps),
-    "lpips_vgg": features.lpips(networks["vgg"], a, b, net="vgg"),
+    "lpips": lpips.mean_distance(maps),
+    "lpips_vgg": lpips.lpips(networks["vgg"], a, b, net="vgg"),
     "psnr_hole": metrics.psnr_hole(a, b, mask),
     "l1_hole": metrics.l1_hole(a, b, mask),
-    "lpips_hole": features.hole_distance(maps, mask),
+    "lpips_hole": lpips.hole_distance(maps, mask),
     "boundary_error": metrics.boundary_error(a, b, mask),
     "hole_area": hole_area(mask),
   }
@@ -100,7 +100,7 @@ def _hint(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
     "psnr": jnp.minimum(metrics.psnr(a, b), 100.0),
     "ssim": metrics.ssim_uniform(a, b, 7),
     "l1": metrics.l1(a, b),
-    "lpips": features.lpips(networks["vgg"], a, b, net="vgg"),
+    "lpips": lpips.lpips(networks["vgg"], a, b, net="vgg"),
   }
 
 
@@ -109,7 +109,7 @@ def _mat(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
     "psnr": metrics.psnr(a, b),
     "ssim": metrics.ssim(a, b),
     "l1": metrics.l1(a, b),
-    "lpips": features.lpips(networks["alex"], a, b, net="alex"),
+    "lpips": lpips.lpips(networks["alex"], a, b, net="alex"),
   }
 
 

@@ -23,7 +23,7 @@ from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference.inpainter import Inpainter, predict
 from gmsrm_jax.parallel import sharding
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import loop, steps
 from gmsrm_jax.training.checkpoint import with_shardings
 from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state, needs_vgg16, release_params
@@ -118,7 +118,7 @@ def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
 
 
 def _feature_params(config: Config) -> Any:
-  return features.load_vgg16() if needs_vgg16(config) else {}
+  return vgg16.load_vgg16() if needs_vgg16(config) else {}
 
 
 def _fresh_state(config: Config, stage: str, mesh: Mesh) -> TrainState:

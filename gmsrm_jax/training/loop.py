@@ -23,7 +23,7 @@ from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import SharedError, require
 from gmsrm_jax.parallel import backend, processes, sharding
 from gmsrm_jax.parallel.preemption import Stop, Stopped
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import finetune, sample_grids, steps
 from gmsrm_jax.training.checkpoint import Checkpointer, with_shardings
 from gmsrm_jax.training.logger import Writer
@@ -216,7 +216,7 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
   measure = sample_grids.make_quality(config, stage, run.mesh, *pictures)
   feature_params = {}
   if needs_vgg16(config):
-    feature_params = jax.device_put(features.load_vgg16(), sharding.replicated(run.mesh))
+    feature_params = jax.device_put(vgg16.load_vgg16(), sharding.replicated(run.mesh))
   writer.start(stage, step, total, config.run.batch_size, _SHOWN[stage])
   # A count over both stages, for the processes to agree on where to stop.
   earlier = config.stage1.steps if stage == "inpaint" else 0

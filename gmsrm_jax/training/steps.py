@@ -23,7 +23,7 @@ from gmsrm_jax.models import codebook
 from gmsrm_jax.models.blocks import Shares, hole_shares
 from gmsrm_jax.models.inpainter import inpaint
 from gmsrm_jax.models.memory import Recognised, recognise, recognition_features, teach
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import losses, variation
 from gmsrm_jax.training.microbatch import in_parts, recomputed
 from gmsrm_jax.training.optimiser import update_ema
@@ -101,8 +101,8 @@ def feature_terms(
   @recomputed(config, "features")
   def extract(x: Image) -> tuple:
     if config.loss.features == "vgg16":
-      layers = features.VGG16_LAYERS[: config.loss.vgg_stages]
-      return features.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
+      layers = vgg16.LAYERS[: config.loss.vgg_stages]
+      return vgg16.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
     return recognition_features(networks.memory, feature_params, x)
 
   found, wished = extract(drawn), extract(image)

@@ -20,7 +20,7 @@ from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import draw_noise, inpaint
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import losses, state, steps, variation
 from gmsrm_jax.training.optimiser import make_schedule
 from tests.small import shrink
@@ -175,7 +175,7 @@ class Compared:
     self.stage = stage
     self.before = before = random_state(config, stage)
     batch = photo_batch()
-    weights = features.load_vgg16() if stage == "inpaint" else {}
+    weights = vgg16.load_vgg16() if stage == "inpaint" else {}
     step = functools.partial(steps.STEPS[stage], config=config)
     self.after, self.metrics = jax.jit(step)(before, batch, weights)
 

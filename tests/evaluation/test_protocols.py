@@ -16,13 +16,13 @@ from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import lpips, vgg16
 from tests import photographs
 
 
 @pytest.fixture(scope="module")
 def networks():
-  return {"alex": features.load_alexnet(), "vgg": features.load_vgg16()}
+  return {"alex": lpips.load_alexnet(), "vgg": vgg16.load_vgg16()}
 
 
 @pytest.fixture(scope="module", params=["built in", "shared"])
@@ -110,7 +110,7 @@ def test_a_peers_protocol_equals_its_script(name, networks, pairs):
     np.testing.assert_allclose(actual[metric], values, rtol=1e-4, atol=2e-5, err_msg=metric)
   if name in LPIPS:
     a, b = (image_from_uint8(jnp.asarray(x)) for x in (filled, clean))
-    values = jax.jit(features.lpips, static_argnames="net")(networks[LPIPS[name]], a, b, net=LPIPS[name])
+    values = jax.jit(lpips.lpips, static_argnames="net")(networks[LPIPS[name]], a, b, net=LPIPS[name])
     np.testing.assert_allclose(actual["lpips"], values, rtol=1e-5)
 
 
@@ -139,9 +139,9 @@ def test_ours_is_every_metric_of_its_own_module(networks, pairs):
       "l1_hole": metrics.l1_hole(a, b, hole),
       "boundary_error": metrics.boundary_error(a, b, hole),
       "hole_area": jnp.mean(hole, axis=(1, 2, 3)),
-      "lpips": features.lpips(networks["alex"], a, b),
-      "lpips_vgg": features.lpips(networks["vgg"], a, b, net="vgg"),
-      "lpips_hole": features.lpips_hole(networks["alex"], a, b, hole),
+      "lpips": lpips.lpips(networks["alex"], a, b),
+      "lpips_vgg": lpips.lpips(networks["vgg"], a, b, net="vgg"),
+      "lpips_hole": lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), hole),
     }
 
   filled, clean, mask = (jnp.asarray(x) for x in pairs)

@@ -10,7 +10,7 @@ import skimage.metrics
 
 from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.evaluation import metrics
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained import lpips, vgg16
 from tests import photographs, reference
 
 
@@ -109,7 +109,7 @@ def test_boundary_error_sees_the_seam_and_nothing_else():
 def net(request):
   torch = pytest.importorskip("torch")
   lpips_package = pytest.importorskip("benchmarks.torch_twin.lpips_package")
-  params = features.load_alexnet() if request.param == "alex" else features.load_vgg16()
+  params = lpips.load_alexnet() if request.param == "alex" else vgg16.load_vgg16()
   try:
     whole, spatial = (lpips_package.model(request.param, params, spatial=spatial) for spatial in (False, True))
   except ImportError as error:
@@ -123,8 +123,8 @@ def net(request):
 
   @jax.jit
   def ours(params, a, b, mask):
-    maps = features.lpips_maps(params, a, b, net=request.param)
-    return features.mean_distance(maps), features.hole_distance(maps, mask)
+    maps = lpips.lpips_maps(params, a, b, net=request.param)
+    return lpips.mean_distance(maps), lpips.hole_distance(maps, mask)
 
   return package, lambda *batch: ours(params, *batch)
 
@@ -139,12 +139,12 @@ def test_lpips_equals_the_package_over_all_and_over_the_hole(pairs, net):
 
 
 def test_the_hole_is_all_that_lpips_hole_averages():
-  params = features.load_alexnet()
+  params = lpips.load_alexnet()
   clean = photographs.built_in(96)
   filled, mask = (jnp.asarray(x) for x in photographs.damage(clean))
   a, b, mask = image_from_uint8(filled), image_from_uint8(jnp.asarray(clean)), mask_from_uint8(mask)
   whole, none = jnp.ones_like(mask), jnp.zeros_like(mask)
-  measure = jax.jit(features.lpips_hole)
+  measure = jax.jit(lambda params, a, b, mask: lpips.hole_distance(lpips.lpips_maps(params, a, b), mask))
   np.testing.assert_array_equal(measure(params, a, b, none), 0)
   share = np.asarray(mask.mean(axis=(1, 2, 3)))
   parts = share * measure(params, a, b, mask) + (1 - share) * measure(params, a, b, 1 - mask)
@@ -163,7 +163,7 @@ MISTAKES = {
 @pytest.mark.parametrize("name", ["psnr", "l1", "ssim", "ms_ssim", "mae_relative", "lpips", "ssim_uniform"])
 def test_a_mistake_in_the_pictures_changes_the_number(name, mistake):
   measures = {
-    "lpips": lambda a, b: features.lpips(features.load_alexnet(), a, b),
+    "lpips": lambda a, b: lpips.lpips(lpips.load_alexnet(), a, b),
     "ssim_uniform": lambda a, b: metrics.ssim_uniform(a, b, 7),
   }
   measure = jax.jit(measures.get(name) or getattr(metrics, name))

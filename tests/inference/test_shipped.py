@@ -24,7 +24,7 @@ from gmsrm_jax.data import pipeline
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.baselines import opencv_fill
 from gmsrm_jax.files import SHIPPED, read_run
-from gmsrm_jax.pretrained import features
+from gmsrm_jax.pretrained.lpips import load_alexnet, lpips
 from gmsrm_jax.training.weights import WEIGHTS
 from tests.photographs import SHARED
 
@@ -93,10 +93,10 @@ def test_in_large_holes_they_beat_telea_on_photographs_they_have_not_seen(model)
   @jax.jit
   def measure(alexnet, fill, truth):
     fill, truth = image_from_uint8(fill), image_from_uint8(truth)
-    return jnp.mean(metrics.psnr(fill, truth)), jnp.mean(features.lpips(alexnet, fill, truth))
+    return jnp.mean(metrics.psnr(fill, truth)), jnp.mean(lpips(alexnet, fill, truth))
 
-  alexnet = features.load_alexnet()
-  psnr, lpips = measure(alexnet, model(truth, masks), truth)
+  alexnet = load_alexnet()
+  psnr, distance = measure(alexnet, model(truth, masks), truth)
   telea_psnr, telea_lpips = measure(alexnet, opencv_fill(truth, masks, radius=3.0, method=cv2.INPAINT_TELEA), truth)
   assert psnr > telea_psnr + 1.0
-  assert lpips < 0.8 * telea_lpips
+  assert distance < 0.8 * telea_lpips
