@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import gc
-import os
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -32,8 +31,8 @@ def benchmark(
   batches: Sequence[int] | None = None,
   output: str | None = None,
   seconds: float | None = None,
-) -> dict[str, Any]:
-  """Measures, prints a table, and returns what it wrote to the JSON file, anew after every row.
+) -> None:
+  """Measures, prints a table, and writes the JSON file anew after every row.
 
   Args:
     experiment: whose settings count.
@@ -46,7 +45,7 @@ def benchmark(
   Raises:
     ConfigError: a size or setting is unknown, or a batch does not fit the devices.
   """
-  began = time.perf_counter()
+  began, platform = time.perf_counter(), jax.default_backend()
   backend.use_compile_cache("off")  # what a cache hands out took no time to compile
   require(jax.process_count() == 1, "--mode=benchmark measures one host: start it on one that has its own devices")
 
@@ -55,15 +54,32 @@ def benchmark(
     return overrides.override(experiment, [*assignments, f"model.size={size}", *more])
 
   plan, left_out = make_plan(configured, sizes, batches)
-  path = pathlib.Path(output or f"runs/benchmark_{jax.default_backend()}.json")
+  path = pathlib.Path(output or f"runs/benchmark_{platform}.json")
   require(not path.is_dir(), f"--output={path} is a folder: name a file, such as {path / 'benchmark.json'}")
   path.parent.mkdir(parents=True, exist_ok=True)
   base = configured(plan[0][1])
   loop.check_settings(base)
-  if seconds is None:
-    seconds = 3.0 if jax.default_backend() == "cpu" else 5.0
+  seconds = seconds or (3.0 if platform == "cpu" else 5.0)
+  # A folder that the user names is meant; that of the experiment may be elsewhere.
+  insist = any(assignment.startswith("data.train=") for assignment in assignments)
+  document = {**_describe(base, left_out), "input": measure.measure_input(base, seconds, insist=insist)}
+  document["peak"] = machine.measure_peak(compute_dtype(base), seconds)
+  for program, size, batch in plan:
+    row = measure_row(program, configured(size, None if program == "fill" else batch), batch, seconds)
+    if row["status"] == "ok":
+      row |= rates(row, document)
+    document["rows"].append(row)
+    document |= {"seconds": time.perf_counter() - began, "finished": len(document["rows"]) == len(plan)}
+    files.write_json(path, document)
+    outcome = f"{row['images_per_second']:.4g} images/s" if row["status"] == "ok" else row["status"]
+    print(f"{compare.title(row)}: {outcome}", flush=True)
+  print("\n".join(["", compare.table({"here": document}), *(f"left out: {text}" for text in left_out)]))
+  print(f"\n{path}: lay it beside others with --mode=benchmark --compare {path} OTHER.json")
 
-  document: dict[str, Any] = {
+
+def _describe(base: Config, left_out: list[str]) -> dict[str, Any]:
+  """A document without a measurement."""
+  return {
     "format": compare.FORMAT,
     "version": compare.VERSION,
     "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -72,25 +88,8 @@ def benchmark(
     "settings": {**overrides.to_dict(base), "model": None},  # of each row
     "flops_from": measure.FLOPS_FROM,
     "left_out": left_out,
-    "peak": machine.measure_peak(compute_dtype(base), seconds),
-    # A folder that the user names is meant; that of the experiment may be elsewhere.
-    "input": measure.measure_input(base, seconds=seconds, insist=any(a.startswith("data.train=") for a in assignments)),
     "rows": [],
   }
-  for program, size, batch in plan:
-    row = measure_row(program, configured(size, None if program == "fill" else batch), batch, seconds)
-    if row["status"] == "ok":
-      row |= rates(row, document)
-    document["rows"].append(row)
-    document["seconds"] = time.perf_counter() - began
-    document["finished"] = len(document["rows"]) == len(plan)
-    document["machine"]["load_average_after"] = os.getloadavg()
-    files.write_json(path, document)
-    outcome = f"{row['images_per_second']:.4g} images/s" if row["status"] == "ok" else row["status"]
-    print(f"{compare.title(row)}: {outcome}", flush=True)
-  print("\n".join(["", compare.table({"here": document}), *(f"left out: {text}" for text in left_out)]))
-  print(f"\n{path}: lay it beside others with --mode=benchmark --compare {path} OTHER.json")
-  return document
 
 
 def make_plan(
@@ -125,18 +124,12 @@ def make_plan(
 def measure_row(program: str, config: Config, batch: int, seconds: float) -> dict[str, Any]:
   """A row with its settings; where the memory does not suffice it says so, and nothing else."""
   fill = program == "fill"
-  row = {
-    "program": program,
-    "size": config.model.size,
-    "image_size": config.model.image_size,
-    "batch": batch,
-    "devices": 1 if fill else jax.device_count(),
-    "dtype": jnp.dtype(compute_dtype(config)).name,
-    "accumulate": 1 if fill else config.run.accumulate,
-    "remat": "" if fill else config.run.remat,
-    "fsdp": 1 if fill else config.run.fsdp,
-    "model": overrides.to_dict(config.model),
-  }
+  row = {"program": program, "size": config.model.size, "image_size": config.model.image_size, "batch": batch}
+  row |= {"devices": 1, "accumulate": 1, "remat": "", "fsdp": 1}
+  if not fill:
+    run = overrides.to_dict(config.run)
+    row |= {"devices": jax.device_count(), **{name: run[name] for name in ("accumulate", "remat", "fsdp")}}
+  row |= {"dtype": jnp.dtype(compute_dtype(config)).name, "model": overrides.to_dict(config.model)}
   gc.collect()  # what the row before held on the devices
   try:
     measured = measure.measure_fill(config, batch, seconds) if fill else measure.measure_step(config, program, seconds)

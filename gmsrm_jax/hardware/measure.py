@@ -174,7 +174,7 @@ def _planned_bytes(compiled: jax.stages.Compiled) -> int | None:
   return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
 
 
-def measure_input(config: Config, *, seconds: float, insist: bool = False) -> dict[str, Any]:
+def measure_input(config: Config, seconds: float, *, insist: bool = False) -> dict[str, Any]:
   """Images per second of the pipeline, on `data.train` where it can be read, else on photographs that come along.
 
   Raises:

@@ -132,7 +132,6 @@ def compile_one(topology: Topology, config: Config, stage: str, counted: float) 
   # The larger of the two counts: the compiler's leaves out what it put into calls of its own.
   busiest = max(value for value in (flops, counted, 0.0) if not math.isnan(value))
   bound = roofline(chip, topology.shape, flops=busiest, bytes_moved=moved, collectives=sent)
-  times = {"optimistic": bound.optimistic, "pessimistic": bound.pessimistic}
   return row | {
     "memory": {**memory, "needed": needed, "available": chip.memory},
     "fits": needed <= chip.memory,
@@ -140,8 +139,11 @@ def compile_one(topology: Topology, config: Config, stage: str, counted: float) 
     "bytes_moved": moved,
     "collectives": collectives.grouped(sent),
     "largest_collectives": [each._asdict() for each in sorted(sent, key=lambda each: -each.bytes * each.times)[:10]],
-    "roofline_seconds": {**bound._asdict(), **times},
-    "images_per_second_per_chip": {name: per_chip / seconds for name, seconds in times.items()},
+    "roofline_seconds": bound._asdict(),
+    "images_per_second_per_chip": {
+      "optimistic": per_chip / bound.optimistic,
+      "pessimistic": per_chip / bound.pessimistic,
+    },
   }
 
 

@@ -34,16 +34,8 @@ class Roofline(NamedTuple):
   memory: float
   links: float  # all links busy
   one_ring: float  # one ring and its latency
-
-  @property
-  def optimistic(self) -> float:
-    """Everything overlaps."""
-    return max(self.compute, self.memory, self.links)
-
-  @property
-  def pessimistic(self) -> float:
-    """Nothing does."""
-    return self.compute + self.memory + self.one_ring
+  optimistic: float  # everything overlaps
+  pessimistic: float  # nothing does, on one ring
 
 
 def wraps(shape: Sequence[int]) -> tuple[bool, ...]:
@@ -106,4 +98,6 @@ def roofline(
     one_ring += collective.times * (
       max(sent / (few * chip.link_bandwidth), crossing) + hops(collective, shape) * HOP_SECONDS
     )
-  return Roofline(flops / chip.flops, bytes_moved / chip.bandwidth, links, one_ring)
+  compute, memory = flops / chip.flops, bytes_moved / chip.bandwidth
+  optimistic, pessimistic = max(compute, memory, links), compute + memory + one_ring
+  return Roofline(compute, memory, links, one_ring, optimistic, pessimistic)
