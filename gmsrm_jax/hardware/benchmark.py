@@ -1,4 +1,4 @@
-"""Measures the steps of both stages, the fill and the input on the devices that are here.
+"""Measures the steps of both stages and the fill on the devices that are here.
 
 Writes one JSON file, which `compare.py` lays beside those of other machines.
 """
@@ -60,14 +60,21 @@ def benchmark(
   base = configured(plan[0][1])
   loop.check_settings(base)
   seconds = seconds or (3.0 if platform == "cpu" else 5.0)
-  # A folder that the user names is meant; that of the experiment may be elsewhere.
-  insist = any(assignment.startswith("data.train=") for assignment in assignments)
-  document = {**_describe(base, left_out), "input": measure.measure_input(base, seconds, insist=insist)}
-  document["peak"] = machine.measure_peak(compute_dtype(base), seconds)
+  document = {
+    "format": compare.FORMAT,
+    "version": compare.VERSION,
+    "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "machine": machine.describe_machine(),
+    "settings": {**overrides.to_dict(base), "model": None},  # of each row
+    "peak": machine.measure_peak(compute_dtype(base), seconds),
+    "flops_from": measure.FLOPS_FROM,
+    "left_out": left_out,
+    "rows": [],
+  }
   for program, size, batch in plan:
     row = measure_row(program, configured(size, None if program == "fill" else batch), batch, seconds)
     if row["status"] == "ok":
-      row |= rates(row, document)
+      row["utilisation"] = utilisation(row, document)
     document["rows"].append(row)
     document |= {"seconds": time.perf_counter() - began, "finished": len(document["rows"]) == len(plan)}
     files.write_json(path, document)
@@ -75,21 +82,6 @@ def benchmark(
     print(f"{compare.title(row)}: {outcome}", flush=True)
   print("\n".join(["", compare.table({"here": document}), *(f"left out: {text}" for text in left_out)]))
   print(f"\n{path}: lay it beside others with --mode=benchmark --compare {path} OTHER.json")
-
-
-def _describe(base: Config, left_out: list[str]) -> dict[str, Any]:
-  """A document without a measurement."""
-  return {
-    "format": compare.FORMAT,
-    "version": compare.VERSION,
-    "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    "finished": False,
-    "machine": machine.describe_machine(),
-    "settings": {**overrides.to_dict(base), "model": None},  # of each row
-    "flops_from": measure.FLOPS_FROM,
-    "left_out": left_out,
-    "rows": [],
-  }
 
 
 def make_plan(
@@ -140,17 +132,11 @@ def measure_row(program: str, config: Config, batch: int, seconds: float) -> dic
   return {**row, "status": "out of memory"}
 
 
-def rates(row: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
-  """A row's shares of the machine's peaks, and of the time in which a loop would wait for its batches."""
-  fill, peak = row["program"] == "fill", document["peak"]
+def utilisation(row: dict[str, Any], document: dict[str, Any]) -> dict[str, float | None]:
+  """The shares of the published peak, None without one, and of the rate that was measured here."""
+  peak, fill = document["peak"], row["program"] == "fill"
   # A fill has one device; simulated devices of a CPU share its cores.
   devices = document["machine"]["device_count"] if fill and document["machine"]["platform"] != "cpu" else 1
   rate = devices * row["flops"] / row["device_seconds" if fill else "seconds"]["median"]
   published = peak["published_flops"]
-  shares = {"of_published": published and rate / published, "of_measured": rate / peak["measured_flops"]}
-  if fill:
-    return {"utilisation": shares}
-  made = document["input"]["images_per_second"]
-  # If the input is made while the step runs.
-  waits = max(0.0, 1.0 - made / row["images_per_second"])
-  return {"utilisation": shares, "input_wait_share": waits, "input_seconds": row["batch"] / made}
+  return {"of_published": published and rate / published, "of_measured": rate / peak["measured_flops"]}

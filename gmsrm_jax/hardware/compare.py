@@ -24,7 +24,6 @@ _MEASURES: tuple[tuple[str, str, bool, Callable[[dict[str, Any]], float | None]]
   ("planned, GiB", ".2f", True, lambda row: _scaled(row["memory"]["planned_bytes"], 2.0**-30)),
   ("of published peak, %", ".1f", False, lambda row: _scaled(row["utilisation"]["of_published"], 100)),
   ("of measured matmul, %", ".1f", False, lambda row: _scaled(row["utilisation"]["of_measured"], 100)),
-  ("waits for input, %", ".1f", False, lambda row: _scaled(row.get("input_wait_share"), 100)),
 )
 
 

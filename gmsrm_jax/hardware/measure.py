@@ -1,26 +1,20 @@
-"""Measures one program at a time: a stage's step, a fill, or the input."""
+"""Measures one program at a time: a stage's step, or a fill."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import pathlib
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-import skimage.data
 from jax.sharding import Mesh
 
 from gmsrm_jax.config import Config
-from gmsrm_jax.data import pipeline, sources
-from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.data import pipeline
 from gmsrm_jax.inference.inpainter import Inpainter, predict
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.pretrained import vgg16
@@ -90,12 +84,7 @@ def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
   traced = time.perf_counter()
   compiled = lowered.compile()
   done = time.perf_counter()
-
-  state = _fresh_state(config, stage, mesh)
-  synthetic = dataclasses.replace(config, data=dataclasses.replace(config.data, synthetic=True))
-  rows = sharding.local_rows(config.run.batch_size, mesh)
-  batch = sharding.global_batch(next(pipeline.training_iterator(synthetic, "inpaint", rows)), mesh)
-  params = jax.device_put(_feature_params(config), sharding.replicated(mesh))
+  state, batch, params = step_arguments(config, stage, mesh)
 
   def advance() -> TrainState:
     nonlocal state
@@ -121,8 +110,11 @@ def _feature_params(config: Config) -> Any:
   return vgg16.load_vgg16() if needs_vgg16(config) else {}
 
 
-def _fresh_state(config: Config, stage: str, mesh: Mesh) -> TrainState:
-  """The state that a stage begins with; the memory of stage 2 is that of an untrained stage 1."""
+def step_arguments(config: Config, stage: str, mesh: Mesh) -> tuple[TrainState, dict[str, jax.Array], Any]:
+  """The state that a stage begins with, a random batch, and the feature network, on the devices.
+
+  The memory of stage 2 is that of an untrained stage 1.
+  """
 
   def init(key: jax.Array) -> TrainState:
     memory = init_state(config, "memory", key).ema if stage == "inpaint" and has_memory_stage(config) else None
@@ -130,7 +122,11 @@ def _fresh_state(config: Config, stage: str, mesh: Mesh) -> TrainState:
 
   where = jax.tree.map(lambda leaf: leaf.sharding, with_shardings(config, stage, mesh))
   # Other random numbers than a run's, because they compile in a tenth of the time.
-  return jax.jit(init, out_shardings=where)(jax.random.key(config.run.seed, impl="unsafe_rbg"))
+  state = jax.jit(init, out_shardings=where)(jax.random.key(config.run.seed, impl="unsafe_rbg"))
+  synthetic = dataclasses.replace(config, data=dataclasses.replace(config.data, synthetic=True))
+  rows = sharding.local_rows(config.run.batch_size, mesh)
+  batch = sharding.global_batch(next(pipeline.training_iterator(synthetic, "inpaint", rows)), mesh)
+  return state, batch, jax.device_put(_feature_params(config), sharding.replicated(mesh))
 
 
 def measure_fill(config: Config, batch: int, seconds: float) -> dict[str, Any]:
@@ -172,40 +168,3 @@ def _planned_bytes(compiled: jax.stages.Compiled) -> int | None:
   if plan is None:
     return None
   return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-
-
-def measure_input(config: Config, seconds: float, *, insist: bool = False) -> dict[str, Any]:
-  """Images per second of the pipeline, on `data.train` where it can be read, else on photographs that come along.
-
-  Raises:
-    ConfigError: `data.train` cannot be read, and `insist` says that it must be.
-  """
-  with contextlib.ExitStack() as stack:
-    try:
-      source = sources.open_source(config.data, "train")
-      described = {"source": "data.train", "images": len(source), "sha256": sources.split_hash(source)}
-    except ConfigError:
-      if insist:
-        raise
-      folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
-      described = _write_photographs(folder)
-      data = dataclasses.replace(config.data, train=str(folder), layout="folder")
-      config = dataclasses.replace(config, data=data)
-    iterator = stack.enter_context(contextlib.closing(pipeline.training_iterator(config, "inpaint")))
-    # What was made ahead before the clock began must not count.
-    for _ in range(2 + config.data.prefetch // config.run.batch_size):
-      next(iterator)
-    count, begin = 0, time.perf_counter()
-    while (took := time.perf_counter() - begin) < seconds:
-      count += len(next(iterator)["mask"])
-  described |= {"size": config.model.image_size, "threads": config.data.threads, "workers": config.data.workers}
-  return {**described, "images_per_second": count / took}
-
-
-def _write_photographs(folder: pathlib.Path) -> dict[str, Any]:
-  """JPEG files of photographic content, of the size of those of Paris StreetView, no two alike."""
-  photographs = (skimage.data.astronaut(), skimage.data.coffee(), skimage.data.cat())
-  for index in range(32):
-    shifted = photographs[index % 3][:, index % 16 :]
-    cv2.imwrite(str(folder / f"{index:03d}.jpg"), cv2.resize(shifted, (936, 537), interpolation=cv2.INTER_AREA))
-  return {"source": "32 JPEG files of 936x537 pixels", "images": 32}

@@ -1,4 +1,4 @@
-"""Benchmarks that compare trained models: the lead over another method, and what the read of the memory is worth."""
+"""What we measure by hand: leads over another method, the worth of a read of the memory, the time of a scope."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import skimage.data
 from PIL import Image
 
 from benchmarks.quality import gallery, lead, memory_use
+from benchmarks.speed import scopes
 from gmsrm_jax.arrays import composite
 from gmsrm_jax.models import inpainter as models
 from tests.models.test_inpainter import MODEL, _random_params, _scene
@@ -105,3 +106,17 @@ def test_a_sheet_shows_the_worst_of_a_report(tmp_path, capsys):
   assert shown == [["a.png", "50-60%"], ["b.png", "10-20%"]]
   with Image.open(tmp_path / "worst.png") as sheet:
     assert sheet.width > 5 * 128 and sheet.height > 2 * 128  # five columns, two rows, gaps between
+
+
+@pytest.mark.parametrize(
+  ("op_name", "scope"),
+  [
+    ("jit(step)/jvp(Inpainter)/encoder/block0_0/add", ("Inpainter/encoder", False)),
+    ("jit(step)/transpose(jvp(Inpainter))/encoder/add", ("Inpainter/encoder", True)),
+    ("jit(step)/jvp(Inpainter)/mul", ("Inpainter", False)),
+    ("jit(step)/transpose(jvp())/jit(_pad)/slice", ("rest", True)),
+    ("jit(step)/optimiser/mul", ("optimiser", False)),
+  ],
+)
+def test_an_operation_belongs_to_its_scope(op_name, scope):
+  assert scopes.scope_of(op_name) == scope

@@ -56,7 +56,7 @@ def test_bytes_of_a_shape(shape, size):
 )
 def test_every_spelling_of_groups(groups, size):
   line = f"%r = f32[6]{{0}} all-reduce(%a), channel_id=1, {groups}, use_global_device_ids=true, to_apply=%add"
-  assert one(line) == collectives.Collective("all-reduce", 24, size, 1, "")
+  assert one(line) == collectives.Collective("all-reduce", 24, size, 1)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_a_loop_counts_as_often_as_it_runs_and_what_nothing_calls_never():
 
 def test_collectives_are_summed_by_kind_and_group():
   found = [
-    collectives.Collective("all-reduce", size, group, times, "")
+    collectives.Collective("all-reduce", size, group, times)
     for size, group, times in ((10, 4, 1), (20, 4, 3), (10, 2, 1))
   ]
   assert collectives.grouped(found) == [

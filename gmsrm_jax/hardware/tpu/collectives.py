@@ -18,7 +18,6 @@ class Collective(NamedTuple):
   bytes: int  # the whole array where it is largest: before a reduce-scatter, after an all-gather
   group: int  # devices that exchange with each other
   times: int  # executions in one run of the program
-  origin: str  # the operation it was made for, as JAX names it; '' unknown
 
 
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "c64": 64, "c128": 128}
@@ -35,7 +34,6 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _BODY = re.compile(r"\bbody=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CHANNEL = re.compile(r"\bchannel_id=(\d+)")
-_ORIGIN = re.compile(r'op_name="([^"]*)"')
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
@@ -135,8 +133,7 @@ def _collective(line: str, computation: str, times: int, devices: int) -> Collec
     size *= group
   elif kind == "all-reduce" and "reduce-scatter" in computation:
     kind = "reduce-scatter"  # the TPU compiler writes it as a fusion of an all-reduce and a slice
-  origin = _ORIGIN.search(line)
-  return Collective(kind, size, group, times, origin[1] if origin else "")
+  return Collective(kind, size, group, times)
 
 
 def _elements(shape: str) -> list[str]:

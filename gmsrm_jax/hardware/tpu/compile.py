@@ -8,7 +8,6 @@ moved, every collective, and a roofline bound (see `roofline.py`).
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import math
 import pathlib
 import re
@@ -33,6 +32,10 @@ from gmsrm_jax.training.state import has_memory_stage
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _GIB = 2.0**30
+_WAYS_OUT = (
+  "lower run.batch_size (or --batch_per_chip), raise run.accumulate or run.fsdp, or set "
+  "run.remat=encoder,generator,decoder,discriminator,features"
+)
 
 
 def compile_steps(config: Config, names: Sequence[str], *, batch_per_chip: int | None, output: str | None) -> None:
@@ -63,16 +66,13 @@ def compile_steps(config: Config, names: Sequence[str], *, batch_per_chip: int |
       programs.append(compile_one(topology, configured, stage, counted[stage, per_chip]))
       print(describe(programs[-1]), flush=True)
       if path is not None:
-        report = {"experiment": config.name, "commit": git_commit(), "versions": versions() | _compiler_version()}
+        report = {"experiment": config.name, "commit": git_commit(), "versions": versions() | topologies.compiler()}
         write_json(path, {**report, "assumptions": ASSUMPTIONS, "programs": programs})
   print(table(programs))
   print("Assumptions: " + ";\n  ".join(ASSUMPTIONS) + ".")
   if path is not None:
     print(f"written to {path}")
-  require(
-    any(program["fits"] for program in programs),
-    "nothing fits: lower run.batch_size (or --batch_per_chip), raise run.accumulate or run.fsdp, or set run.remat",
-  )
+  require(any(program["fits"] for program in programs), f"nothing fits: {_WAYS_OUT}")
 
 
 def configure(config: Config, topology: Topology, batch_per_chip: int | None) -> Config:
@@ -138,7 +138,6 @@ def compile_one(topology: Topology, config: Config, stage: str, counted: float) 
     "flops": flops,
     "bytes_moved": moved,
     "collectives": collectives.grouped(sent),
-    "largest_collectives": [each._asdict() for each in sorted(sent, key=lambda each: -each.bytes * each.times)[:10]],
     "roofline_seconds": bound._asdict(),
     "images_per_second_per_chip": {
       "optimistic": per_chip / bound.optimistic,
@@ -156,30 +155,19 @@ def out_of_memory(message: str) -> tuple[float, float] | None:
 
 
 def describe(row: Mapping[str, Any]) -> str:
-  """Memory, collectives and bounds of one program; the table has the rest."""
+  """Memory and collectives of one program; the table has the rest."""
   memory = row["memory"]
-  over = (memory["needed"] - memory["available"]) / _GIB
-  verdict = (
-    "fits"
-    if row["fits"]
-    else f"does not fit: {over:.2f} GiB too much; use a smaller batch, run.accumulate=N, "
-    "run.remat=encoder,generator,decoder,discriminator,features or run.fsdp=N"
-  )
-  lines = [f"compiled in {row['compile_seconds']:.0f} s, {verdict}"]
-  if "arguments" in memory:
-    sizes = (f"{name} {size / _GIB:.2f}" for name, size in memory.items())
-    lines.append(f"GiB: {', '.join(sizes)} (aliased: outputs that take the place of donated arguments)")
-    lines += [
-      f"{each['kind']}: {each['count']} x over {each['group']} chips, {each['bytes'] / 1e6:.2f} MB"
-      for each in row["collectives"]
-    ] or ["no collectives"]
-    bounds = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in row["roofline_seconds"].items())
-    lines.append(f"roofline, ms: {bounds}")
+  lines = [f"compiled in {row['compile_seconds']:.0f} s"]
+  if not row["fits"]:
+    over = (memory["needed"] - memory["available"]) / _GIB
+    lines.append(f"does not fit: {over:.2f} GiB too much; {_WAYS_OUT}")
+  lines.append("GiB: " + ", ".join(f"{name} {size / _GIB:.2f}" for name, size in memory.items()))
+  lines += [
+    f"{each['kind']}: {each['count']} x over {each['group']} chips, {each['bytes'] / 1e6:.2f} MB"
+    for each in row.get("collectives", ())
+  ]
   if row["odd_pairs"]:
-    lines.append(
-      f"note: with {row['batch_per_chip']} images a chip some pairs of stage 2 lie on two chips, which exchange "
-      "activations: make it an even number"
-    )
+    lines.append("some pairs of stage 2 lie on two chips, which exchange activations: give a chip an even batch")
   return "\n".join(f"  {line}" for line in lines)
 
 
@@ -198,31 +186,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"{sum(each['bytes'] for each in row['collectives']) / 1e6:.4g}",
         f"{1e3 * seconds['optimistic']:.1f}-{1e3 * seconds['pessimistic']:.1f}",
         f"{speed['pessimistic']:.1f}-{speed['optimistic']:.1f}",
-        " / ".join(f"{100 * each:.1f} %" for each in efficiency(row, rows)),
       ]
     else:
       line.append("does not fit")
     cells.append(line)
-  heads = "topology, stage, chips, batch, GiB, TFLOP, GB, MB sent, ms, img/s/chip, efficiency"
+  heads = "topology, stage, chips, batch, GiB, TFLOP, GB, MB sent, ms, img/s/chip"
   return (
     tabulate.tabulate(cells, heads.split(", "), tablefmt="plain", disable_numparse=True)
     + "\nTFLOP: XLA cost analysis of the compiled / of the unoptimised program, the larger counts; MB sent: arrays in "
-    "collectives;\nms and img/s/chip: bounds, all overlapped and one after the other; "
-    "efficiency: img/s/chip against the smallest slice of that chip."
+    "collectives;\nms and img/s/chip: bounds, all overlapped and one after the other."
   )
-
-
-def efficiency(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
-  """Pessimistic and optimistic images/s/chip as shares of those of the smallest slice that is alike and fits."""
-  alike = [
-    other for other in rows if other["fits"] and all(other[key] == row[key] for key in ("chip", "stage", "settings"))
-  ]
-  smallest = min(alike, key=lambda other: other["chips"])["images_per_second_per_chip"]
-  speed = row["images_per_second_per_chip"]
-  return speed["pessimistic"] / smallest["pessimistic"], speed["optimistic"] / smallest["optimistic"]
-
-
-def _compiler_version() -> dict[str, str]:
-  """The TPU compiler's version; a nightly build has another name."""
-  installed = importlib.metadata.packages_distributions().get("libtpu", [])
-  return {name: importlib.metadata.version(name) for name in installed}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -69,3 +70,8 @@ def open_topology(name: str) -> Topology:
   chip = find_chip(devices[0].device_kind)
   assert chip is not None and len(devices) == math.prod(shape), f"{name}: {len(devices)} x {devices[0].device_kind}"
   return Topology(name, shape, chip, devices)
+
+
+def compiler() -> dict[str, str]:
+  """Name and version of the TPU compiler; a nightly build has another name."""
+  return {name: importlib.metadata.version(name) for name in importlib.metadata.packages_distributions()["libtpu"]}
