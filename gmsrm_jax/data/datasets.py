@@ -17,6 +17,7 @@ from typing import NamedTuple
 from gmsrm_jax.errors import ConfigError, require
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
+PLAN = "prepare.json"  # in a folder of --mode=prepare: what is prepared there from what
 CELEBAHQ_IMAGES = 30_000
 CELEBAHQ_SHARE = 1 / 15  # 2,000 of 30,000
 
@@ -69,8 +70,9 @@ def image_names(folder: Path) -> list[str]:
 
 
 def recognise(root: Path) -> str:
-  """The layout of a tree, by the folders and files that only one layout has; 'folder' where none is found."""
-  if is_prepared(root):
+  """The layout of a tree, by the folders and files that only one layout has; 'folder' where none is there."""
+  names = os.listdir(root)
+  if any(".array_record" in name or name in (PLAN, "dataset_info.json") for name in names):
     return "arrayrecord"
   near = _folders_by_name(root)
   for layout, marks in (("paris", _PARIS), ("places2", _PLACES2), ("celebahq", _CELEBAHQ_FOLDERS)):
@@ -83,12 +85,6 @@ def recognise(root: Path) -> str:
   return "folder"
 
 
-def is_prepared(root: Path) -> bool:
-  """Whether the folder itself holds a TFDS data set, or the beginnings of a preparation."""
-  with os.scandir(root) as entries:
-    return any(".array_record" in item.name or item.name in ("prepare.json", "dataset_info.json") for item in entries)
-
-
 def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rule: bool, setting: str) -> Split:
   """The files of one split of a tree.
 
@@ -97,14 +93,16 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
     layout: 'folder', 'paris', 'celebahq' or 'places2'.
     split: 'train' or 'val'.
     val_share: what the hash rule holds out.
-    by_rule: whether a tree without a held-out part of its own is split by its rule; else both splits are all of it.
+    by_rule: a tree without a held-out part of its own is split by its rule; else both splits are all of it.
     setting: what names the tree, for messages.
 
   Raises:
     ConfigError: the tree is not of that layout, or holds too few images.
   """
   if layout in ("paris", "places2"):
-    own = _parts(root, layout, _PARIS if layout == "paris" else _PLACES2, setting)
+    near = _folders_by_name(root)
+    pair = zip(("train", "val"), _PARIS if layout == "paris" else _PLACES2, strict=True)
+    own = {part: near[name] for part, name in pair if name in near}
   else:
     own = _train_and_val(root)
     if own is None and layout == "celebahq":
@@ -112,19 +110,17 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
     own = own or {"train": root}
   folder = own.get(split) or own.get("train")
   if folder is None:
-    raise ConfigError(f"{setting}: {_wrong(layout, root)}")
+    raise ConfigError(f"{setting}: {wrong_tree(layout, root)}")
   names = image_names(folder)
   inside = "" if folder == root else f": {folder.name}"
-  name = setting.partition("=")[0]
   require(
     bool(names),
-    f"{setting}{inside} holds no image ({' '.join(SUFFIXES)}): give {name} a folder of images, or 'skimage' for the "
-    "demo's photographs",
+    f"{setting}{inside} holds no image ({' '.join(SUFFIXES)}): give {setting.partition('=')[0]} a folder of images, "
+    "or 'skimage' for the demo's photographs",
   )
   if "val" in own or not by_rule:
     return Split(folder, names, layout, f"all of {folder.name}")
-  key = _place if layout == "paris" else str
-  held = held_out(names, key, val_share, setting)
+  held = held_out(names, _place if layout == "paris" else str, val_share, setting)
   rule = f"{val_share:g} of the {'places' if layout == 'paris' else 'names'} held out by hash"
   return Split(folder, _side(split, names, held), layout, rule)
 
@@ -153,8 +149,8 @@ def _side(split: str, names: Sequence[str], held: set[str]) -> list[str]:
 
 def _place(name: str) -> str:
   """Latitude and longitude of a Paris StreetView file: headings of one place are near copies of each other."""
-  found = re.match(r"-?\d+\.\d+_-?\d+\.\d+(?=_)", PurePosixPath(name).name)
-  return found[0] if found else name
+  place = re.match(r"-?\d+\.\d+_-?\d+\.\d+(?=_)", PurePosixPath(name).name)
+  return place[0] if place else name
 
 
 def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
@@ -166,7 +162,7 @@ def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
   root = next((near[name] for name in _CELEBAHQ_FOLDERS if name in near), root)
   names = image_names(root)
   numbers = [re.findall(r"\d+", PurePosixPath(name).stem) for name in names]
-  require(len(names) > 1 and all(numbers), f"{setting}: {_wrong('celebahq', root)}")
+  require(len(names) > 1 and all(numbers), f"{setting}: {wrong_tree('celebahq', root)}")
   if len(names) != CELEBAHQ_IMAGES:
     _log.warning("%s: %d images, where CelebA-HQ has 30,000: is it complete?", setting, len(names))
   if not by_rule:
@@ -178,7 +174,7 @@ def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
 
 def _folders_by_name(root: Path) -> dict[str, Path]:
   """The root and the folders near below it, by name; of several with one name the nearest, then the first."""
-  found = {Path(os.path.abspath(root)).name: root}
+  by_name = {Path(os.path.abspath(root)).name: root}
   level = [root]
   for _ in range(_DEPTH):
     below = []
@@ -187,17 +183,9 @@ def _folders_by_name(root: Path) -> dict[str, Path]:
         with os.scandir(folder) as entries:
           below += sorted(Path(item.path) for item in entries if not item.name.startswith(".") and item.is_dir())
     for folder in below:
-      found.setdefault(folder.name, folder)
+      by_name.setdefault(folder.name, folder)
     level = below
-  return found
-
-
-def _parts(root: Path, layout: str, names: Sequence[str], setting: str) -> dict[str, Path]:
-  """The folders of a layout's splits that are there."""
-  near = _folders_by_name(root)
-  found = {split: near[name] for split, name in zip(("train", "val"), names, strict=True) if name in near}
-  require(bool(found), f"{setting}: {_wrong(layout, root)}")
-  return found
+  return by_name
 
 
 def _train_and_val(root: Path) -> dict[str, Path] | None:
@@ -208,11 +196,12 @@ def _train_and_val(root: Path) -> dict[str, Path] | None:
   return {"train": root / "train", "val": held}
 
 
-def _wrong(layout: str, root: Path) -> str:
-  """What a layout should have looked like, and what is there."""
+def wrong_tree(layout: str, root: Path) -> str:
+  """Says what a layout should have looked like, and what is there."""
   entries = sorted(root.iterdir())
-  shown = [entry.name + "/" * entry.is_dir() for entry in entries[:4]]
-  found = " ".join(shown) + (f" … ({len(entries)} entries)" if len(entries) > 4 else "") if entries else "nothing"
+  shown = " ".join([entry.name + "/" * entry.is_dir() for entry in entries[:4]])
+  more = f" … ({len(entries)} entries)" if len(entries) > 4 else ""
   return (
-    f"data.layout={layout} expects {EXPECTED[layout]}; found {found} in {root}: name its root, or use data.layout=auto"
+    f"data.layout={layout} expects {EXPECTED[layout]}; found {shown or 'nothing'}{more} in {root}: name its root, or "
+    "use data.layout=auto"
   )

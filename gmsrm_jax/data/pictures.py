@@ -23,8 +23,8 @@ _JPEG_END = b"\xff\xd9"  # cannot occur inside the coded pixels, where 0 follows
 class PictureError(ConfigError):
   """A picture that cannot be decoded to its end; `why` in a few words."""
 
-  def __init__(self, name: str, why: str):
-    super().__init__(f"{name} cannot be decoded ({why}): replace the file")
+  def __init__(self, message: str, why: str = ""):
+    super().__init__(message)  # alone, so that the error travels between processes
     self.why = why
 
 
@@ -60,7 +60,9 @@ def open_picture(
   except (ConfigError, MemoryError):
     raise
   except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
-    raise PictureError(name or str(source), _why(error, most_pixels)) from error
+    why = _why(error, most_pixels)
+    name = name or (str(source) if isinstance(source, Path) else "picture")
+    raise PictureError(f"{name} cannot be decoded ({why}): replace the file", why) from error
 
 
 def decode(source: Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:

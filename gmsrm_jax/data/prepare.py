@@ -29,7 +29,7 @@ from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tqdm import tqdm
 
 from gmsrm_jax.config import Config
-from gmsrm_jax.data import pictures, records, sources, workers
+from gmsrm_jax.data import datasets, pictures, records, sources, workers
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import write_json, write_text
 
@@ -156,7 +156,7 @@ class Preparation:
     self.shards = {split: self._cut(split, side, config.data.stored_format) for split in splits}
 
   def _claim(self, plan: dict[str, Any]) -> None:
-    path, output = self._folder / records.PLAN, f"--output={self._folder}"
+    path, output = self._folder / datasets.PLAN, f"--output={self._folder}"
     require(not self._folder.is_file(), f"{output} is a file: name a folder")
     if path.exists():
       before = json.loads(path.read_text(encoding="utf-8"))
@@ -166,7 +166,7 @@ class Preparation:
       require(not changed, f"{output} holds a preparation of {'; '.join(told)}: name another folder or remove it")
       return
     self._folder.mkdir(parents=True, exist_ok=True)
-    strange = sorted(entry.name for entry in self._folder.iterdir() if not entry.name.startswith(f".{records.PLAN}"))
+    strange = sorted(entry.name for entry in self._folder.iterdir() if not entry.name.startswith(f".{datasets.PLAN}"))
     require(not strange, f"{output} holds other files ({', '.join(strange[:3])}): name an empty folder")
     write_json(path, plan)
 

@@ -12,33 +12,33 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gmsrm_jax.data.datasets import CELEBAHQ_SHARE, EXPECTED
+from gmsrm_jax.data.datasets import CELEBAHQ_SHARE, PLAN, wrong_tree
 from gmsrm_jax.errors import ConfigError, require
 
-PLAN = "prepare.json"  # in a folder of --mode=prepare: what is prepared there from what
 _HELD_OUT = ("val", "validation", "test")  # the first that a data set has is its held-out split
 
 
 class Records:
   """A range of a TFDS split, read when it is asked for."""
 
+  layout = "arrayrecord"
+
   def __init__(self, folder: str, split: str, names: list[str], sizes: list[int], first: int, rule: str):
     self.folder, self.split, self.names, self.rule = folder, split, names, rule
-    self.layout = "arrayrecord"
     self._sizes, self._first = sizes, first
-    self._source: Any = None
+    self._records: Any = None
 
   def __getstate__(self) -> dict[str, Any]:
-    return {**self.__dict__, "_source": None}
+    return {**self.__dict__, "_records": None}
 
   def open(self, index: int) -> bytes:
     """The encoded image `index`."""
-    if self._source is None:
+    if self._records is None:
       # Two threads may both do this: each gets a whole reader, and one of them stays.
-      self._source = _as_data_source(_load(self.folder), self.split)
+      self._records = _random_access(_load(self.folder), self.split)
     from tensorflow_datasets.proto import tf_example_pb2
 
-    example = tf_example_pb2.Example.FromString(self._source[self._first + index])  # pyright: ignore
+    example = tf_example_pb2.Example.FromString(self._records[self._first + index])  # pyright: ignore
     return example.features.feature["image"].bytes_list.value[0]
 
   def sizes(self) -> list[int]:
@@ -51,8 +51,8 @@ class Records:
     return Records(self.folder, self.split, names, sizes, self._first + start, self.rule)
 
 
-def is_finished(folder: Any) -> bool:
-  """Whether the folder (any path object) holds a data set that TFDS can read: its description is written last."""
+def is_finished(folder: Path) -> bool:
+  """True where the folder holds a data set that TFDS can read: its description is written last."""
   return (folder / "dataset_info.json").exists()
 
 
@@ -69,11 +69,10 @@ def from_folder(root: Path, split: str, val_share: float, *, by_rule: bool, sett
   """
   if not is_finished(root):
     unfinished = (root / PLAN).exists()
-    found = ", ".join(sorted(os.listdir(root))[:4])
     raise ConfigError(
       f"{setting} is a preparation that was not finished: run its --mode=prepare again"
       if unfinished
-      else f"{setting}: data.layout=arrayrecord expects {EXPECTED['arrayrecord']}; found {found or 'nothing'} in {root}"
+      else f"{setting}: {wrong_tree('arrayrecord', root)}"
     )
   return _split_of(_load(str(root)), split, val_share, by_rule, setting)
 
@@ -98,8 +97,9 @@ def from_tfds(spec: str, split: str, val_share: float, *, by_rule: bool, setting
   except (ValueError, ImportError, OSError) as error:  # an unknown name, configuration or version is a ValueError
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise ConfigError(f"{setting}: TFDS cannot open it ({line}): check the name, or {way_out}") from None
-  require(is_finished(builder.data_path), f"{setting} is not prepared in {builder.data_path}: {way_out}")
-  return _split_of(_load(os.fspath(builder.data_path)), split, val_share, by_rule, setting)
+  path = Path(os.fspath(builder.data_path))
+  require(is_finished(path), f"{setting} is not prepared in {path}: {way_out}")
+  return _split_of(_load(str(path)), split, val_share, by_rule, setting)
 
 
 def _load(folder: str) -> Any:
@@ -113,7 +113,7 @@ def _load(folder: str) -> Any:
     raise ConfigError(f"{folder} holds no data set that TFDS can read ({line}): prepare it anew") from None
 
 
-def _as_data_source(builder: Any, split: str) -> Sequence[bytes]:
+def _random_access(builder: Any, split: str) -> Sequence[bytes]:
   from tensorflow_datasets import decode
 
   # Records as they are stored: `decode` refuses an image that is cut off, where TFDS's own decoder returns it half
@@ -122,27 +122,22 @@ def _as_data_source(builder: Any, split: str) -> Sequence[bytes]:
 
 
 def _split_of(builder: Any, split: str, val_share: float, by_rule: bool, setting: str) -> Records:
-  splits, folder = builder.info.splits, os.fspath(builder.data_path)
+  splits, folder, features = builder.info.splits, os.fspath(builder.data_path), builder.info.features or {}
   require(
-    "image" in (builder.info.features or {}),
-    f"{setting} has no feature 'image' but {', '.join(builder.info.features or ['none'])}: choose a data set of images",
+    "image" in features,
+    f"{setting} has no feature 'image' but {', '.join(features) or 'none'}: choose a data set of images",
   )
   held = next((name for name in _HELD_OUT if name in splits), None)
   chosen = "train" if split == "train" or held is None else held
   require(chosen in splits, f"{setting} has no split {chosen!r} but {', '.join(splits) or 'none'}: prepare it anew")
-  info = splits[chosen]
   try:
-    _as_data_source(builder, chosen)
+    _random_access(builder, chosen)
   except NotImplementedError:
     raise ConfigError(
       f"{setting} is stored in {folder} as {builder.info.file_format.value}, which cannot be read at random: "
       "prepare it anew with tfds build --overwrite --file_format=array_record"
     ) from None
-  names, sizes = _listed(Path(folder) / index_name(chosen), info, chosen)
-  require(
-    len(names) == info.num_examples,
-    f"{setting}: {index_name(chosen)} lists {len(names)} names for {info.num_examples} images: prepare it anew",
-  )
+  names, sizes = _listed(Path(folder), splits[chosen], chosen)
   whole = Records(folder, chosen, names, sizes, 0, f"{builder.info.full_name}, {chosen}")
   if held is not None or not by_rule:
     return whole
@@ -155,10 +150,14 @@ def _split_of(builder: Any, split: str, val_share: float, by_rule: bool, setting
   return part
 
 
-def _listed(index: Path, info: Any, split: str) -> tuple[list[str], list[int]]:
+def _listed(folder: Path, info: Any, split: str) -> tuple[list[str], list[int]]:
   """Names and sizes from the list beside the records, or else by position and by the file they lie in."""
+  index = folder / index_name(split)
   if index.exists():
     listed = json.loads(index.read_text(encoding="utf-8"))
+    require(
+      len(listed["names"]) == info.num_examples, f"{index} does not list {info.num_examples} images: prepare anew"
+    )
     return listed["names"], listed["bytes"]
   lengths = [os.path.getsize(path) if os.path.exists(path) else -1 for path in map(os.fspath, info.filepaths)]
   sizes = [size for size, count in zip(lengths, info.shard_lengths, strict=True) for _ in range(count)]

@@ -10,10 +10,9 @@ import hashlib
 import importlib.util
 import logging
 import os
-import threading
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,14 +24,8 @@ from gmsrm_jax.errors import ConfigError, require
 
 # Photographs of things, and one of a stereo pair only: the other would show the held-out region again.
 _DEMO_PHOTOS = (
-  "astronaut.png",
-  "brick.png",
-  "camera.png",
-  "chelsea.png",
-  "coffee.png",
-  "coins.png",
-  "motorcycle_left.png",
-  "rocket.jpg",
+  *("astronaut.png", "brick.png", "camera.png", "chelsea.png"),
+  *("coffee.png", "coins.png", "motorcycle_left.png", "rocket.jpg"),
 )
 _DEMO_TILE = 128  # largest side of a held-out tile, pixels
 _DEMO_GAP = 8  # columns that neither split sees, so that no edge continues from one into the other
@@ -59,14 +52,8 @@ class Files:
 
   def sizes(self) -> list[int]:
     """Bytes of each file; -1 where there is no file any more."""
-    return [self._size(os.path.join(self.folder, name)) for name in self.names]
-
-  @staticmethod
-  def _size(path: str) -> int:
-    try:
-      return os.stat(path).st_size
-    except OSError:
-      return -1
+    paths = [os.path.join(self.folder, name) for name in self.names]
+    return [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
 
   def part(self, start: int, stop: int) -> Files:
     """The files from `start` to before `stop`."""
@@ -77,8 +64,8 @@ class ImageSource:
   """The images of a split, from files or from records, by name.
 
   In place of an image that cannot be decoded stands the next one that can (after the last comes the first). Each such
-  image is logged once and listed in `bad_files`. One is always allowed, since one of 40 is more than 1 %, unless
-  `max_bad_share` is 0; more than `max(1, max_bad_share * images)` raise ConfigError. Every process counts for itself.
+  image is logged once and listed in `bad_files`; too many raise ConfigError, as `check_bad` has it. Every process
+  counts for itself.
   """
 
   def __init__(self, stored: Files | Records, where: str, max_bad_share: float):
@@ -86,51 +73,38 @@ class ImageSource:
     self.where = where
     self.names = stored.names
     self._max_bad_share = max_bad_share
-    self._bad: dict[str, str] = {}
-    self._lock = threading.Lock()
-
-  def __getstate__(self) -> dict[str, Any]:
-    return {key: value for key, value in self.__dict__.items() if key != "_lock"}
-
-  def __setstate__(self, state: dict[str, Any]) -> None:
-    self.__dict__.update(state)
-    self._lock = threading.Lock()
+    self._bad: dict[str, object] = {}
 
   def __len__(self) -> int:
     return len(self.names)
 
   def __getitem__(self, index: int) -> Example:
     start = range(len(self.names))[index]
-    for offset in range(len(self.names)):
-      position = (start + offset) % len(self.names)
+    for position in (*range(start, len(self.names)), *range(start)):
       name = self.names[position]
       if name in self._bad:
         continue
       try:
-        image = pictures.decode(self.stored.open(position), name)
+        return Example(pictures.decode(self.stored.open(position), name), name)
       except pictures.PictureError as error:
         self._add_bad(name, error.why)
-      else:
-        return Example(image, name)
-    raise AssertionError("all are bad, which was raised when the last of them was met")
+    check_bad(self.where, self.bad_files, len(self.names), self._max_bad_share)
+    raise AssertionError("all are bad, and nobody said so")
 
   @property
   def bad_files(self) -> list[str]:
-    """Names of the images found undecodable so far."""
-    with self._lock:
-      return sorted(self._bad)
+    """Names of the images that could not be decoded so far."""
+    return sorted(self._bad.copy())
 
   def file_sizes(self) -> list[int]:
     """Bytes of each image as it is stored; -1 where it is no more."""
     return self.stored.sizes()
 
   def _add_bad(self, name: str, why: str) -> None:
-    with self._lock:
-      if name not in self._bad:
-        self._bad[name] = why
-        _log.warning("%s: skipping %s, which cannot be decoded (%s)", self.where, name, why)
-      bad = sorted(self._bad)
-    check_bad(self.where, bad, len(self.names), self._max_bad_share)
+    mine = object()
+    if self._bad.setdefault(name, mine) is mine:  # the first of many threads that meet it
+      _log.warning("%s: skipping %s, which cannot be decoded (%s)", self.where, name, why)
+    check_bad(self.where, self.bad_files, len(self.names), self._max_bad_share)
 
 
 def check_bad(where: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
@@ -172,7 +146,6 @@ class DemoSource:
     folder = Path(package.submodule_search_locations[0]) / "data"
     self._examples = {}
     for photo in _DEMO_PHOTOS:
-      require((folder / photo).is_file(), f"{setting}='skimage': this scikit-image has no {photo}: {way_out}")
       pixels = pictures.decode(folder / photo)
       for name, (top, left, height, width) in demo_regions(photo, pixels.shape[0], pixels.shape[1], split).items():
         self._examples[name] = pixels[top : top + height, left : left + width].copy()
@@ -204,32 +177,30 @@ def open_source(data: DataConfig, split: str) -> Source:
     ConfigError: a folder is missing, is a file, may not be read, holds no image or has another layout; or what reads
       it is not installed.
   """
-  if split not in ("train", "val"):
-    raise ValueError(f"split {split!r} is neither 'train' nor 'val'")
-  own_val = data.val != ""
-  if split == "val" and (own_val or not data.train):
+  by_rule = data.val == ""
+  if split == "val" and (data.val or not data.train):
     setting, spec, layout = "data.val", data.val, "folder" if data.layout == "folder" else "auto"
   else:
     setting, spec, layout = "data.train", data.train, data.layout
+  where = f"{setting}={spec!r}"
   if spec == "skimage":
     return DemoSource(split, setting)
-  where = f"{setting}={spec!r}"
   if spec.startswith("tfds:"):
-    stored = records.from_tfds(spec, split, data.val_share, by_rule=not own_val, setting=where)
+    stored = records.from_tfds(spec, split, data.val_share, by_rule=by_rule, setting=where)
     return ImageSource(stored, where, data.max_bad_share)
 
-  root = Path(os.path.expanduser(spec))
+  root = Path(spec).expanduser()
   way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
   require(spec != "", f"{where} names no folder of images: {way_out}")
   require("://" not in spec, f"{where} is no local folder: mount the bucket and name the path it is mounted at")
-  require(os.path.exists(root), f"{where} does not exist: {way_out}")
-  require(os.path.isdir(root), f"{where} is a file, not a folder: {way_out}")
+  require(root.exists(), f"{where} does not exist: {way_out}")
+  require(root.is_dir(), f"{where} is a file, not a folder: {way_out}")
   require(os.access(root, os.R_OK | os.X_OK), f"{where} may not be read: change its permissions")
   layout = datasets.recognise(root) if layout == "auto" else layout
   if layout == "arrayrecord":
-    stored = records.from_folder(root, split, data.val_share, by_rule=not own_val, setting=where)
+    stored = records.from_folder(root, split, data.val_share, by_rule=by_rule, setting=where)
   else:
-    files = datasets.split_files(root, layout, split, val_share=data.val_share, by_rule=not own_val, setting=where)
+    files = datasets.split_files(root, layout, split, val_share=data.val_share, by_rule=by_rule, setting=where)
     stored = Files(*files)
   return ImageSource(stored, where, data.max_bad_share)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import skimage.data
@@ -139,3 +141,10 @@ def test_a_picture_with_too_many_pixels_is_refused_by_its_header(photo, tmp_path
     pictures.open_picture(tmp_path / "x.jpg", most_pixels=153 * 201 - 1),
   ):
     pass
+
+
+def test_the_error_travels_between_processes(tmp_path):
+  with pytest.raises(pictures.PictureError) as caught:
+    pictures.decode(tmp_path / "none.jpg")
+  copy = pickle.loads(pickle.dumps(caught.value))
+  assert str(copy) == str(caught.value) and copy.why == caught.value.why
