@@ -207,10 +207,9 @@ class DataConfig:
   workers: int = 0  # processes that decode images instead, the same batches; 0 decodes in this process
   prefetch: int = 16  # decoded examples kept ready, in whole batches with workers
   synthetic: bool = False  # one fixed random batch instead of data.train: measures the model alone, trains nothing
-  max_bad_share: float = 0.01  # more undecodable files than this share is an error
 
   def __post_init__(self):
-    _check(self, "data.", positive="threads prefetch", not_negative="stored_side workers", share="max_bad_share")
+    _check(self, "data.", positive="threads prefetch", not_negative="stored_side workers")
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
     one_of("data.layout", self.layout, LAYOUTS)
     require(

@@ -15,6 +15,7 @@ from gmsrm_jax.errors import ConfigError, one_of, require
 
 ANYTHING: Any = object()
 RETIRED: dict[str, Any] = {
+  "data.max_bad_share": 0.01,
   "variation.probability": ANYTHING,
   "memory.usage_decay": 0.99,
   "memory.revive_below": 0.05,

@@ -68,7 +68,7 @@ def check(config: Config) -> None:
       scans[split] = list(scan(source, split))
       print(f"\n{describe_split(config, split, source, scans[split])}")
       bad = [file.name for file in scans[split] if file.reason]
-      sources.check_bad(f"data.{split}", bad, len(source), config.data.max_bad_share)
+      sources.check_bad(f"data.{split}", bad, len(source))
     except ConfigError as error:
       problems.append(str(error))
   if len(scans) == 2:
@@ -168,7 +168,7 @@ def describe_split(config: Config, split: str, source: sources.Source, files: Se
       small = sum(config.data.crop_min * side < config.model.image_size for side in shorter)
       lines.append(("enlarged", f"the smallest windows of {small} images (data.crop_min={config.data.crop_min})"))
   lines += [
-    ("damaged", f"{len(bad)} of at most {config.data.max_bad_share:.1%} (data.max_bad_share)"),
+    ("damaged", f"{len(bad)} ({sources.BAD_SHARE:.0%} are tolerated)"),
     ("copies", f"{sum(len(names) - 1 for names in copies)} of pictures that are there already"),
   ]
   table = tabulate(lines, headers=(f"data.{split}", ""), disable_numparse=True)

@@ -28,7 +28,7 @@ def prepare(config: Config, output: str) -> None:
   folder = Path(output).expanduser()
   splits = {split: _open(config, split) for split in ("train", "val")}
   side = config.data.stored_side or math.ceil(config.model.image_size / config.data.crop_min)
-  preparation = Preparation(config, splits, folder, side)
+  preparation = Preparation(splits, folder, side, config.data.stored_format)
   for split, source in splits.items():
     print(f"{split}: {len(source)} images, {source.where} ({source.stored.layout}: {source.stored.rule})")
   way_on = f"train from it with --set data.train={output} data.val="
@@ -36,13 +36,13 @@ def prepare(config: Config, output: str) -> None:
     print(f"{output} is finished: {way_on}")
     return
   done = preparation.write()
-  kept = {split: sum(len(shard["names"]) for shard in shards) for split, shards in done.items()}
-  size = sum(shard["size"] for shards in done.values() for shard in shards)
+  kept = {split: sum(len(shard["names"]) for shard in done if shard["split"] == split) for split in splits}
+  size = sum(shard["size"] for shard in done)
   print(
     f"{output}: {kept['train']} training images and {kept['val']} held out with a short side of at most {side}, "
     f"{size / 1e6:.1f} MB; {way_on}"
   )
-  left_out = [f"{split}/{name}" for split, shards in done.items() for shard in shards for name in shard["bad"]]
+  left_out = [f"{shard['split']}/{name}" for shard in done for name in shard["bad"]]
   if left_out:
     print(f"left out {len(left_out)} that cannot be decoded: {', '.join(left_out)}")
 

@@ -28,13 +28,12 @@ from PIL import Image
 from tensorflow_datasets.core.dataset_info import DatasetIdentity
 from tqdm import tqdm
 
-from gmsrm_jax.config import Config
 from gmsrm_jax.data import datasets, pictures, records, sources, workers
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import write_json, write_text
 
 Contents = dict[str, Any]
-"""What a shard holds: names, bytes of each image, the names of bad images, and its own size."""
+"""What a shard holds: its split, names, bytes of each image, the names of bad images, and its own size."""
 
 _DONE = "done"  # folder of one file per finished shard
 _JPEG_QUALITY = 95
@@ -86,6 +85,7 @@ def _features() -> tfds.features.FeaturesDict:
 class Shard:
   """A run of a split's images, to be stored in one file."""
 
+  split: str
   path: Path
   stored: sources.Files | records.Records
   side: int  # largest short side, pixels
@@ -109,7 +109,7 @@ class Shard:
       ConfigError: the file cannot be written.
     """
     temporary = self.path.with_name(f".{self.path.name}.incomplete")
-    contents: Contents = {"names": [], "bytes": [], "bad": []}
+    contents: Contents = {"split": self.split, "names": [], "bytes": [], "bad": []}
     features = _features()
     try:
       writer = array_record_module.ArrayRecordWriter(os.fspath(temporary), _RECORDS)
@@ -140,9 +140,8 @@ class Preparation:
     ConfigError: the folder holds another preparation, or other files.
   """
 
-  def __init__(self, config: Config, splits: dict[str, sources.ImageSource], folder: Path, side: int):
+  def __init__(self, splits: dict[str, sources.ImageSource], folder: Path, side: int, image_format: str):
     self._splits, self._folder = splits, folder
-    self._max_bad_share = config.data.max_bad_share
     self._name = _NAMES.get(splits["train"].stored.layout, "image_folder")
     self._claim(
       {
@@ -150,20 +149,23 @@ class Preparation:
         "data": {split: sources.split_hash(source) for split, source in splits.items()},
         "images": {split: len(source) for split, source in splits.items()},
         "short_side": side,
-        "format": config.data.stored_format,
+        "format": image_format,
       }
     )
-    self.shards = {split: self._cut(split, side, config.data.stored_format) for split in splits}
+    self._shards: list[Shard] = []
+    for split, source in splits.items():
+      borders = shard_borders(len(source))
+      for index, border in enumerate(borders):
+        path = Path(self._template(split).sharded_filepath(shard_index=index, num_shards=len(borders)))
+        self._shards.append(Shard(split, path, source.stored.part(*border), side, image_format))
 
   def _claim(self, plan: dict[str, Any]) -> None:
     path, output = self._folder / datasets.PLAN, f"--output={self._folder}"
     require(not self._folder.is_file(), f"{output} is a file: name a folder")
     if path.exists():
       before = json.loads(path.read_text(encoding="utf-8"))
-      changed = [key for key in plan if before.get(key) != plan[key]]
-      names = {"data": "other images (their hash differs)", "images": "another number of images"}
-      told = [names.get(key, f"{key}={before.get(key)}, not {plan[key]}") for key in changed]
-      require(not changed, f"{output} holds a preparation of {'; '.join(told)}: name another folder or remove it")
+      changed = [f"{key}={before.get(key)}, not {plan[key]}" for key in plan if before.get(key) != plan[key]]
+      require(not changed, f"{output} holds a preparation of {'; '.join(changed)}: name another folder or remove it")
       return
     self._folder.mkdir(parents=True, exist_ok=True)
     strange = sorted(entry.name for entry in self._folder.iterdir() if not entry.name.startswith(f".{datasets.PLAN}"))
@@ -175,41 +177,29 @@ class Preparation:
       epath.Path(self._folder), dataset_name=self._name, split=split, filetype_suffix="array_record"
     )
 
-  def _cut(self, split: str, side: int, image_format: str) -> list[Shard]:
-    stored = self._splits[split].stored
-    borders = shard_borders(len(stored.names))
-    template = self._template(split)
-    paths = [template.sharded_filepath(shard_index=i, num_shards=len(borders)) for i in range(len(borders))]
-    return [
-      Shard(Path(path), stored.part(*border), side, image_format) for path, border in zip(paths, borders, strict=True)
-    ]
-
-  def write(self) -> dict[str, list[Contents]]:
+  def write(self) -> list[Contents]:
     """Writes the shards that are missing, on all cores, then the description; returns what the shards hold.
 
     Raises:
       ConfigError: more images than allowed cannot be decoded, or a process died.
     """
     (self._folder / _DONE).mkdir(exist_ok=True)
-    done = {split: [shard.contents() for shard in shards] for split, shards in self.shards.items()}
-    total = sum(map(len, self._splits.values()))
-    places = [(split, index) for split, shards in self.shards.items() for index in range(len(shards))]
-    missing = [(split, index) for split, index in places if done[split][index] is None]
+    done = [shard.contents() for shard in self._shards]
+    self._check_bad(done)
+    missing = [index for index, contents in enumerate(done) if contents is None]
+    images = [len(shard.stored.names) for shard in self._shards]
+    there = sum(images) - sum(images[index] for index in missing)
     # Spawned, so that no thread or lock of this process is copied half-way.
     pool = concurrent.futures.ProcessPoolExecutor(
       min(os.cpu_count() or 1, max(1, len(missing))),
       mp_context=multiprocessing.get_context("spawn"),
       initializer=workers.start_worker,
     )
-    with pool, tqdm(total=total, desc="prepare", unit="image", disable=None) as progress:
-      progress.update(total - sum(len(self.shards[split][index].stored.names) for split, index in missing))
-      running = {pool.submit(self.shards[split][index].write): (split, index) for split, index in missing}
+    with pool, tqdm(total=sum(images), initial=there, desc="prepare", unit="image", disable=None) as progress:
       try:
-        self._check_bad(done)
-        for future in concurrent.futures.as_completed(running):
-          split, index = running[future]
-          done[split][index] = future.result()
-          progress.update(len(self.shards[split][index].stored.names))
+        for index, contents in zip(missing, pool.map(Shard.write, [self._shards[i] for i in missing]), strict=True):
+          done[index] = contents
+          progress.update(images[index])
           self._check_bad(done)
       except BrokenProcessPool:
         raise ConfigError(
@@ -218,19 +208,20 @@ class Preparation:
       finally:
         # What runs is finished, so that nothing is done twice; what waits is dropped.
         pool.shutdown(cancel_futures=True)
-    whole = {split: [contents for contents in parts if contents is not None] for split, parts in done.items()}
+    whole = [contents for contents in done if contents is not None]
     self._describe(whole)
     return whole
 
-  def _check_bad(self, done: dict[str, list[Contents | None]]) -> None:
+  def _check_bad(self, done: list[Contents | None]) -> None:
     for split, source in self._splits.items():
-      bad = [name for contents in done[split] if contents is not None for name in contents["bad"]]
-      sources.check_bad(source.where, bad, len(source), self._max_bad_share)
+      bad = [contents["bad"] for contents in done if contents is not None and contents["split"] == split]
+      sources.check_bad(source.where, sum(bad, []), len(source))
 
-  def _describe(self, done: dict[str, list[Contents]]) -> None:
+  def _describe(self, done: list[Contents]) -> None:
     """Lists the names, then writes TFDS's description, with the file that makes the folder readable last."""
     splits = []
-    for split, parts in done.items():
+    for split in self._splits:
+      parts = [contents for contents in done if contents["split"] == split]
       listed = {key: [item for contents in parts for item in contents[key]] for key in ("names", "bytes")}
       write_json(self._folder / records.index_name(split), listed)
       lengths, size = [len(contents["names"]) for contents in parts], sum(contents["size"] for contents in parts)

@@ -22,6 +22,8 @@ from gmsrm_jax.data import datasets, pictures, records
 from gmsrm_jax.data.records import Records
 from gmsrm_jax.errors import ConfigError, require
 
+BAD_SHARE = 0.01  # of a split's files: more that cannot be decoded are an error
+
 # Photographs of things, and one of a stereo pair only: the other would show the held-out region again.
 _DEMO_PHOTOS = (
   *("astronaut.png", "brick.png", "camera.png", "chelsea.png"),
@@ -68,11 +70,10 @@ class ImageSource:
   counts for itself.
   """
 
-  def __init__(self, stored: Files | Records, where: str, max_bad_share: float):
+  def __init__(self, stored: Files | Records, where: str):
     self.stored = stored
     self.where = where
     self.names = stored.names
-    self._max_bad_share = max_bad_share
     self._bad: dict[str, object] = {}
 
   def __len__(self) -> int:
@@ -88,7 +89,7 @@ class ImageSource:
         return Example(pictures.decode(self.stored.open(position), name), name)
       except pictures.PictureError as error:
         self._add_bad(name, error.why)
-    check_bad(self.where, self.bad_files, len(self.names), self._max_bad_share)
+    check_bad(self.where, self.bad_files, len(self.names))
     raise AssertionError("all are bad, and nobody said so")
 
   @property
@@ -104,17 +105,16 @@ class ImageSource:
     mine = object()
     if self._bad.setdefault(name, mine) is mine:  # the first of many threads that meet it
       _log.warning("%s: skipping %s, which cannot be decoded (%s)", self.where, name, why)
-    check_bad(self.where, self.bad_files, len(self.names), self._max_bad_share)
+    check_bad(self.where, self.bad_files, len(self.names))
 
 
-def check_bad(where: str, bad: Sequence[str], files: int, max_bad_share: float) -> None:
-  """Raises ConfigError when more files are undecodable than the share allows, or all; one may be, unless it is 0."""
+def check_bad(where: str, bad: Sequence[str], files: int) -> None:
+  """Raises ConfigError when all files are undecodable, or more than one and than BAD_SHARE of them."""
   require(len(bad) < files, f"{where}: none of its {files} image files can be decoded: replace them")
-  allowed = max(1.0, max_bad_share * files) if max_bad_share > 0 else 0
   require(
-    len(bad) <= allowed,
+    len(bad) <= max(1, BAD_SHARE * files),
     f"{where}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:10])}"
-    f"{', …' if len(bad) > 10 else ''}), more than data.max_bad_share={max_bad_share} allows: replace or remove them",
+    f"{', …' if len(bad) > 10 else ''}), more than {BAD_SHARE:.0%}: replace or remove them",
   )
 
 
@@ -187,7 +187,7 @@ def open_source(data: DataConfig, split: str) -> Source:
     return DemoSource(split, setting)
   if spec.startswith("tfds:"):
     stored = records.from_tfds(spec, split, data.val_share, by_rule=by_rule, setting=where)
-    return ImageSource(stored, where, data.max_bad_share)
+    return ImageSource(stored, where)
 
   root = Path(spec).expanduser()
   way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
@@ -202,7 +202,7 @@ def open_source(data: DataConfig, split: str) -> Source:
   else:
     files = datasets.split_files(root, layout, split, val_share=data.val_share, by_rule=by_rule, setting=where)
     stored = Files(*files)
-  return ImageSource(stored, where, data.max_bad_share)
+  return ImageSource(stored, where)
 
 
 def split_hash(source: Source) -> str:

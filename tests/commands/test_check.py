@@ -67,7 +67,7 @@ def test_every_fault_is_named_in_the_one_line_with_exit_code_2(folders, capsys):
   assert checked(folders) == 2
   out, err = capsys.readouterr()
   (line,) = err.splitlines()
-  assert "2 of 8 image files cannot be decoded (cut.jpg, text.png)" in line and "data.max_bad_share=0.01" in line
+  assert "2 of 8 image files cannot be decoded (cut.jpg, text.png)" in line and "more than 1%" in line
   assert "1 held-out pictures are training pictures too (leak.png)" in line and "remove them" in line
   assert "cut.jpg: OSError: image file is truncated" in out and "text.png: no known picture format" in out
   assert "1.jpg = copy.jpg" in out and "data.val leak.png is data.train 2.jpg" in out

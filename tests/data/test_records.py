@@ -28,6 +28,7 @@ def prepared(folder, name, splits, *, config=None, version="2.0.0", damaged=()):
 
   class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version(version)
+    code_path = None  # TFDS would look there with importlib_resources, which it does not require
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
 
     def _info(self):

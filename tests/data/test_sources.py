@@ -20,10 +20,10 @@ from gmsrm_jax.data import pictures, sources
 from gmsrm_jax.errors import ConfigError
 
 
-def opened(folder, split, max_bad_share):
+def opened(folder, split):
   # Held-out images from elsewhere, so that all of the folder is for training.
   other = {"val": "elsewhere"} if split == "train" else {}
-  return sources.open_source(DataConfig(**{split: folder}, **other, max_bad_share=max_bad_share), split)
+  return sources.open_source(DataConfig(**{split: folder}, **other), split)
 
 
 def _photo(seed=0, height=48, width=60):
@@ -51,7 +51,7 @@ def test_names_are_sorted_relative_and_recursive_and_leave_out_what_is_no_image(
   for name in (".hidden.png", ".git/x.png", "a/._z.jpg"):
     _save(tmp_path / name)
   (tmp_path / "notes.txt").write_text("no image")
-  source = opened(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train")
   assert source.names == ["B.jpeg", "a/deep/er.webp", "a/z.jpg", "b.PNG", "c.TIFF", "d.bmp", "e.tif"]
   assert [source[i].name for i in range(len(source))] == source.names
 
@@ -60,7 +60,7 @@ def test_links_in_a_circle_end(tmp_path):
   _save(tmp_path / "a" / "x.png")
   os.symlink(tmp_path, tmp_path / "a" / "up")
   os.symlink(tmp_path / "a", tmp_path / "b")
-  assert opened(str(tmp_path), "train", 0.01).names == ["a/x.png"]
+  assert opened(str(tmp_path), "train").names == ["a/x.png"]
 
 
 @pytest.mark.parametrize("side", [9_500, 20_000])  # where Pillow warns, and where it raises
@@ -72,7 +72,7 @@ def test_a_decompression_bomb_is_damage_with_a_reason(tmp_path, caplog, side):
   data = chunk(b"IDAT", zlib.compress(bytes(1000)))
   (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
   _save(tmp_path / "1.png")
-  source = opened(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train")
   with caplog.at_level(logging.WARNING), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     assert source[0].name == "1.png"
@@ -82,7 +82,7 @@ def test_a_decompression_bomb_is_damage_with_a_reason(tmp_path, caplog, side):
 def test_an_empty_file_is_damage(tmp_path):
   (tmp_path / "0.jpg").touch()
   _save(tmp_path / "1.jpg")
-  source = opened(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train")
   assert source[0].name == "1.jpg"
   assert source.bad_files == ["0.jpg"]
 
@@ -91,7 +91,7 @@ def test_a_source_travels_to_other_processes_with_what_it_knows(tmp_path):
   for i in range(3):
     _save(tmp_path / f"{i}.png", seed=i)
   (tmp_path / "1.png").write_bytes(b"")
-  source = opened(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train")
   assert source[1].name == "2.png"
   copy = pickle.loads(pickle.dumps(source))
   assert copy.bad_files == ["1.png"]
@@ -108,7 +108,7 @@ def test_a_truncated_file_is_replaced_by_the_next_counted_and_named_once(tmp_pat
   for i in range(12):
     _save(tmp_path / f"{i:02}.{suffix}", seed=i)
   _truncate(tmp_path / f"04.{suffix}", share)
-  source = opened(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train")
   with caplog.at_level(logging.WARNING):
     for _ in range(3):
       assert source[4].name == f"05.{suffix}"
@@ -121,8 +121,8 @@ def test_the_last_file_is_replaced_by_the_first(tmp_path):
   for i in range(3):
     _save(tmp_path / f"{i}.png", seed=i)
   _truncate(tmp_path / "2.png")
-  assert opened(str(tmp_path), "train", 0.01)[2].name == "0.png"
-  assert opened(str(tmp_path), "train", 0.01)[-1].name == "0.png"
+  assert opened(str(tmp_path), "train")[2].name == "0.png"
+  assert opened(str(tmp_path), "train")[-1].name == "0.png"
 
 
 def test_too_many_bad_files_are_an_error_that_counts_and_names_them(tmp_path):
@@ -130,29 +130,27 @@ def test_too_many_bad_files_are_an_error_that_counts_and_names_them(tmp_path):
     _save(tmp_path / f"{i:02}.png")
   for i in (2, 3):
     (tmp_path / f"{i:02}.png").write_bytes(b"no image at all")
-  source = opened(str(tmp_path), "val", 0.01)
-  with pytest.raises(ConfigError, match=r"data\.val=.*: 2 of 12 .* \(02\.png, 03\.png\).*max_bad_share=0\.01") as error:
+  source = opened(str(tmp_path), "val")
+  with pytest.raises(
+    ConfigError, match=r"data\.val=.*: 2 of 12 .* \(02\.png, 03\.png\), more than 1%: replace"
+  ) as error:
     source[2]
   assert "\n" not in str(error.value)
-  tolerant = opened(str(tmp_path), "val", 0.2)
-  assert tolerant[2].name == "04.png"
-  strict = opened(str(tmp_path), "val", 0.0)
-  with pytest.raises(ConfigError, match="1 of 12"):
-    strict[2]
 
 
 def test_only_bad_files_are_an_error_and_no_endless_loop(tmp_path):
-  for i in range(3):
-    (tmp_path / f"{i}.jpg").write_bytes(b"")
-  with pytest.raises(ConfigError, match="none of its 3 image files can be decoded"):
-    opened(str(tmp_path), "train", 1.0)[1]
+  (tmp_path / "0.jpg").write_bytes(b"")
+  source = opened(str(tmp_path), "train")
+  for _ in range(2):
+    with pytest.raises(ConfigError, match="none of its 1 image files can be decoded"):
+      source[0]
 
 
 def test_bad_files_are_counted_once_when_many_threads_meet_them(tmp_path, caplog, monkeypatch):
   for i in range(20):
     _save(tmp_path / f"{i:02}.png")
   (tmp_path / "07.png").write_bytes(b"\x89PNG broken")
-  source = opened(str(tmp_path), "train", 0.01)
+  source = opened(str(tmp_path), "train")
   all_here, decode = threading.Barrier(8, timeout=20), pictures.decode
 
   def decode_together(path, name):
@@ -181,7 +179,7 @@ def test_folders_that_cannot_be_used_are_named_in_one_line(tmp_path, split):
   cases = {"": "names no folder", str(missing): "does not exist", str(file): "is a file", str(empty): "no image"}
   for spec, rule in cases.items():
     with pytest.raises(ConfigError, match=rule) as error:
-      opened(spec, split, 0.01)
+      opened(spec, split)
     message = str(error.value)
     assert message.startswith(f"data.{split}={spec!r} ")
     assert "give data." in message
@@ -194,7 +192,7 @@ def test_the_split_hash_follows_names_and_sizes_but_not_the_place(tmp_path):
       _save(tmp_path / folder / f"{i}.png", seed=i)
 
   def digest(folder):
-    return sources.split_hash(opened(str(tmp_path / folder), "train", 0.01))
+    return sources.split_hash(opened(str(tmp_path / folder), "train"))
 
   lines = "".join(f"{i}.png\0{(tmp_path / 'one' / f'{i}.png').stat().st_size}\n" for i in range(3))
   assert digest("one") == digest("two") == hashlib.sha256(lines.encode()).hexdigest()
@@ -224,7 +222,7 @@ def test_no_pixel_of_a_demo_photograph_is_in_both_splits_nor_in_two_tiles(shape)
 
 def test_the_demo_source_gives_the_regions_of_the_photographs():
   pytest.importorskip("skimage")
-  train, val = (opened("skimage", split, 0.01) for split in ("train", "val"))
+  train, val = (opened("skimage", split) for split in ("train", "val"))
   assert len(train) == 8
   assert 16 <= len(val) <= 40
   assert "chelsea_r0_c0.png" in val.names
@@ -248,7 +246,7 @@ def test_the_demo_source_gives_the_regions_of_the_photographs():
 
 def test_a_changed_example_does_not_change_the_source():
   pytest.importorskip("skimage")
-  source = opened("skimage", "val", 0.01)
+  source = opened("skimage", "val")
   source[0].image[:] = 0
   assert source[0].image.any()
 
@@ -256,4 +254,4 @@ def test_a_changed_example_does_not_change_the_source():
 def test_a_missing_scikit_image_names_the_way_out(monkeypatch):
   monkeypatch.setattr(sources.importlib.util, "find_spec", lambda name: None)
   with pytest.raises(ConfigError, match=r"data\.train='skimage' needs scikit-image.*pip install scikit-image, or give"):
-    opened("skimage", "train", 0.01)
+    opened("skimage", "train")
