@@ -274,7 +274,6 @@ class EvalConfig:
   protocol: str = "ours"  # how pictures are scored: ours, or as edgeconnect, aotgan, hint, mat or spl do
   baselines: str = "telea,navier_stokes,biharmonic,initial,mean"  # fills beside the model's, with commas; empty: none
   inception_weights: str = ""  # FID's InceptionV3, a file, or 'download'; empty: where a download left it, else no FID
-  bootstrap_seed: int = 0  # of the resampling that the 95 % intervals come from
   batch_size: int = 8  # images read and filled per step; does not change the numbers
   max_images: int = 0  # evaluate the first N images in name order; 0 takes all
   mask_seed: int = 2022  # with the file name and bucket, decides every evaluation mask
@@ -282,7 +281,6 @@ class EvalConfig:
   mask_bucket: str = "area"  # NVIDIA's masks belong to buckets by measured area, or by index // 2000
   mask_invert: bool = False  # black (or opaque) is hole in the folder of mask files instead
   mask_dilate: int = 0  # pixels by which the holes of the folder of mask files are widened all round
-  telea_radius: float = 3.0  # radius of OpenCV's two baselines, pixels
 
   def __post_init__(self):
     one_of("eval.protocol", self.protocol, PROTOCOLS)
@@ -291,7 +289,7 @@ class EvalConfig:
       one_of("eval.baselines", name, BASELINES)
     repeated = sorted({name for name in baselines if baselines.count(name) > 1})
     require(not repeated, f"eval.baselines={self.baselines!r} names {', '.join(repeated)} twice: name each once")
-    positive, not_negative = "batch_size telea_radius", "bootstrap_seed max_images mask_seed mask_dilate"
+    positive, not_negative = "batch_size", "max_images mask_seed mask_dilate"
     _check(self, "eval.", positive=positive, not_negative=not_negative)
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
 

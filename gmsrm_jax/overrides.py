@@ -23,6 +23,8 @@ RETIRED: dict[str, Any] = {
   "stage1.beta2": 0.99,
   "stage2.final_rate": 0.05,
   "stage2.beta2": 0.99,
+  "eval.bootstrap_seed": 0,
+  "eval.telea_radius": 3.0,
 }
 """Settings of older versions to the value they are fixed at now; ANYTHING where a trained model works with any.
 

@@ -41,8 +41,7 @@ FLOORS: tuple[dict[str, str], ...] = (
   },
   {"inference": "__init__ file_pairs inpainter photos tiling"},
   {
-    "evaluation": "__init__ baselines bootstrap distances distribution from_files held_out instruments metrics"
-    " picture_page protocols report scorer summary",
+    "evaluation": "__init__ baselines distribution from_files held_out metrics protocols report scorer",
     "serving": "__init__ requests server",
     "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
     " tpu.topologies",

@@ -28,7 +28,7 @@ import numpy as np
 
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import BUCKETS, Config, bucket_name
-from gmsrm_jax.evaluation.bootstrap import interval
+from gmsrm_jax.evaluation.distribution import interval
 from gmsrm_jax.evaluation.held_out import METHOD
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

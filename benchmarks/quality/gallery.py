@@ -11,19 +11,17 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
 from benchmarks.quality.held_out import held_out
 from gmsrm_jax import Inpainter
 from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
-from gmsrm_jax.evaluation.baselines import opencv_fill
+from gmsrm_jax.evaluation.baselines import telea_fill
 from gmsrm_jax.evaluation.held_out import METHOD
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.panels import save_panel
@@ -83,8 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   # One at a time: the pictures of a batch share their noise.
   fills = [inpainter(*pair, num_samples=flags.num_samples, seed=1) for pair in zip(truth, masks, strict=True)]
   fills = np.stack(fills).reshape(len(shown), flags.num_samples, *truth.shape[1:])
-  telea = functools.partial(opencv_fill, radius=config.eval.telea_radius, method=cv2.INPAINT_TELEA)
-  columns = {"truth": truth, "hole": np.where(masks > 0, np.uint8(255), truth), "Telea": telea(truth, masks)}
+  columns = {"truth": truth, "hole": np.where(masks > 0, np.uint8(255), truth), "Telea": telea_fill(truth, masks)}
   columns["GM-SRM"] = fills[:, 0]
   columns |= {f"sample {number}": fills[:, number] for number in range(1, flags.num_samples)}
   save_panel(flags.output, columns)

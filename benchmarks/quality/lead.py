@@ -12,7 +12,7 @@ import csv
 import pathlib
 from collections.abc import Sequence
 
-from gmsrm_jax.evaluation.bootstrap import interval
+from gmsrm_jax.evaluation.distribution import interval
 from gmsrm_jax.evaluation.held_out import METHOD
 
 METRICS = ("psnr", "ssim", "lpips")

@@ -32,7 +32,7 @@ from benchmarks.quality.held_out import held_out
 from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.evaluation import metrics
-from gmsrm_jax.evaluation.bootstrap import interval
+from gmsrm_jax.evaluation.distribution import interval
 from gmsrm_jax.models.blocks import hole_shares, push_pull_fill
 from gmsrm_jax.models.memory import teach
 from gmsrm_jax.pretrained import lpips

@@ -34,6 +34,8 @@ from benchmarks.torch_twin import lpips_package
 from gmsrm_jax.config import MaskConfig
 from gmsrm_jax.data.masks import draw
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
+from gmsrm_jax.pretrained.lpips import load_alexnet
+from gmsrm_jax.pretrained.vgg16 import load_vgg16
 
 SHOWN = ("psnr", "ssim", "lpips", "lpips_vgg")
 Scores = dict[str, np.ndarray]
@@ -144,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   rng, settings = np.random.default_rng(1), MaskConfig()
   mask = np.stack([draw.draw(rng, flags.size, flags.size, settings) for _ in range(flags.count)])[..., None]
   filled = fills(truth, mask, flags.methods)
-  networks = PROTOCOLS["ours"].load_networks()
+  networks = {"alex": load_alexnet(), "vgg": load_vgg16()}
   sides = {"lpips + scikit-image": theirs(networks, flags.batch), "ours": ours(networks, flags.batch)}
 
   first = slice(0, flags.batch)

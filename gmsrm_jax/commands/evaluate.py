@@ -1,18 +1,29 @@
-"""--mode=evaluate: scores the held-out images with trained weights, or pictures that lie in a folder."""
+"""--mode=evaluate: scores the held-out images with trained weights, or pictures that lie in a folder.
+
+One code path for the end of a training run, for a checkpoint later and for folders of files.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import pathlib
 
-from gmsrm_jax import overrides
+from gmsrm_jax import files, overrides
 from gmsrm_jax.commands.flags import configuration, trained, workdir
-from gmsrm_jax.config import EvalConfig
+from gmsrm_jax.config import Config, EvalConfig
+from gmsrm_jax.data import pipeline
 from gmsrm_jax.errors import require
-from gmsrm_jax.evaluation import held_out
+from gmsrm_jax.evaluation.baselines import baselines
+from gmsrm_jax.evaluation.from_files import FolderResults
+from gmsrm_jax.evaluation.held_out import METHOD, HeldOutResults, MemoryHealth, make_fill
+from gmsrm_jax.evaluation.protocols import PROTOCOLS
+from gmsrm_jax.evaluation.report import make_report, write_report
+from gmsrm_jax.evaluation.scorer import Results, make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
-from gmsrm_jax.training.run_folder import read_config
+from gmsrm_jax.training.run_folder import REPORT, read_config
+from gmsrm_jax.training.weights import Weights, load_weights
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -31,7 +42,20 @@ def run(flags: argparse.Namespace) -> None:
   described = workdir(flags) if flags.workdir or flags.experiment else trained(flags)
   config = overrides.override(read_config(described, flags.experiment), flags.set or [])
   backend.check(flags.platform)
-  held_out.evaluate(config, trained(flags), output)
+  weights = load_weights(config, pathlib.Path(trained(flags)))
+  evaluate_weights(config, weights, pipeline.evaluation_set(config), pathlib.Path(output))
+
+
+def evaluate_weights(config: Config, weights: Weights, evaluation: pipeline.EvaluationSet, root: pathlib.Path) -> None:
+  """Scores the model on the held-out images, and writes the report and a panel of fills per bucket."""
+  fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
+  memory = None
+  if weights.teacher is not None:
+    memory = MemoryHealth(config, weights.teacher, weights.params["memory"]["generator"])
+  results = HeldOutResults(config, evaluation, fills, memory, weights.step)
+  _report(config.eval, results, root)
+  results.save_panels(root / "samples")
+  print(f"pictures: {root / 'samples'}    report: {root / REPORT}.md")
 
 
 def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
@@ -52,12 +76,18 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   else:  # nothing but the settings' own defaults is meant
     config = overrides.override(dataclasses.replace(load("demo"), eval=EvalConfig()), flags.set or [])
   backend.check(flags.platform)
-  held_out.evaluate_folders(
-    config,
-    experiment=flags.experiment,
-    images=flags.images,
-    inpainted=flags.inpainted,
-    masks=flags.masks,
-    output=flags.output,
-    mask_invert=flags.mask_invert,
-  )
+  results = FolderResults(config.eval, flags.images, flags.inpainted, flags.masks, invert=flags.mask_invert)
+  _report(config.eval, results, pathlib.Path(flags.output), experiment=flags.experiment)
+  print(f"report: {pathlib.Path(flags.output) / REPORT}.md")
+
+
+def _report(config: EvalConfig, results: Results, root: pathlib.Path, **more: str | None) -> None:
+  protocol = PROTOCOLS[config.protocol]
+  protocol.check(*results.least_size())
+  measure = make_measure(config)
+  scores = score(results, measure.program)
+  head = {**more, **results.describe()}
+  head["notes"] = [*head["notes"], *measure.notes]
+  head["protocol"] = {**protocol.describe(*results.least_size()), **head["protocol"]}
+  head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
+  print(write_report(root, make_report(head, scores), results, scores))

@@ -8,12 +8,10 @@ with exactly these.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 from tqdm import tqdm
 
@@ -22,7 +20,7 @@ from gmsrm_jax.commands.flags import configuration
 from gmsrm_jax.config import BUCKETS, Config
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed
-from gmsrm_jax.data.masks.fixed import MANIFEST, Bucket
+from gmsrm_jax.data.masks.fixed import MANIFEST
 from gmsrm_jax.errors import require
 from gmsrm_jax.files import write_json
 from gmsrm_jax.training.run_folder import read_config
@@ -53,22 +51,19 @@ def write_masks(config: Config, output: str) -> None:
   }
   _check_output(folder, head, evaluation.names)
   rows: list[dict[str, Any]] = []
-
-  def written() -> Iterator[tuple[str, Bucket, UInt8[np.ndarray, "_ _"]]]:
-    for index, name in enumerate(tqdm(evaluation.names, desc="masks", unit="image", disable=None)):
-      for bucket in BUCKETS:
-        mask = evaluation.mask(index, bucket)
-        path = folder / fixed.mask_path(name, bucket)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask.astype(bool)).save(path)
-        sha256 = fixed.mask_sha256(mask)
-        rows.append({"name": name, "bucket": list(bucket), "area": float(mask.mean()), "sha256": sha256})
-        yield name, bucket, mask
-
-  total = fixed.masks_sha256(written())
+  digest = hashlib.sha256()
+  for index, name in enumerate(tqdm(evaluation.names, desc="masks", unit="image", disable=None)):
+    for bucket in BUCKETS:
+      mask = evaluation.mask(index, bucket)
+      path = folder / fixed.mask_path(name, bucket)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(mask.astype(bool)).save(path)
+      sha256 = fixed.mask_sha256(mask)
+      rows.append({"name": name, "bucket": list(bucket), "area": float(mask.mean()), "sha256": sha256})
+      digest.update(fixed.mask_bytes(name, bucket, mask))
   # Last, so that a folder without a manifest is one that was interrupted.
-  write_json(folder / MANIFEST, {**head, "masks_sha256": total, "masks": rows})
-  print(f"{len(rows)} masks in {folder}    sha256 {total}")
+  write_json(folder / MANIFEST, {**head, "masks_sha256": digest.hexdigest(), "masks": rows})
+  print(f"{len(rows)} masks in {folder}    sha256 {digest.hexdigest()}")
 
 
 def _check_output(folder: pathlib.Path, head: dict[str, Any], names: list[str]) -> None:

@@ -21,7 +21,7 @@ def run(flags: argparse.Namespace) -> None:
   processes.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
   backend.check(flags.platform)
   # Seconds of imports, after everything that is refused without them.
-  from gmsrm_jax.evaluation.held_out import evaluate_weights
+  from gmsrm_jax.commands.evaluate import evaluate_weights
   from gmsrm_jax.training import loop
 
   trained = loop.train(config, folder)

@@ -12,13 +12,15 @@ import numpy as np
 from jaxtyping import UInt8
 
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
-from gmsrm_jax.config import EvalConfig, names_in
+from gmsrm_jax.config import names_in
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
 
 Images = UInt8[np.ndarray, "b h w 3"]
 Masks = UInt8[np.ndarray, "b h w 1"]
 Fill = Callable[[Images, Masks], Images]
+
+_RADIUS = 3.0  # pixels that OpenCV's two methods look around
 
 
 def mean_fill(images: Images, masks: Masks) -> Images:
@@ -28,56 +30,51 @@ def mean_fill(images: Images, masks: Masks) -> Images:
   return np.where(masks > 0, np.round(mean).astype(np.uint8), images)
 
 
-def opencv_fill(images: Images, masks: Masks, *, radius: float, method: int) -> Images:
+def opencv_fill(images: Images, masks: Masks, method: int) -> Images:
   """OpenCV's inpainting: cv2.INPAINT_TELEA (fast marching, 2004) or cv2.INPAINT_NS (Navier-Stokes, 2001)."""
   images = mean_fill(images, masks)  # OpenCV's gradients reach into the hole, where the truth would still be.
-  return np.stack(
-    [
-      cv2.inpaint(np.ascontiguousarray(image), np.ascontiguousarray(mask[..., 0]), radius, method)
-      for image, mask in zip(images, masks, strict=True)
-    ]
-  )
+  pairs = zip(images, masks, strict=True)
+  return np.stack([cv2.inpaint(image, np.ascontiguousarray(mask[..., 0]), _RADIUS, method) for image, mask in pairs])
+
+
+telea_fill = functools.partial(opencv_fill, method=cv2.INPAINT_TELEA)
 
 
 def biharmonic_fill(images: Images, masks: Masks) -> Images:
   """The smoothest surface through the known pixels: scikit-image's biharmonic equation, region by region."""
   from skimage.restoration import inpaint_biharmonic  # SciPy's solvers take a second to import, which only this needs
 
-  images = mean_fill(images, masks)
-  fills = []
-  for image, mask in zip(images, masks, strict=True):
-    hole = mask[..., 0] > 0
-    if hole.all() or not hole.any():
-      fills.append(image)  # nothing known, or nothing to do
-      continue
-    fill = inpaint_biharmonic(image, hole, channel_axis=-1, split_into_regions=True)
-    fills.append(np.clip(np.round(fill * 255.0), 0, 255).astype(np.uint8))
-  return np.where(masks > 0, np.stack(fills), images)
-
-
-def _initial_fill(_: tuple[()], images: jax.Array, masks: jax.Array) -> jax.Array:
-  fill = push_pull_fill(image_from_uint8(images), mask_from_uint8(masks))
-  return jnp.where(masks > 0, image_to_uint8(fill), images)
+  fills = mean_fill(images, masks)
+  for row, hole in enumerate(masks[..., 0] > 0):
+    if hole.any() and not hole.all():
+      fill = inpaint_biharmonic(fills[row], hole, channel_axis=-1, split_into_regions=True)
+      fills[row] = np.where(hole[..., None], np.clip(np.round(fill * 255.0), 0, 255).astype(np.uint8), images[row])
+  return fills
 
 
 def initial_fill(images: Images, masks: Masks) -> Images:
-  """The smooth fill that the network starts from: what a row adds to this one was learned."""
+  """The smooth fill that the network starts from: what a method adds to this one was learned."""
   return _initial_program()(images, masks)
 
 
 @functools.cache
 def _initial_program() -> Fill:
-  return in_fixed_batches(_initial_fill)
+  def fill(_: tuple[()], images: jax.Array, masks: jax.Array) -> jax.Array:
+    smooth = push_pull_fill(image_from_uint8(images), mask_from_uint8(masks))
+    return jnp.where(masks > 0, image_to_uint8(smooth), images)
+
+  return in_fixed_batches(fill)
 
 
-def baselines(config: EvalConfig) -> dict[str, Fill]:
-  """The fills that `eval.baselines` names, by the title of their row."""
-  radius = config.telea_radius
-  known: dict[str, tuple[str, Fill]] = {
-    "telea": ("Telea", functools.partial(opencv_fill, radius=radius, method=cv2.INPAINT_TELEA)),
-    "navier_stokes": ("Navier-Stokes", functools.partial(opencv_fill, radius=radius, method=cv2.INPAINT_NS)),
-    "biharmonic": ("biharmonic", biharmonic_fill),
-    "initial": ("initial fill", initial_fill),
-    "mean": ("mean fill", mean_fill),
-  }
-  return dict(known[name] for name in names_in(config.baselines))
+_FILLS: dict[str, tuple[str, Fill]] = {
+  "telea": ("Telea", telea_fill),
+  "navier_stokes": ("Navier-Stokes", functools.partial(opencv_fill, method=cv2.INPAINT_NS)),
+  "biharmonic": ("biharmonic", biharmonic_fill),
+  "initial": ("initial fill", initial_fill),
+  "mean": ("mean fill", mean_fill),
+}
+
+
+def baselines(names: str) -> dict[str, Fill]:
+  """The fills that `eval.baselines` names, by their titles."""
+  return dict(_FILLS[name] for name in names_in(names))

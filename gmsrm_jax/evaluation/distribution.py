@@ -1,37 +1,41 @@
-"""How far a set of fills is from the set of true images: distances of two sets of feature vectors, on the host.
+"""Distances between a set of fills and the set of true pictures, and the interval of a mean over pictures.
 
-The features are those of one network for every image, one row each; the network belongs into a number's name (FID and
-KID are InceptionV3's, FD-VGG16 and KID-VGG16 are VGG16's). Everything is float64 inside; rows may be float32.
+The sets are features of one network, a vector per picture; the network belongs into a number's name (FID and KID are
+InceptionV3's, FD-VGG16 and KID-VGG16 are VGG16's). Everything is float64 inside; vectors may be float32.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from numpy.typing import ArrayLike
 
-from gmsrm_jax.errors import require
+SAMPLE = 10_000
+"""Fills of all buckets together that KID, P-IDS and U-IDS look at; the Fréchet distance sees every one."""
+
+FULL_SIZE = 5_000
+"""Images below which the Fréchet distance is biased too far: prefer the kernel distance."""
+
+SEED = 0  # of KID's subsets and of the bootstrap
+SUBSETS = 100  # of KID
+SUBSET_SIZE = 1000  # of KID, images of each side
+RESAMPLES = 1000  # of the bootstrap
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
 
-
-def _rows(features: Features) -> Features:
-  rows = np.asarray(features, np.float64)
-  if not np.all(np.isfinite(rows)):
-    raise ValueError("the features hold NaN or infinity")
-  return rows
+_NAMES = {"inception": ("fid", "kid", "p_ids", "u_ids")}  # only Inception's have the names of the field
 
 
 @dataclasses.dataclass(frozen=True)
 class Moments:
-  """Count, mean and scatter (the sum of centred outer products) of feature vectors; neither order nor batches matter.
-
-  Batches merge by Chan, Golub & LeVeque 1979, so nothing cancels however far the mean lies from zero. The memory is
-  that of one d x d matrix, whatever the number of images.
-  """
+  """Count, mean and scatter (the sum of centred outer products) of feature vectors."""
 
   count: int
   mean: Float[np.ndarray, " d"]
@@ -39,18 +43,14 @@ class Moments:
 
   @classmethod
   def of(cls, features: Features) -> Moments:
-    """The moments of one batch, which may be empty."""
-    rows = _rows(features)
-    if not len(rows):
-      return cls(0, np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2))
-    mean = rows.mean(axis=0)
-    centred = rows - mean
-    return cls(len(rows), mean, centred.T @ centred)
+    """The moments of one set, of one image at least."""
+    features = np.asarray(features, np.float64)
+    mean = features.mean(axis=0)
+    centred = features - mean
+    return cls(len(features), mean, centred.T @ centred)
 
   def merge(self, other: Moments) -> Moments:
-    """The moments of both sets together."""
-    if not self.count or not other.count:
-      return other if not self.count else self
+    """The moments of both sets together (Chan, Golub & LeVeque 1979): nothing cancels far from zero."""
     count, step = self.count + other.count, other.mean - self.mean
     scatter = self.scatter + other.scatter + np.outer(step, step) * (self.count * other.count / count)
     return Moments(count, self.mean + step * (other.count / count), scatter)
@@ -72,12 +72,8 @@ def fid(a: Moments, b: Moments) -> float:
   """The Fréchet distance of two Gaussians with these moments (Heusel et al. 2017, eq. 6); 0 for equal sets.
 
   The trace of (A B)^½ is the sum of the singular values of Fᵀ G for A = F Fᵀ, B = G Gᵀ, which needs no offset where a
-  covariance is singular. Biased upwards for few images: compare sets of equal size only, and prefer `kid` below 5,000.
-
-  Raises:
-    ConfigError: fewer than 2 images on a side.
+  covariance is singular. Needs 2 images a side. Biased upwards for few images: compare sets of equal size only.
   """
-  _check_count("FID", min(a.count, b.count), 2)
   step, left, right = a.mean - b.mean, a.covariance, b.covariance
   overlap = np.linalg.svd(_root(left).T @ _root(right), compute_uv=False).sum()
   # Rounding may leave a tiny negative where the sets are equal.
@@ -91,39 +87,25 @@ class Kid(NamedTuple):
   error: float
 
 
-def kid(a: Features, b: Others, *, subsets: int = 100, subset_size: int | None = None, seed: int = 0) -> Kid:
+def kid(a: Features, b: Others) -> Kid:
   """The kernel distance of two sets (Bińkowski et al. 2018): unbiased squared MMD, kernel (x·y/d + 1)³.
 
-  The mean over random subsets; where a subset is the whole of both sides there is but one, and order does not
-  matter. Unbiased, so it may be below 0 for sets alike. The standard error is a jackknife that leaves out one image of
-  each side in turn, mean over the subsets, scaled from the size of a subset to that of the smaller side. (Ours.)
-
-  Args:
-    a: one set.
-    b: the other; sizes may differ.
-    subsets: how many.
-    subset_size: rows of each side in a subset; None for 1,000, or fewer where a side has fewer.
-    seed: of the subsets.
-
-  Raises:
-    ConfigError: fewer than 3 images on a side, or a subset larger than a side.
+  The mean over SUBSETS random subsets of SUBSET_SIZE images, or fewer where a side has fewer; where a subset is the
+  whole of both sides there is but one. Needs 3 images a side. Unbiased, so it may be below 0 for sets alike. The
+  standard error is a jackknife that leaves out one image of each side in turn, mean over the subsets, scaled from the
+  size of a subset to that of the smaller side. (Ours.)
   """
   least = min(len(a), len(b))
-  _check_count("KID", least, 3)
-  size = min(1000, least) if subset_size is None else subset_size
-  require(
-    3 <= size <= least,
-    f"subset_size={size} does not fit sets of {len(a)} and {len(b)} images: give a number from 3 to {least}",
-  )
-  subsets = 1 if size == len(a) == len(b) else subsets
-  a, b, rng = _rows(a), _rows(b), np.random.default_rng(seed)
-  found = []
-  for _ in range(subsets):
+  size = min(SUBSET_SIZE, least)
+  a, b, rng = np.asarray(a, np.float64), np.asarray(b, np.float64), np.random.default_rng(SEED)
+  distances, errors = [], []
+  for _ in range(1 if size == len(a) == len(b) else SUBSETS):
     # In the sets' own order, so that pairs stay pairs where a subset is the whole.
-    chosen = (np.sort(rng.choice(len(rows), size, replace=False)) for rows in (a, b))
-    found.append(_mmd(*(rows[index] for rows, index in zip((a, b), chosen, strict=True))))
-  variance = np.mean([error**2 for _, error in found]) * size / least
-  return Kid(float(np.mean([value for value, _ in found])), float(np.sqrt(variance)))
+    x, y = (side[np.sort(rng.choice(len(side), size, replace=False))] for side in (a, b))
+    distance, error = _mmd(x, y)
+    distances.append(distance)
+    errors.append(error**2)
+  return Kid(float(np.mean(distances)), float(np.sqrt(np.mean(errors) * size / least)))
 
 
 def _mmd(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m d"]) -> tuple[float, float]:
@@ -134,10 +116,10 @@ def _mmd(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m d"]) -> tuple[floa
 
   within, across, size = kernel(x, x) + kernel(y, y), kernel(x, y), len(x)
   np.fill_diagonal(within, 0.0)
-  rows, cross = within.sum(axis=1), across.sum(axis=1) + across.sum(axis=0) - np.diagonal(across)
-  value = rows.sum() / (size * (size - 1)) - 2.0 * across.mean()
+  own, cross = within.sum(axis=1), across.sum(axis=1) + across.sum(axis=0) - np.diagonal(across)
+  value = own.sum() / (size * (size - 1)) - 2.0 * across.mean()
   # The same without image i of both sides.
-  others = (rows.sum() - 2.0 * rows) / ((size - 1) * (size - 2)) - 2.0 * (across.sum() - cross) / (size - 1) ** 2
+  others = (own.sum() - 2.0 * own) / ((size - 1) * (size - 2)) - 2.0 * (across.sum() - cross) / (size - 1) ** 2
   return float(value), float(np.sqrt((size - 1) * np.var(others)))
 
 
@@ -148,32 +130,69 @@ class Ids(NamedTuple):
   unpaired: float
 
 
-def ids(fake: Features, real: Others) -> Ids:
-  """P-IDS and U-IDS of fills and the true images they belong to, row by row (Zhao et al. 2021, CoModGAN, section 5).
+def ids(fake: Features, real: Features) -> Ids:
+  """P-IDS and U-IDS of fills and the true image of each (Zhao et al. 2021, CoModGAN, section 5).
 
   A linear support vector machine is fitted to tell the sets apart. P-IDS is the share of fills that it finds more real
   than their own truth, U-IDS the share of all images on the wrong side; 0.5 is the best to hope for. With no more
   images than features almost any two sets come apart and both are near 0, whatever the fills: thousands are needed.
-
-  Raises:
-    ConfigError: fewer than 2 images.
   """
-  if fake.shape != real.shape:
-    raise ValueError(f"{len(fake)} fills and {len(real)} true images are no pairs")
-  _check_count("P-IDS", len(fake), 2)
   from sklearn.svm import LinearSVC  # a second of imports, which only this needs
 
-  rows = np.concatenate((_rows(real), _rows(fake)))
+  features = np.concatenate((real, fake)).astype(np.float64)
   labels = np.repeat((1, 0), len(real))
-  machine = LinearSVC(dual=False).fit(rows, labels)  # pyright: ignore[reportArgumentType]
-  realness = machine.decision_function(rows)
+  machine = LinearSVC(dual=False).fit(features, labels)  # pyright: ignore[reportArgumentType]
+  realness = machine.decision_function(features)
   wrong = np.mean((realness > 0) != labels)
   return Ids(float(np.mean(realness[len(real) :] > realness[: len(real)])), float(wrong))
 
 
-def _check_count(name: str, count: int, least: int) -> None:
-  require(
-    count >= least,
-    f"{name} is a distance of sets and needs at least {least} images on each side, but there are {count}: score more "
-    f"images, or leave it out",
-  )
+def distances(
+  network: str, moments: tuple[Moments, Moments], fills: Features, truth: Others, paired: Features
+) -> dict[str, float]:
+  """All distances that so many pictures allow.
+
+  Args:
+    network: whose features they are.
+    moments: of all filled pictures, and of the truth of each.
+    fills: of the filled pictures, or of a sample of them.
+    truth: of the true pictures, each once.
+    paired: of the truth of each of `fills`.
+  """
+  own = (f"fd_{network}", f"kid_{network}", f"p_ids_{network}", f"u_ids_{network}")
+  fd_name, kid_name, p_ids_name, u_ids_name = _NAMES.get(network, own)
+  values: dict[str, float] = {}
+  if moments[0].count >= 2:
+    values[fd_name] = fid(*moments)
+  if min(len(fills), len(truth)) >= 3:
+    values[kid_name], values[f"{kid_name}_standard_error"] = kid(fills, truth)
+  if len(fills) > fills.shape[1]:  # fewer always come apart by a plane
+    values[p_ids_name], values[u_ids_name] = ids(fills, paired)
+  return values
+
+
+def sample(keys: Sequence[tuple[str, str]]) -> list[int]:
+  """At most SAMPLE places of the (bucket, name) keys, chosen by their hashes, in order."""
+
+  def digest(place: int) -> bytes:
+    return hashlib.sha256("\0".join(keys[place]).encode("utf-8", "surrogateescape")).digest()
+
+  return sorted(sorted(range(len(keys)), key=digest)[:SAMPLE])
+
+
+def interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
+  """The percentile bootstrap interval of the mean over images (Efron 1979), low and high.
+
+  Images at +inf (PSNR of equal images) are left out; if all are, both ends are inf. NaN is not hidden; without any
+  image both ends are NaN. The order of the values changes nothing. Of two methods' difference per image it tells
+  whether one is better: the images' own spread drops out.
+  """
+  array = np.sort(np.asarray(values, np.float64).reshape(-1))
+  finite = array[~np.isposinf(array)]
+  if not len(finite) or np.isnan(finite).any():
+    end = math.inf if len(array) and not len(finite) else math.nan
+    return end, end
+  rng = np.random.default_rng(SEED)
+  means = [finite[rng.integers(len(finite), size=len(finite))].mean() for _ in range(RESAMPLES)]
+  low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+  return float(low), float(high)

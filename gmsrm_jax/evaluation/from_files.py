@@ -6,152 +6,147 @@ transparent is laid on white, in truth and result alike. The report counts such 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
-from tqdm import tqdm
+from PIL import ExifTags
 
-from gmsrm_jax.config import ALL, BUCKETS, bucket_name
+from gmsrm_jax.config import ALL, BUCKETS, EvalConfig, bucket_name
+from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks import hole_files
-from gmsrm_jax.data.masks.fixed import masks_sha256
-from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.evaluation.baselines import Fill
+from gmsrm_jax.data.masks.fixed import mask_bytes
+from gmsrm_jax.errors import require
+from gmsrm_jax.evaluation.baselines import baselines
 from gmsrm_jax.evaluation.scorer import Batch
 from gmsrm_jax.inference import file_pairs, photos
 
-_LARGER = "60-100%"  # holes beyond the last bucket
+_BOUNDS = (*BUCKETS, (BUCKETS[-1][1], 1.0))  # holes beyond the last bucket are scored, too
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+_DEEP, _TRANSPARENT = "16 bits per channel, taken to the nearest of 256 levels", "transparent pixels, laid on white"
 
 _log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
-class Case:
-  """One picture to score."""
+class Case(NamedTuple):
+  """The files of one picture."""
 
-  stem: str
   truth: pathlib.Path
   result: pathlib.Path
   mask: pathlib.Path | None
   size: tuple[int, int]  # width, height, upright
-  bucket: str
 
 
 class FolderResults:
-  """Filled pictures in a folder beside the truth in another; see `scoring.Results`.
+  """Filled pictures in a folder beside the truth in another; see `scorer.Results`.
 
-  Without masks all pictures are in the one bucket 'all', and the whole picture counts as hole.
+  Without masks all pictures are in the one bucket 'all', and the whole picture counts as hole. The hashes and notes are
+  whole after the batches. Headers are read at once, so that sizes that differ are refused before anything is scored.
 
   Raises:
     ConfigError: a folder is missing or empty, sizes differ, or nothing can be paired.
   """
 
-  def __init__(
-    self,
-    images: str,
-    inpainted: str,
-    masks: str | None,
-    *,
-    invert: bool,
-    batch_size: int,
-    max_images: int,
-    baselines: Mapping[str, Fill],
-  ):
-    self._invert, self._batch_size = invert, batch_size
+  def __init__(self, config: EvalConfig, images: str, inpainted: str, masks: str | None, *, invert: bool = False):
+    self._images, self._inpainted, self._masks, self._invert = images, inpainted, masks, invert
     self.has_masks = masks is not None
-    self._baselines = dict(baselines) if self.has_masks else {}
-    self.name = pathlib.Path(inpainted).name or "inpainted"
-    self.methods = (self.name, *(title for title in self._baselines if title != self.name))
-    self.notes: list[str] = []
-    self._converted: dict[str, set[pathlib.Path]] = {"16 bits per channel": set(), "transparent pixels": set()}
-    self._digest = hashlib.sha256()
-    self._cases = self._paired(images, inpainted, masks, max_images)
+    self._batch_size = config.batch_size
+    self._own = pathlib.Path(inpainted).name or "inpainted"
+    self._baselines = baselines(config.baselines) if self.has_masks else {}
+    self._baselines.pop(self._own, None)
+    self._notes: list[str] = []
+    self._converted: dict[str, set[pathlib.Path]] = {_DEEP: set(), _TRANSPARENT: set()}
+    self._results_digest, self._masks_digest = hashlib.sha256(), hashlib.sha256()
+    self._scored = 0
+    self._cases = self._paired(images, inpainted, config.max_images)
 
-  def _paired(self, images: str, inpainted: str, masks: str | None, limit: int) -> list[Case]:
+  def _paired(self, images: str, inpainted: str, limit: int) -> dict[str, Case]:
     truths = file_pairs.files_by_stem("--images", images)
-    truths = dict(sorted(truths.items())[: limit or None])
+    stems = sorted(truths)[: limit or None]
     results = file_pairs.files_by_stem("--inpainted", inpainted)
-    holes = {} if masks is None else file_pairs.masks_by_stem(masks, truths)
-    self._leave_out(f"no picture of that name in --inpainted={inpainted}", [s for s in truths if s not in results])
-    if masks is not None:
-      paired = [s for s in truths if s in results]
-      self._leave_out(f"no mask of that name in --masks={masks}", [s for s in paired if s not in holes])
-    stems = [s for s in truths if s in results and (masks is None or s in holes)]
+    stems = self._known(stems, results, f"no picture of that name in --inpainted={inpainted}")
+    holes: dict[str, pathlib.Path] = {}
+    if self._masks is not None:
+      holes = file_pairs.masks_by_stem(self._masks, stems)
+      stems = self._known(stems, holes, f"no mask of that name in --masks={self._masks}")
     require(
       bool(stems),
       f"no picture of --inpainted={inpainted} has the name of one in --images={images}"
-      f"{'' if masks is None else f' and in --masks={masks}'}, so nothing can be scored: name results like their truth",
+      f"{'' if self._masks is None else f' and in --masks={self._masks}'}, so nothing can be scored: name results like "
+      "their truth",
     )
-    cases = [
-      self._case(stem, truths[stem], results[stem], holes.get(stem))
-      for stem in tqdm(stems, desc="pair", unit="image", disable=None)
-    ]
-    self._leave_out("a mask without a hole", [case.stem for case in cases if case.bucket == ""])
-    cases = [case for case in cases if case.bucket]
-    require(bool(cases), f"no mask of --masks={masks} has a hole (white is hole): see --mask_invert")
-    order = [*map(bucket_name, BUCKETS), _LARGER, ALL]
-    return sorted(cases, key=lambda case: (order.index(case.bucket), case.size, case.stem))
+    return {stem: _case(truths[stem], results[stem], holes.get(stem)) for stem in stems}
+
+  def _known(self, stems: Sequence[str], others: Mapping[str, pathlib.Path], why: str) -> list[str]:
+    self._leave_out(why, [stem for stem in stems if stem not in others])
+    return [stem for stem in stems if stem in others]
 
   def _leave_out(self, why: str, stems: Sequence[str]) -> None:
     if stems:
       shown = ", ".join(stems[:5]) + (", …" if len(stems) > 5 else "")
-      self.notes.append(f"{len(stems)} not scored, {why}: {shown}")
-      _log.warning("%s", self.notes[-1])
-
-  def _case(self, stem: str, truth: pathlib.Path, result: pathlib.Path, hole: pathlib.Path | None) -> Case:
-    size = _size(truth)
-    others = {result: _size(result)}
-    bucket = ALL
-    if hole is not None:
-      mask = hole_files.read_hole(hole, invert=self._invert)
-      others[hole] = (mask.shape[1], mask.shape[0])
-      bucket = area_bucket(float(mask.mean()))
-    for path, other in others.items():
-      require(
-        other == size,
-        f"{path} is {other[0]}x{other[1]} but {truth} is {size[0]}x{size[1]}: a result and its mask must be as "
-        "large as the truth; make all of one size",
-      )
-    self._digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(result.read_bytes()).digest())
-    return Case(stem, truth, result, hole, size, bucket)
+      self._notes.append(f"{len(stems)} not scored, {why}: {shown}")
+      _log.warning("%s", self._notes[-1])
 
   def least_size(self) -> tuple[int, int]:
     """Height and width of the picture with the shortest side."""
-    width, height = min((case.size for case in self._cases), key=min)
+    width, height = min((case.size for case in self._cases.values()), key=min)
     return height, width
 
   def count(self) -> int:
     return len(self._cases)
 
   def batches(self) -> Iterator[Batch]:
-    for _, cases in itertools.groupby(self._cases, key=lambda case: (case.bucket, case.size)):
-      group = list(cases)
-      for start in range(0, len(group), self._batch_size):
-        yield self._read(group[start : start + self._batch_size])
+    for _, of_a_size in itertools.groupby(self._pictures(), lambda picture: picture.images.shape):
+      while group := list(itertools.islice(of_a_size, self._batch_size)):
+        self._scored += len(group)
+        batch = Batch(
+          [bucket for picture in group for bucket in picture.buckets],
+          [name for picture in group for name in picture.names],
+          np.concatenate([picture.images for picture in group]),
+          np.concatenate([picture.masks for picture in group]),
+          {self._own: np.concatenate([picture.fills[self._own] for picture in group])},
+        )
+        yield self._with_baselines(batch, list(self._baselines))
+    require(self._scored > 0, f"no mask of --masks={self._masks} has a hole (white is hole): see --mask_invert")
 
-  def example(self, bucket: str, name: str) -> Batch:
-    return self._read([next(case for case in self._cases if case.stem == name and case.bucket == bucket)])
+  def example(self, bucket: str, name: str, methods: Sequence[str]) -> Batch:
+    case = self._cases[name]
+    return self._with_baselines(self._picture(name, case.result.read_bytes(), self._mask(case)), methods)
 
-  def _read(self, cases: Sequence[Case]) -> Batch:
-    images = np.stack([self._pixels(case.truth) for case in cases])
-    masks = np.stack([self._mask(case) for case in cases])[..., None]
-    fills = {title: fill(images, masks) for title, fill in self._baselines.items()}
-    fills[self.name] = np.stack([self._pixels(case.result) for case in cases])
-    return Batch(cases[0].bucket, [case.stem for case in cases], images, masks, fills)
+  def _pictures(self) -> Iterator[Batch]:
+    """Each picture by itself; what has no hole is left out."""
+    without_hole = []
+    for stem, case in self._cases.items():
+      result, mask = case.result.read_bytes(), self._mask(case)
+      self._results_digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(result).digest())
+      if mask.any():
+        self._masks_digest.update(mask_bytes(stem, area_bounds(float(mask.mean())), mask))
+        yield self._picture(stem, result, mask)
+      else:
+        without_hole.append(stem)
+    self._leave_out("a mask without a hole", without_hole)
 
-  def _pixels(self, path: pathlib.Path) -> UInt8[np.ndarray, "h w 3"]:
-    photo = photos.read_photo(path)
+  def _picture(self, stem: str, result: bytes, mask: UInt8[np.ndarray, "h w"]) -> Batch:
+    case = self._cases[stem]
+    bucket = bucket_name(area_bounds(float(mask.mean()))) if self.has_masks else ALL
+    truth, fill = (self._pixels(*file) for file in ((case.truth, case.truth.read_bytes()), (case.result, result)))
+    return Batch([bucket], [stem], truth[None], mask[None, ..., None], {self._own: fill[None]})
+
+  def _with_baselines(self, batch: Batch, methods: Sequence[str]) -> Batch:
+    fills = {method: fill(batch.images, batch.masks) for method, fill in self._baselines.items() if method in methods}
+    return batch._replace(fills={**batch.fills, **fills})
+
+  def _pixels(self, path: pathlib.Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    photo = photos.read_photo(data, str(path))
     if photo.mode.endswith(";16"):
-      self._converted["16 bits per channel"].add(path)
+      self._converted[_DEEP].add(path)
     if photo.alpha is not None and photo.alpha.min() < 255:
-      self._converted["transparent pixels"].add(path)
+      self._converted[_TRANSPARENT].add(path)
     return photo.rgb
 
   def _mask(self, case: Case) -> UInt8[np.ndarray, "h w"]:
@@ -159,38 +154,47 @@ class FolderResults:
       return np.ones(case.size[::-1], np.uint8)
     return hole_files.read_hole(case.mask, invert=self._invert)
 
-  def conversions(self) -> list[str]:
-    """What was converted while reading, one line a kind."""
-    rules = {"16 bits per channel": "taken to the nearest of 256 levels", "transparent pixels": "laid on white"}
-    return [f"{len(paths)} files have {kind}, {rules[kind]}" for kind, paths in self._converted.items() if paths]
+  def describe(self) -> dict[str, Any]:
+    pictures_hash, masks_hash = self._results_digest.hexdigest(), self._masks_digest.hexdigest()
+    holes = f"masks of {self._masks}, bucket by measured area" if self.has_masks else "without masks"
+    hashes = f"Pictures sha256 {pictures_hash[:12]}" + (f", masks sha256 {masks_hash[:12]}" if self.has_masks else "")
+    converted = [f"{len(paths)} files have {what}" for what, paths in self._converted.items() if paths]
+    return {
+      "step": None,
+      "title": f"{self._inpainted} against {self._images}",
+      "summary": f"{self._scored} pictures as files, {holes}. {hashes}.",
+      "notes": [*self._notes, *converted],
+      "protocol": {
+        "images": self._scored,
+        "truth": self._images,
+        "inpainted": self._inpainted,
+        "inpainted_sha256": pictures_hash,
+        "masks": self._masks,
+        "masks_sha256": masks_hash if self.has_masks else None,
+        "composite": self.has_masks,
+      },
+    }
 
-  def masks_hash(self) -> str | None:
-    """As in a manifest of masks, over (stem, bucket, hole); None without masks."""
-    if not self.has_masks:
-      return None
-    bounds = {**{bucket_name(bucket): bucket for bucket in BUCKETS}, _LARGER: (BUCKETS[-1][1], 1.0)}
-    cases = sorted(self._cases, key=lambda case: case.stem)
-    return masks_sha256((case.stem, bounds[case.bucket], self._mask(case)) for case in cases)
 
-  def results_hash(self) -> str:
-    """sha256 over the stems and bytes of the filled pictures."""
-    return self._digest.hexdigest()
+def area_bounds(area: float) -> tuple[float, float]:
+  """The bucket of a hole's share of the image."""
+  return next(bounds for bounds in _BOUNDS if bounds[0] < area <= bounds[1])
 
 
-def area_bucket(area: float) -> str:
-  """The bucket of a hole's share of the image; empty where there is no hole."""
-  if area == 0:
-    return ""
-  return next((bucket_name(bucket) for bucket in BUCKETS if bucket[0] < area <= bucket[1]), _LARGER)
+def _case(truth: pathlib.Path, result: pathlib.Path, mask: pathlib.Path | None) -> Case:
+  size = _size(truth)
+  for path in (result, *([mask] if mask else [])):
+    other = _size(path)
+    require(
+      other == size,
+      f"{path} is {other[0]}x{other[1]} but {truth} is {size[0]}x{size[1]}: a result and its mask must be as large as "
+      "the truth; make all of one size",
+    )
+  return Case(truth, result, mask, size)
 
 
 def _size(path: pathlib.Path) -> tuple[int, int]:
   """Width and height, upright, from the file's header."""
-  try:
-    with Image.open(path) as file:
-      width, height = file.size
-      return (height, width) if file.getexif().get(0x0112) in _ROTATED else (width, height)
-  except MemoryError:
-    raise
-  except Exception as error:  # Pillow raises what it likes on a broken file.
-    raise ConfigError(f"{path} cannot be decoded ({error}): replace the file") from error
+  with pictures.open_picture(path) as file:
+    width, height = file.size
+    return (height, width) if file.getexif().get(ExifTags.Base.Orientation) in _ROTATED else (width, height)

@@ -1,4 +1,4 @@
-"""Image metrics, one float32 value per image, and sums of them that merge and are divided last.
+"""Image metrics, one float32 value per image, and their means.
 
 Images are in [-1, 1] and must have been rounded to uint8 first (`image_from_uint8(image_to_uint8(x))`): published
 numbers are those of saved files. Every metric is stated in the range [0, 1].
@@ -6,7 +6,6 @@ numbers are those of saved files. Every metric is stated in the range [0, 1].
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 
@@ -165,55 +164,18 @@ def ms_ssim(a: Picture, b: Picture) -> PerImage:
   return jnp.mean(product, axis=1)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sums:
-  """Sums and counts of per-image values by name, on the host in float64: how images are batched changes nothing.
+def means(values: Mapping[str, ArrayLike]) -> dict[str, float]:
+  """The mean of each metric over its images, in float64: for PSNR the mean of dB.
 
-  `Sums()` is the empty one. +inf (PSNR of equal images) is counted apart from the sum; NaN is not hidden.
+  Images at +inf (PSNR of equal images) are left out of the mean and reported as `NAME_infinite` where there are any; if
+  all are, the mean is inf. NaN is not hidden; without any image the mean is NaN.
   """
-
-  total: Mapping[str, float] = dataclasses.field(default_factory=dict)
-  count: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  infinite: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-  @classmethod
-  def of(cls, values: Mapping[str, ArrayLike], *, valid: ArrayLike | None = None) -> Sums:
-    """The sums of one batch; an example that is not `valid` (padding) counts zero, whatever its values."""
-    total, count, infinite = {}, {}, {}
-    for name, value in values.items():
-      array = np.asarray(value, np.float64)
-      if array.ndim != 1:
-        raise ValueError(f"{name} has shape {array.shape}: give one value per image")
-      if valid is not None:
-        keep = np.asarray(valid, bool)
-        if keep.shape != array.shape:
-          raise ValueError(f"{name} has {len(array)} values, but valid has shape {keep.shape}")
-        array = array[keep]
-      above = np.isposinf(array)
-      total[name] = float(np.sum(array[~above]))
-      count[name] = int(np.sum(~above))
-      infinite[name] = int(np.sum(above))
-    return cls(total, count, infinite)
-
-  def merge(self, other: Sums) -> Sums:
-    """The sums of both; names may differ."""
-    names = list(dict.fromkeys((*self.total, *other.total)))
-    return Sums(
-      {name: self.total.get(name, 0.0) + other.total.get(name, 0.0) for name in names},
-      {name: self.count.get(name, 0) + other.count.get(name, 0) for name in names},
-      {name: self.infinite.get(name, 0) + other.infinite.get(name, 0) for name in names},
-    )
-
-  def finalise(self) -> dict[str, float]:
-    """The mean of each name over its images: for PSNR the mean of dB.
-
-    Images at +inf are left out of the mean and reported as `NAME_infinite` where there are any; if all are, the mean is
-    inf. Without any image it is NaN.
-    """
-    means = {}
-    for name, total in self.total.items():
-      count, infinite = self.count[name], self.infinite[name]
-      means[name] = total / count if count else (math.inf if infinite else math.nan)
-      if infinite:
-        means[f"{name}_infinite"] = float(infinite)
-    return means
+  result = {}
+  for name, value in values.items():
+    array = np.asarray(value, np.float64)
+    finite = array[~np.isposinf(array)]
+    infinite = len(array) - len(finite)
+    result[name] = float(np.sum(finite)) / len(finite) if len(finite) else (math.inf if infinite else math.nan)
+    if infinite:
+      result[f"{name}_infinite"] = float(infinite)
+  return result

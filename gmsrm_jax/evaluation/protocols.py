@@ -6,33 +6,35 @@ same kind of thing, not the same formula: a number is comparable only within its
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from gmsrm_jax.arrays import Image, Mask, Mask8, PerImage, Rgb8, hole_area, image_from_uint8, mask_from_uint8
+from gmsrm_jax.arrays import Image, Mask, Mask8, PerImage, Rgb8, image_from_uint8, mask_from_uint8
 from gmsrm_jax.errors import require
 from gmsrm_jax.evaluation import metrics
-from gmsrm_jax.pretrained import lpips, vgg16, weight_files
+from gmsrm_jax.pretrained import lpips, weight_files
 
 Networks = dict[str, weight_files.Params]
 """Feature networks by their LPIPS names, 'alex' and 'vgg'."""
 
-Scores = dict[str, PerImage]
 
-_LOADERS = {"alex": lpips.load_alexnet, "vgg": vgg16.load_vgg16}
+class Metric(NamedTuple):
+  """A number of each image, and what it is, for the report."""
+
+  description: str
+  formula: Callable[[Image, Image, Mask, Networks], PerImage]
 
 
-@dataclasses.dataclass(frozen=True)
-class Protocol:
+class Protocol(NamedTuple):
   """One way to score; `PROTOCOLS` has them by name."""
 
   name: str
-  description: Mapping[str, str]  # what each number is, and where the formula comes from, for the report
-  formula: Callable[[Networks, Image, Image, Mask], Scores]
-  networks: tuple[str, ...]  # which feature networks the formula reads
+  source: str
   least: int  # pixels that the shorter side must have
+  metrics: Mapping[str, Metric]
 
   def check(self, height: int, width: int) -> None:
     """Raises ConfigError unless pictures of that size can be scored."""
@@ -43,15 +45,12 @@ class Protocol:
     )
 
   def describe(self, height: int, width: int) -> dict[str, str]:
-    """The description for pictures of that size."""
+    """What each number is, for pictures of that size."""
     scales = metrics.ms_ssim_scales(height, width)
-    return {"name": self.name} | {key: text.format(scales=scales) for key, text in self.description.items()}
+    described = {name: metric.description.format(scales=scales) for name, metric in self.metrics.items()}
+    return {"name": self.name, "source": self.source, **described}
 
-  def load_networks(self) -> Networks:
-    """The parameters that `score` wants; raises ConfigError where the files are lost or altered."""
-    return {net: _LOADERS[net]() for net in self.networks}
-
-  def score(self, networks: Networks, filled: Rgb8, truth: Rgb8, mask: Mask8) -> Scores:
+  def score(self, networks: Networks, filled: Rgb8, truth: Rgb8, mask: Mask8) -> dict[str, PerImage]:
     """Each metric of each image; to be jitted.
 
     Several fills of one truth belong into one jitted function: the compiler merges the work on the truth, which is
@@ -61,7 +60,25 @@ class Protocol:
       ConfigError: the pictures are too small.
     """
     self.check(*truth.shape[1:3])
-    return self.formula(networks, image_from_uint8(filled), image_from_uint8(truth), mask_from_uint8(mask))
+    a, b, hole = image_from_uint8(filled), image_from_uint8(truth), mask_from_uint8(mask)
+    return {name: metric.formula(a, b, hole, networks) for name, metric in self.metrics.items()}
+
+
+def _whole(description: str, metric: Callable[[Image, Image], PerImage]) -> Metric:
+  return Metric(description, lambda a, b, mask, networks: metric(a, b))
+
+
+def _hole(description: str, metric: Callable[[Image, Image, Mask], PerImage]) -> Metric:
+  return Metric(description, lambda a, b, mask, networks: metric(a, b, mask))
+
+
+def _lpips(description: str, net: str) -> Metric:
+  return Metric(description, lambda a, b, mask, networks: lpips.lpips(networks[net], a, b, net=net))
+
+
+def _flat_ssim(side: int) -> Metric:
+  text = f"flat window of {side} pixels, sample covariance, RGB (scikit-image's structural_similarity)"
+  return _whole(text, functools.partial(metrics.ssim_uniform, side=side))
 
 
 def _grey(image: Image) -> metrics.Picture:
@@ -69,142 +86,94 @@ def _grey(image: Image) -> metrics.Picture:
   return jnp.sum(image * jnp.array((0.2125, 0.7154, 0.0721)).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
 
 
-def _ours(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  maps = lpips.lpips_maps(networks["alex"], a, b, net="alex")
-  return {
-    "psnr": metrics.psnr(a, b),
-    "ssim": metrics.ssim(a, b),
-    "ms_ssim": metrics.ms_ssim(a, b),
-    "l1": metrics.l1(a, b),
-    "lpips": lpips.mean_distance(maps),
-    "lpips_vgg": lpips.lpips(networks["vgg"], a, b, net="vgg"),
-    "psnr_hole": metrics.psnr_hole(a, b, mask),
-    "l1_hole": metrics.l1_hole(a, b, mask),
-    "lpips_hole": lpips.hole_distance(maps, mask),
-    "boundary_error": metrics.boundary_error(a, b, mask),
-    "hole_area": hole_area(mask),
-  }
+def _mean(image: Image) -> metrics.Picture:
+  return jnp.mean(image, axis=-1, keepdims=True)
 
 
-def _edgeconnect(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  a, b = _grey(a), _grey(b)
-  return {"psnr": metrics.psnr(a, b), "ssim": metrics.ssim_uniform(a, b, 51), "mae": metrics.mae_relative(a, b)}
-
-
-def _aotgan(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  return {"psnr": metrics.psnr(a, b), "ssim": metrics.ssim_uniform(a, b, 7), "mae": metrics.mae_relative(a, b)}
-
-
-def _hint(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  return {
-    "psnr": jnp.minimum(metrics.psnr(a, b), 100.0),
-    "ssim": metrics.ssim_uniform(a, b, 7),
-    "l1": metrics.l1(a, b),
-    "lpips": lpips.lpips(networks["vgg"], a, b, net="vgg"),
-  }
-
-
-def _mat(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  return {
-    "psnr": metrics.psnr(a, b),
-    "ssim": metrics.ssim(a, b),
-    "l1": metrics.l1(a, b),
-    "lpips": lpips.lpips(networks["alex"], a, b, net="alex"),
-  }
-
-
-def _spl(networks: Networks, a: Image, b: Image, mask: Mask) -> Scores:
-  a_mean, b_mean = (jnp.mean(x, axis=-1, keepdims=True) for x in (a, b))
-  return {"psnr": metrics.psnr(a, b), "ssim": metrics.ssim_uniform(a, b, 11), "l1": metrics.l1(a_mean, b_mean)}
-
-
-_RGB_PSNR = "dB over RGB, mean of the images' dB"
-_FLAT = "flat window of {side} pixels, sample covariance, RGB (scikit-image's structural_similarity)"
-_GAUSSIAN = "Gaussian window of 11 pixels, sigma 1.5, population covariance, 'valid' places, mean over RGB"
-_RELATIVE = "sum of |a - b| over sum of a + b"
+_PSNR = _whole("dB over RGB, mean of the images' dB", metrics.psnr)
+_SSIM = _whole(
+  "Gaussian window of 11 pixels, sigma 1.5, population covariance, 'valid' places, mean over RGB", metrics.ssim
+)
+_L1 = _whole("mean of |a - b| over RGB", metrics.l1)
+_MAE = _whole("sum of |a - b| over sum of a + b over RGB", metrics.mae_relative)
+_LPIPS_ALEX, _LPIPS_VGG = _lpips("v0.1, AlexNet", "alex"), _lpips("v0.1, VGG16", "vgg")
 
 _ALL = (
   Protocol(
     "ours",
-    {
-      "source": "this project: composited uint8 RGB, every metric in the range of [0, 1] values",
-      "psnr": _RGB_PSNR,
-      "ssim": _GAUSSIAN,
-      "ms_ssim": "{scales} scales (five from 161 pixels on), Wang et al. 2003, weights over their sum; window as ssim",
-      "l1": "mean of |a - b| over RGB",
-      "lpips": "v0.1, AlexNet",
-      "lpips_vgg": "v0.1, VGG16",
-      "psnr_hole": "psnr over the hole's pixels alone",
-      "l1_hole": "l1 over the hole's pixels alone",
-      "lpips_hole": "v0.1, AlexNet, spatial, mean over the hole's pixels",
-      "boundary_error": "mean error of the steps between neighbours across the hole's boundary",
-      "hole_area": "share of the image that is hole",
-    },
-    _ours,
-    ("alex", "vgg"),
+    "this project: composited uint8 RGB, every metric in the range of [0, 1] values",
     32,
+    {
+      "psnr": _PSNR,
+      "ssim": _SSIM,
+      "ms_ssim": _whole(
+        "{scales} scales (five from 161 pixels on), Wang et al. 2003, weights over their sum; window as ssim",
+        metrics.ms_ssim,
+      ),
+      "l1": _L1,
+      "lpips": _LPIPS_ALEX,
+      "lpips_vgg": _LPIPS_VGG,
+      "psnr_hole": _hole("psnr over the hole's pixels alone", metrics.psnr_hole),
+      "l1_hole": _hole("l1 over the hole's pixels alone", metrics.l1_hole),
+      "lpips_hole": Metric(
+        "v0.1, AlexNet, spatial, mean over the hole's pixels",
+        lambda a, b, mask, networks: lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), mask),
+      ),
+      "boundary_error": _hole(
+        "mean error of the steps between neighbours across the hole's boundary", metrics.boundary_error
+      ),
+    },
   ),
   Protocol(
     "edgeconnect",
-    {
-      "source": "edge-connect, scripts/metrics.py: grey pictures (scikit-image's rgb2gray)",
-      "psnr": "dB of grey pictures",
-      "ssim": "flat window of 51 pixels, sample covariance, grey pictures (scikit-image's structural_similarity)",
-      "mae": f"{_RELATIVE} of grey pictures",
-    },
-    _edgeconnect,
-    (),
+    "edge-connect, scripts/metrics.py: grey pictures (scikit-image's rgb2gray)",
     51,
+    {
+      "psnr": _whole("dB of grey pictures", lambda a, b: metrics.psnr(_grey(a), _grey(b))),
+      "ssim": _whole(
+        "flat window of 51 pixels, sample covariance, grey pictures (scikit-image's structural_similarity)",
+        lambda a, b: metrics.ssim_uniform(_grey(a), _grey(b), 51),
+      ),
+      "mae": _whole(
+        "sum of |a - b| over sum of a + b of grey pictures", lambda a, b: metrics.mae_relative(_grey(a), _grey(b))
+      ),
+    },
   ),
   Protocol(
     "aotgan",
-    {
-      "source": "AOT-GAN-for-Inpainting, src/metric/metric.py",
-      "psnr": _RGB_PSNR,
-      "ssim": _FLAT.format(side=7),
-      "mae": f"{_RELATIVE} over RGB",
-    },
-    _aotgan,
-    (),
+    "AOT-GAN-for-Inpainting, src/metric/metric.py",
     7,
+    {"psnr": _PSNR, "ssim": _flat_ssim(7), "mae": _MAE},
   ),
   Protocol(
     "hint",
-    {
-      "source": "HINT, src/HINT.py (SEM-Net, MxT alike); there uint8 is cut off, not rounded; l1, lpips of floats",
-      "psnr": f"{_RGB_PSNR}, at most 100",
-      "ssim": _FLAT.format(side=7),
-      "l1": "mean of |a - b| over RGB",
-      "lpips": "v0.1, VGG16",
-    },
-    _hint,
-    ("vgg",),
+    "HINT, src/HINT.py (SEM-Net, MxT alike); there uint8 is cut off, not rounded; l1, lpips of floats",
     32,
+    {
+      "psnr": _whole(f"{_PSNR.description}, at most 100", lambda a, b: jnp.minimum(metrics.psnr(a, b), 100.0)),
+      "ssim": _flat_ssim(7),
+      "l1": _L1,
+      "lpips": _LPIPS_VGG,
+    },
   ),
   Protocol(
     "mat",
-    {
-      "source": "MAT, evaluatoin/cal_psnr_ssim_l1.py and cal_lpips.py",
-      "psnr": _RGB_PSNR,
-      "ssim": _GAUSSIAN,
-      "l1": "mean of |a - b| over RGB",
-      "lpips": "v0.1, AlexNet",
-    },
-    _mat,
-    ("alex",),
+    "MAT, evaluatoin/cal_psnr_ssim_l1.py and cal_lpips.py",
     32,
+    {"psnr": _PSNR, "ssim": _SSIM, "l1": _L1, "lpips": _LPIPS_ALEX},
   ),
   Protocol(
     "spl",
-    {
-      "source": "SPL, eval_final.py; there uint8 is cut off, not rounded",
-      "psnr": _RGB_PSNR,
-      "ssim": _FLAT.format(side=11),
-      "l1": "mean of |a - b| of the means over RGB: errors of opposite sign cancel",
-    },
-    _spl,
-    (),
+    "SPL, eval_final.py; there uint8 is cut off, not rounded",
     11,
+    {
+      "psnr": _PSNR,
+      "ssim": _flat_ssim(11),
+      "l1": _whole(
+        "mean of |a - b| of the means over RGB: errors of opposite sign cancel",
+        lambda a, b: metrics.l1(_mean(a), _mean(b)),
+      ),
+    },
   ),
 )
 

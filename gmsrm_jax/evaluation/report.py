@@ -1,4 +1,4 @@
-"""The files of an evaluation: report.json, report.md, report.csv and the picture page."""
+"""The files of an evaluation: report.json, report.md, report.csv and a page of pictures."""
 
 from __future__ import annotations
 
@@ -6,19 +6,27 @@ import csv
 import io
 import math
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageOps
+from tabulate import tabulate
 
 from gmsrm_jax.config import ALL
-from gmsrm_jax.evaluation.distances import FULL_SIZE
-from gmsrm_jax.evaluation.picture_page import save_picture_page
+from gmsrm_jax.evaluation.distribution import FULL_SIZE, interval
+from gmsrm_jax.evaluation.metrics import means
 from gmsrm_jax.evaluation.scorer import Results, Scores
-from gmsrm_jax.evaluation.summary import counts, self_check, summarise
 from gmsrm_jax.files import write_json, write_text
+from gmsrm_jax.panels import save_panel
 from gmsrm_jax.training.run_folder import REPORT
 
+Tree = dict[str, dict[str, dict[str, Any]]]
+
 _MORE, _LESS = "higher is better", "lower is better"
-METRICS: dict[str, tuple[str, int]] = {
+_METRICS: dict[str, tuple[str, int]] = {
   "psnr": (f"PSNR (dB, {_MORE})", 2),
   "ssim": (f"SSIM ({_MORE})", 4),
   "ms_ssim": (f"MS-SSIM ({_MORE})", 4),
@@ -31,9 +39,9 @@ METRICS: dict[str, tuple[str, int]] = {
   "lpips_hole": (f"LPIPS over the hole ({_LESS})", 4),
   "boundary_error": (f"Seam: error of the steps across the hole's boundary ({_LESS})", 4),
 }
-"""Titles and digits, in the order of the report; any other metric follows under its own name."""
+"""Titles and digits, in the order of the report."""
 
-_DISTRIBUTION: dict[str, tuple[str, int]] = {
+_DISTANCES: dict[str, tuple[str, int]] = {
   "fid": (f"FID, Inception ({_LESS})", 2),
   "kid": (f"KID x 1000, Inception ({_LESS})", 2),
   "p_ids": (f"P-IDS, Inception ({_MORE})", 3),
@@ -44,22 +52,53 @@ _DISTRIBUTION: dict[str, tuple[str, int]] = {
   "u_ids_vgg16": (f"U-IDS on VGG16 features ({_MORE})", 3),
 }
 
+_CELL = 176  # pixels, side of a picture on the page
+_GREY = 110  # what a hole is shown in
+_RANKED_BY = ("lpips_hole", "lpips", "psnr_hole", "psnr")  # the first that the protocol has
+_CAPTION = {"psnr": ("PSNR", 2), "lpips": ("LPIPS", 3), "lpips_hole": ("LPIPS, hole", 3)}
 
-def make_report(about: Mapping[str, Any], scores: Scores, seed: int) -> dict[str, Any]:
-  """The report as a tree: `about` (experiment, step, protocol, notes …) and the numbers."""
-  means, intervals = summarise(scores, seed)
+
+def make_report(head: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
+  """The report as a tree: `head` (experiment, step, protocol, notes …) and the numbers."""
+  averages, intervals = summarise(scores)
+  counts = {bucket: len(names) for bucket, names in scores.names.items() if bucket != ALL}
   return {
-    **about,
-    "images": counts(scores),
-    "scores": means,
+    **head,
+    "images": {**counts, ALL: sum(len(names) for names in scores.names.values())},
+    "scores": averages,
     "intervals": intervals,
     "distribution": scores.distances,
-    "outside_hole": {
-      method: {"images": found.images, "pixels": found.pixels, "most": found.most}
-      for method, found in scores.outside.items()
-    },
-    "self_check": self_check(scores.check),
+    "outside_hole": scores.outside,
+    "self_check": scores.check,
   }
+
+
+def summarise(scores: Scores) -> tuple[Tree, Tree]:
+  """Means, and 95 % bootstrap intervals over images, by method, bucket (and 'all') and metric."""
+  averages: Tree = {method: {} for method in scores.values}
+  intervals: Tree = {method: {} for method in scores.values}
+  for method, buckets in scores.values.items():
+    for bucket, values in buckets.items():
+      averages[method][bucket] = means(values)
+      intervals[method][bucket] = {name: _interval(array) for name, array in values.items()}
+    names = next(iter(buckets.values()))
+    averages[method][ALL] = means({name: np.concatenate([v[name] for v in buckets.values()]) for name in names})
+    intervals[method][ALL] = {name: _interval(_by_image(scores, method, name)) for name in names}
+  return averages, intervals
+
+
+def _by_image(scores: Scores, method: str, metric: str) -> np.ndarray:
+  """Each image's mean over its buckets: holes in one image are no independent samples of images."""
+  values: dict[str, list[float]] = {}
+  for bucket, names in scores.names.items():
+    for name, value in zip(names, scores.values[method][bucket][metric], strict=True):
+      values.setdefault(name, []).append(float(value))
+  return np.array([np.mean(values[name]) for name in sorted(values)])
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+  """None of one image: drawn again and again it says nothing of others."""
+  return list(interval(values)) if len(values) > 1 else None
 
 
 def write_report(root: pathlib.Path, report: Mapping[str, Any], results: Results, scores: Scores) -> str:
@@ -67,121 +106,178 @@ def write_report(root: pathlib.Path, report: Mapping[str, Any], results: Results
   text = markdown(report)
   write_json(root / f"{REPORT}.json", report)
   write_text(root / f"{REPORT}.csv", table(scores))
-  save_picture_page(root / f"{REPORT}.png", results, scores)
+  save_panel(root / f"{REPORT}.png", _page(results, scores))
   write_text(root / f"{REPORT}.md", text)
   return text
 
 
 def table(scores: Scores) -> str:
-  """CSV, a row per method, bucket and image, a column per metric; 'inf' is a PSNR of equal pictures."""
-  metrics = list(next(iter(next(iter(scores.values.values())).values())))
+  """CSV, a line per method, bucket and image, a column per metric; 'inf' is a PSNR of equal pictures."""
   text = io.StringIO()
-  rows = csv.writer(text, lineterminator="\n")
-  rows.writerow(["method", "bucket", "image", *metrics])
+  writer = csv.writer(text, lineterminator="\n")
+  writer.writerow(["method", "bucket", "image", *_names(scores)])
   for method, buckets in scores.values.items():
     for bucket, values in buckets.items():
-      for row, name in enumerate(scores.names[bucket]):
-        rows.writerow([method, bucket, name, *(f"{values[metric][row]:.9g}" for metric in metrics)])
+      for name, *numbers in zip(scores.names[bucket], *values.values(), strict=True):
+        writer.writerow([method, bucket, name, *(f"{number:.9g}" for number in numbers)])
   return text.getvalue()
 
 
+def _names(scores: Scores) -> list[str]:
+  """The metrics."""
+  return list(next(iter(next(iter(scores.values.values())).values())))
+
+
 def markdown(report: Mapping[str, Any]) -> str:
-  """The report as a page: one table per metric, a row per method, a column per bucket."""
-  buckets = list(report["images"])
-  lines = [
+  """The report as a page: one table per metric, a line per method, a column per bucket."""
+  counts = report["images"]
+  notes = [*report["notes"], *_outside_notes(report), _check_note(report["self_check"])]
+  sections = [
     f"# {report['title']}",
-    "",
     report["summary"],
-    "",
     f"Protocol {report['protocol']['name']}: {report['protocol']['source']}.",
+    "\n".join(f"- {note}" for note in notes),
+    "Numbers that papers print, under other protocols: docs/published.md of the project.",
+    "Pictures: " + ", ".join(f"{count} in {bucket}" for bucket, count in counts.items()) + ".",
+    *_metric_sections(report),
+    "## Distances of sets",
+    _set_sizes(counts),
+    *_distance_sections(report),
   ]
-  lines += ["", *(f"- {note}" for note in (*report["notes"], *_outside_notes(report), _check_line(report)))]
-  lines += ["", "Numbers that papers print, under other protocols: docs/published.md of the project."]
-  lines += ["", "Pictures: " + ", ".join(f"{report['images'][bucket]} in {bucket}" for bucket in buckets) + "."]
-  methods = report["scores"]
-  first = next(iter(methods))
-  names = [name for name in methods[first][ALL] if name != "hole_area" and not name.endswith("_infinite")]
-  for name in sorted(names, key=lambda name: [*METRICS, name].index(name)):
-    title, digits = METRICS.get(name, (name, 4))
-    lines += ["", f"## {title}", "", report["protocol"].get(name, ""), "", *_header(buckets)]
-    for method, rows in methods.items():
-      lines.append(f"| {method} | " + " | ".join(_number(rows[bucket][name], digits) for bucket in buckets) + " |")
-      if method == first:
-        bounds = [report["intervals"][method][bucket][name] for bucket in buckets]
-        shown = [" – ".join(_number(bound, digits) for bound in pair) if pair else "–" for pair in bounds]
-        lines.append("| *95 % interval* | " + " | ".join(shown) + " |")
-  lines += _distribution_lines(report, buckets)
   if "memory" in report:
     health = report["memory"]
-    lines += [
-      "",
+    sections += [
       "## Memory",
-      "",
       f"Perplexity {health['perplexity']:.0f} of {health['slots']} slots, {health['used_slots']:.0f} in use; whole "
       f"held-out images drawn from their read alone: {health['reconstruction_psnr']:.2f} dB.",
     ]
-  return "\n".join(lines) + "\n"
+  return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _header(buckets: list[str]) -> list[str]:
-  return ["| | " + " | ".join(buckets) + " |", "|---" * (len(buckets) + 1) + "|"]
+def _metric_sections(report: Mapping[str, Any]) -> Iterable[str]:
+  buckets = list(report["images"])
+  first = next(iter(report["scores"]))
+  for name, (title, digits) in _METRICS.items():
+    if name in report["scores"][first][ALL]:
+      lines = {
+        method: [_number(values[bucket][name], digits) for bucket in buckets]
+        for method, values in report["scores"].items()
+      }
+      bounds = [report["intervals"][first][bucket][name] for bucket in buckets]
+      shown = [" – ".join(_number(bound, digits) for bound in pair) if pair else "–" for pair in bounds]
+      own = {first: lines.pop(first), "*95 % interval*": shown}
+      yield from (f"## {title}", report["protocol"][name], _table({**own, **lines}, buckets))
 
 
-def _number(value: float | None, digits: int) -> str:
-  if value is None or math.isnan(value):
-    return "–"
-  return "inf" if math.isinf(value) else f"{value:.{digits}f}"
+def _distance_sections(report: Mapping[str, Any]) -> Iterable[str]:
+  buckets = list(report["images"])
+  for name, (title, digits) in _DISTANCES.items():
+    scale = 1000.0 if name.startswith("kid") else 1.0
+    lines = {}
+    for method, by_bucket in report["distribution"].items():
+      values = [by_bucket[bucket].get(name, math.nan) * scale for bucket in buckets]
+      errors = [by_bucket[bucket].get(f"{name}_standard_error", math.nan) * scale for bucket in buckets]
+      lines[method] = [
+        _number(value, digits) + ("" if math.isnan(error) else f" ± {_number(error, digits)}")
+        for value, error in zip(values, errors, strict=True)
+      ]
+    if any(cell != "–" for cells in lines.values() for cell in cells):
+      yield from (f"### {title}", _table(lines, buckets))
+
+
+def _table(lines: Mapping[str, Sequence[str]], buckets: Sequence[str]) -> str:
+  """A Markdown table of numbers that are written already."""
+  cells = [[name, *numbers] for name, numbers in lines.items()]
+  return tabulate(cells, headers=["", *buckets], tablefmt="github", disable_numparse=True)
+
+
+def _number(value: float, digits: int) -> str:
+  return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _outside_notes(report: Mapping[str, Any]) -> list[str]:
   if not report["protocol"]["composite"]:
     return ["Without masks nothing was composited: the whole pictures were compared."]
-  notes = []
-  for method, found in report["outside_hole"].items():
-    if found["images"]:
-      notes.append(
-        f"{method}: {found['images']} pictures differed from the truth outside the hole, in {found['pixels']} pixels, "
-        f"by at most {found['most']} levels; the truth was put back there before scoring."
-      )
+  notes = [
+    f"{method}: {apart['images']} pictures differed from the truth outside the hole, in {apart['pixels']} pixels, "
+    f"by at most {apart['most']} levels; the truth was put back there before scoring."
+    for method, apart in report["outside_hole"].items()
+    if apart["images"]
+  ]
   return notes or ["All pictures equalled the truth outside the hole already."]
 
 
-def _check_line(report: Mapping[str, Any]) -> str:
-  check = report["self_check"]
+def _check_note(check: Mapping[str, Any]) -> str:
+  psnr = check["psnr"] if isinstance(check["psnr"], str) else f"{check['psnr']:.0f}"
   lpips = "".join(f", {name} {value:.0e}" for name, value in check["off_by"].items() if name.startswith("lpips"))
   frechet = "".join(f", {name} {value:.0e}" for name, value in check["frechet_distance"].items())
-  psnr = check["psnr"] if isinstance(check["psnr"], str) else f"{check['psnr']:.0f}"
   return (
     f"Self-check, the truth of {check['images']} pictures scored against itself: PSNR {psnr}{lpips}, all within "
     f"{max(check['off_by'].values()):.0e} of perfect{frechet}: {'passed' if check['passed'] else 'FAILED'}."
   )
 
 
-def _distribution_lines(report: Mapping[str, Any], buckets: list[str]) -> list[str]:
-  found = report["distribution"]
-  names = [name for name in _DISTRIBUTION if any(name in row for rows in found.values() for row in rows.values())]
-  lines = ["", "## Distances of sets", "", _set_sizes(report["images"])]
-  for name in names:
-    title, digits = _DISTRIBUTION[name]
-    scale = 1000.0 if name.startswith("kid") else 1.0
-    lines += ["", f"### {title}", "", *_header(buckets)]
-    for method, rows in found.items():
-      cells = []
-      for bucket in buckets:
-        row = rows.get(bucket, {})
-        cell = _number(row[name] * scale if name in row else None, digits)
-        error = row.get(f"{name}_standard_error")
-        cells.append(cell if error is None else f"{cell} ± {_number(error * scale, digits)}")
-      lines.append(f"| {method} | " + " | ".join(cells) + " |")
-  return lines
-
-
-def _set_sizes(images: Mapping[str, int]) -> str:
-  """What the numbers of pictures allow to conclude."""
-  most = images[ALL]
-  if most < 2:
+def _set_sizes(counts: Mapping[str, int]) -> str:
+  """The conclusions that so many pictures allow."""
+  if counts[ALL] < 2:
     return "None: one picture is no set; score at least 2 for a Fréchet distance and 3 for a kernel distance."
-  lines = "A bucket needs 2 pictures for a Fréchet distance, 3 for a kernel distance, more than features for the IDS."
-  if min(images.values()) < FULL_SIZE:
-    lines += f" Below {FULL_SIZE} pictures the Fréchet distance is biased upwards: prefer the kernel distance."
-  return lines
+  text = "A bucket needs 2 pictures for a Fréchet distance, 3 for a kernel distance, more than features for the IDS."
+  if min(counts.values()) < FULL_SIZE:
+    text += f" Below {FULL_SIZE} pictures the Fréchet distance is biased upwards: prefer the kernel distance."
+  return text
+
+
+class Chosen(NamedTuple):
+  """One image of a bucket and why it is shown."""
+
+  rank: str  # best, median or worst
+  name: str
+  row: int  # in the values of its bucket
+
+
+def choose(scores: Scores, method: str, bucket: str) -> list[Chosen]:
+  """Best, median and worst image of a method by LPIPS over the hole; fewer where there are not three."""
+  values = scores.values[method][bucket]
+  metric = next(name for name in _RANKED_BY if name in values)
+  # Ties in name order, which is the order of the values.
+  order = np.argsort(-values[metric] if metric.startswith("psnr") else values[metric], kind="stable")
+  places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
+  rows = {rank: int(order[place]) for rank, place in places.items()}
+  shown = {1: ["best"], 2: ["best", "worst"]}.get(len(order), list(places))
+  return [Chosen(rank, scores.names[bucket][rows[rank]], rows[rank]) for rank in shown]
+
+
+def _page(results: Results, scores: Scores) -> dict[str, UInt8[np.ndarray, "n side side 3"]]:
+  """Columns of the page: numbers, truth, masked, filled and the first baseline; the chosen images of each bucket."""
+  shown = list(scores.values)[:2]
+  columns: dict[str, list[np.ndarray]] = {}
+  for bucket in scores.names:
+    for chosen in choose(scores, shown[0], bucket):
+      example = results.example(bucket, chosen.name, shown)
+      image, mask = example.images[0], example.masks[0]
+      pictures = {"": _caption(scores, bucket, chosen, shown), "truth": _fitted(image)}
+      if results.has_masks:
+        pictures["masked"] = _fitted(np.where(mask > 0, np.uint8(_GREY), image))
+      pictures |= {method: _fitted(np.where(mask > 0, example.fills[method][0], image)) for method in shown}
+      for title, picture in pictures.items():
+        columns.setdefault(title, []).append(picture)
+  return {title: np.stack(pictures) for title, pictures in columns.items()}
+
+
+def _caption(scores: Scores, bucket: str, chosen: Chosen, methods: Sequence[str]) -> UInt8[np.ndarray, "side side 3"]:
+  lines = [f"{bucket} {chosen.rank}", *textwrap.wrap(chosen.name, 24)]
+  for method in methods:
+    values = scores.values[method][bucket]
+    lines += ["", method]
+    lines += [
+      f"  {title} {values[name][chosen.row]:.{digits}f}" for name, (title, digits) in _CAPTION.items() if name in values
+    ]
+  cell = Image.new("RGB", (_CELL, _CELL), "white")
+  ImageDraw.Draw(cell).multiline_text((4, 2), "\n".join(lines), fill="black")
+  return np.array(cell)
+
+
+def _fitted(picture: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "side side 3"]:
+  """On a square cell; pixels stay squares where they are enlarged."""
+  method = Image.Resampling.NEAREST if max(picture.shape) <= _CELL else Image.Resampling.BOX
+  return np.array(ImageOps.pad(Image.fromarray(picture), (_CELL, _CELL), method, color="white"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import cv2
 import numpy as np
 import pytest
@@ -13,7 +11,7 @@ from gmsrm_jax.config import BASELINES, EvalConfig
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation.baselines import baselines, mean_fill
 
-FILLS = baselines(EvalConfig(baselines=",".join(BASELINES)))
+FILLS = baselines(",".join(BASELINES))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +75,9 @@ def test_biharmonic_bears_a_hole_without_an_end(pictures):
   np.testing.assert_array_equal(FILLS["biharmonic"](images, np.zeros_like(masks)), images)
 
 
-def test_the_setting_chooses_the_rows():
-  assert list(baselines(EvalConfig(baselines="mean, telea"))) == ["mean fill", "Telea"]
-  assert baselines(EvalConfig(baselines="")) == {}
-  with pytest.raises(ConfigError, match="eval.baselines='tela' is unknown: did you mean 'telea'"):
-    dataclasses.replace(EvalConfig(), baselines="mean,tela")
-  with pytest.raises(ConfigError, match="names mean twice"):
+def test_the_setting_chooses_the_fills():
+  assert list(baselines("mean, telea")) == ["mean fill", "Telea"] and baselines("") == {}
+  with pytest.raises(ConfigError, match="eval.baselines='tela'.*'telea'"):
+    EvalConfig(baselines="mean,tela")
+  with pytest.raises(ConfigError, match="mean twice"):
     EvalConfig(baselines="mean,mean")

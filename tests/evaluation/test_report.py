@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import numpy as np
 import pytest
 
-from gmsrm_jax.evaluation import picture_page, report, scorer
+from gmsrm_jax.config import ALL
+from gmsrm_jax.evaluation import report, scorer
 
 BUCKET = "20-30%"
 
@@ -16,21 +18,22 @@ BUCKET = "20-30%"
 def scores_of(values, names=None):
   names = names or [f"n{i}" for i in range(len(next(iter(values.values()))))]
   rows = {name: np.array(array, np.float64) for name, array in values.items()}
-  check = scorer.SelfCheck({"psnr": np.array([np.inf]), "lpips": np.array([0.0])}, {})
-  return scorer.Scores({BUCKET: names}, {"model": {BUCKET: rows}}, {"model": {}}, {"model": scorer.Outside()}, check)
+  check = scorer.self_check({"psnr": np.array([np.inf]), "lpips": np.array([0.0])}, {})
+  distances = {"model": {BUCKET: {}, ALL: {}}}
+  return scorer.Scores({BUCKET: names}, {"model": {BUCKET: rows}}, distances, {"model": {"images": 0}}, check)
 
 
 def test_best_median_and_worst_are_ranked_by_the_hole():
   scores = scores_of({"lpips_hole": [0.3, 0.1, 0.5, 0.2, 0.4], "psnr": [1, 2, 3, 4, 5]})
-  chosen = picture_page.choose(scores, "model", BUCKET)
+  chosen = report.choose(scores, "model", BUCKET)
   assert [(c.rank, c.name) for c in chosen] == [("best", "n1"), ("median", "n0"), ("worst", "n2")]
-  by_psnr = picture_page.choose(scores_of({"psnr": [10.0, np.inf, 20.0]}), "model", BUCKET)
+  by_psnr = report.choose(scores_of({"psnr": [10.0, np.inf, 20.0]}), "model", BUCKET)
   assert [(c.rank, c.name) for c in by_psnr] == [("best", "n1"), ("median", "n2"), ("worst", "n0")]
 
 
 @pytest.mark.parametrize(("count", "ranks"), [(1, ["best"]), (2, ["best", "worst"])])
 def test_fewer_than_three_pictures_are_shown_once(count, ranks):
-  chosen = picture_page.choose(scores_of({"lpips": [0.1, 0.2][:count]}), "model", BUCKET)
+  chosen = report.choose(scores_of({"lpips": [0.1, 0.2][:count]}), "model", BUCKET)
   assert [c.rank for c in chosen] == ranks and len({c.name for c in chosen}) == count
 
 
@@ -46,15 +49,10 @@ def test_infinite_and_awkward_names_survive_the_table():
 
 def test_a_failed_self_check_is_said_aloud():
   scores = scores_of({"psnr": [20.0, 30.0], "lpips": [0.1, 0.2]})
-  about = {
-    "experiment": None,
-    "title": "t",
-    "summary": "s",
-    "notes": [],
-    "protocol": {"name": "ours", "source": "x", "composite": True},
-  }
-  assert "passed." in report.markdown(report.make_report(about, scores, 0))
-  scores.check.values["lpips"] = np.array([0.5])
-  text = report.markdown(report.make_report(about, scores, 0))
+  protocol = {"name": "ours", "source": "x", "composite": True, "psnr": "dB", "lpips": "v0.1"}
+  head = {"title": "t", "summary": "s", "notes": [], "protocol": protocol}
+  assert "passed." in report.markdown(report.make_report(head, scores))
+  scores.check = scorer.self_check({"psnr": np.array([np.inf]), "lpips": np.array([0.5])}, {})
+  text = report.markdown(report.make_report(head, scores))
   assert "FAILED" in text and "passed" not in text
-  assert "| model | 25.00 | 25.00 |" in text
+  assert re.search(r"\| model +\| 25\.00 +\| 25\.00 +\|", text)

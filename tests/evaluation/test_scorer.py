@@ -12,8 +12,8 @@ import skimage.data
 from jax.sharding import AxisType, Mesh
 
 from gmsrm_jax.config import ALL, EvalConfig
-from gmsrm_jax.evaluation import instruments, scorer, summary
-from gmsrm_jax.evaluation.baselines import baselines, mean_fill
+from gmsrm_jax.evaluation import report, scorer
+from gmsrm_jax.evaluation.baselines import mean_fill, telea_fill
 from gmsrm_jax.parallel import sharding
 
 COUNT = 6
@@ -28,19 +28,23 @@ class Pictures:
 
   def __init__(self, batch_size: int, shuffled: int | None = None, methods=None, count: int = COUNT):
     self.batch_size, self.shuffled, self.total = batch_size, shuffled, count
-    telea = baselines(EvalConfig(baselines="telea"))["Telea"]
     self.fills = methods or {
       "perfect": lambda images, masks: images,
-      "telea": telea,
+      "telea": telea_fill,
       "mean": mean_fill,
       "inverse": lambda images, masks: 255 - images,
     }
-    self.methods = tuple(self.fills)
+
+  def least_size(self) -> tuple[int, int]:
+    return 36, 36
+
+  def describe(self) -> dict:
+    return {}
 
   def count(self) -> int:
     return self.total * len(BUCKETS)
 
-  def example(self, bucket: str, name: str) -> scorer.Batch:
+  def example(self, bucket: str, name: str, methods) -> scorer.Batch:
     return self._batch(bucket, [int(name[1:])])
 
   def _batch(self, bucket: str, rows: list[int]) -> scorer.Batch:
@@ -49,29 +53,30 @@ class Pictures:
     side = 16 + 3 * BUCKETS.index(bucket)
     masks[:, 8 : 8 + side, 12 : 12 + side] = 1
     fills = {name: fill(images, masks) for name, fill in self.fills.items()}
-    return scorer.Batch(bucket, [f"p{i}" for i in rows], images, masks, fills)
+    return scorer.Batch([bucket] * len(rows), [f"p{i}" for i in rows], images, masks, fills)
 
   def batches(self):
-    for bucket in BUCKETS:
-      rows = list(range(self.total))
-      if self.shuffled is not None:
-        random.Random(self.shuffled).shuffle(rows)
-      for start in range(0, len(rows), self.batch_size):
+    rows = list(range(self.total))
+    if self.shuffled is not None:
+      random.Random(self.shuffled).shuffle(rows)
+    for start in range(0, len(rows), self.batch_size):
+      for bucket in BUCKETS:
         yield self._batch(bucket, rows[start : start + self.batch_size])
 
 
-def scored(results) -> scorer.Scores:
-  return scorer.score(results, instruments.load(EvalConfig()).measure, seed=0)
+@pytest.fixture(scope="module")
+def measure():
+  return scorer.make_measure(EvalConfig()).program
 
 
 @pytest.fixture(scope="module")
-def scores():
-  return scored(Pictures(64))
+def scores(measure):
+  return scorer.score(Pictures(64), measure)
 
 
 @pytest.fixture(scope="module")
 def means(scores):
-  return summary.summarise(scores, 0)[0]
+  return report.summarise(scores)[0]
 
 
 def flat(tree, prefix=""):
@@ -85,19 +90,19 @@ def one_device() -> Mesh:
 
 
 @pytest.mark.parametrize("other", ["batches of 5", "another order", "one device"])
-def test_neither_batches_nor_order_nor_devices_change_a_number(other, scores, monkeypatch):
+def test_neither_batches_nor_order_nor_devices_change_a_number(other, scores, measure, monkeypatch):
   assert len(jax.local_devices()) == 4
   if other == "one device":
     monkeypatch.setattr(sharding, "local_mesh", one_device)
-    again = scored(Pictures(7))
+    again = scorer.score(Pictures(7), scorer.make_measure(EvalConfig()).program)
   else:
-    again = scored(Pictures(5) if other == "batches of 5" else Pictures(64, shuffled=3))
+    again = scorer.score(Pictures(5) if other == "batches of 5" else Pictures(64, shuffled=3), measure)
   assert again.names == scores.names == {bucket: [f"p{i}" for i in range(COUNT)] for bucket in BUCKETS}
   before, after = flat(scores.values), flat(again.values)
   assert before.keys() == after.keys()
   for key, value in before.items():
     np.testing.assert_allclose(after[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
-  assert summary.self_check(again.check)["images"] == COUNT
+  assert again.check["images"] == COUNT
   before, after = flat(scores.distances), flat(again.distances)
   assert before.keys() == after.keys()
   for key, value in before.items():
@@ -131,11 +136,11 @@ def test_distances_of_sets_rank_alike(scores):
 
 def test_pixels_outside_the_hole_are_the_truths_and_are_counted(scores, means):
   outside = scores.outside
-  assert (outside["perfect"].images, outside["perfect"].pixels, outside["perfect"].most) == (0, 0, 0)
-  assert outside["inverse"].images == COUNT * len(BUCKETS)
+  assert outside["perfect"] == {"images": 0, "pixels": 0, "most": 0}
+  assert outside["inverse"]["images"] == COUNT * len(BUCKETS)
   known = sum(36 * 36 - (16 + 3 * b) ** 2 for b in range(len(BUCKETS)))
   # A level of 127.5 would be its own inverse, so every pixel of the inverse differs.
-  assert outside["inverse"].pixels == COUNT * known
+  assert outside["inverse"]["pixels"] == COUNT * known
   area = means["inverse"][BUCKETS[0]]["hole_area"]
   np.testing.assert_allclose(
     means["inverse"][BUCKETS[0]]["l1"], means["inverse"][BUCKETS[0]]["l1_hole"] * area, rtol=1e-5
@@ -143,7 +148,7 @@ def test_pixels_outside_the_hole_are_the_truths_and_are_counted(scores, means):
 
 
 def test_all_is_the_mean_over_images_and_intervals_hold_it(scores):
-  means, intervals = summary.summarise(scores, 0)
+  means, intervals = report.summarise(scores)
   for name in ("psnr", "lpips", "l1"):
     row = means["telea"]
     np.testing.assert_allclose(row[ALL][name], np.mean([row[bucket][name] for bucket in BUCKETS]), rtol=1e-12)
@@ -157,12 +162,17 @@ def test_all_is_the_mean_over_images_and_intervals_hold_it(scores):
 
 
 def test_the_self_check_passes_and_would_fail(scores):
-  check = summary.self_check(scores.check)
-  assert check["passed"] and check["psnr"] == "inf" and check["images"] == COUNT
+  check = scores.check
+  assert check["passed"] and check["images"] == COUNT
   assert check["off_by"]["lpips"] < 1e-12 and check["frechet_distance"]["fd_vgg16"] < 1e-6
-  for broken in (
-    scores.check._replace(values={**scores.check.values, "lpips": np.array([0.0, 0.01])}),
-    scores.check._replace(values={**scores.check.values, "psnr": np.array([np.inf, 60.0])}),
-    scores.check._replace(distances={"fd_vgg16": 0.1}),
-  ):
-    assert not summary.self_check(broken)["passed"]
+  perfect = {"psnr": np.array([np.inf, 150.0]), "lpips": np.array([0.0, 0.0])}
+  assert scorer.self_check(perfect, {"fd_vgg16": 1e-6})["passed"]
+  assert not scorer.self_check({**perfect, "lpips": np.array([0.0, 0.01])}, {})["passed"]
+  assert not scorer.self_check({**perfect, "psnr": np.array([np.inf, 60.0])}, {})["passed"]
+  assert not scorer.self_check(perfect, {"fd_vgg16": 0.1})["passed"]
+
+
+def test_the_self_check_notices_a_program_that_measures_wrongly(measure):
+  results = Pictures(64, count=2)
+  check = scorer.score(results, lambda fills, truth, masks: measure(np.roll(fills, 1, axis=3), truth, masks)).check
+  assert not check["passed"] and check["psnr"] < 60

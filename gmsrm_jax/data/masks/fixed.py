@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +24,9 @@ VERSION = 1
 Bucket = tuple[float, float]
 
 
-def masks_sha256(rows: Iterable[tuple[str, Bucket, UInt8[np.ndarray, "_ _"]]]) -> str:
-  """One hash over (name, bucket, mask), in the order of the rows: what a report and a manifest are compared by."""
-  digest = hashlib.sha256()
-  for name, bucket, mask in rows:
-    digest.update(f"{name}\0{bucket}\0".encode("utf-8", "surrogateescape") + np.packbits(mask).tobytes())
-  return digest.hexdigest()
+def mask_bytes(name: str, bucket: Bucket, mask: UInt8[np.ndarray, "_ _"]) -> bytes:
+  """What a mask adds to the one hash over all, in their order, by which reports and manifests are compared."""
+  return f"{name}\0{bucket}\0".encode("utf-8", "surrogateescape") + np.packbits(mask).tobytes()
 
 
 def mask_sha256(mask: UInt8[np.ndarray, "h w"]) -> str:

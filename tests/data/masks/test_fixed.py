@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import pathlib
 
@@ -14,9 +15,8 @@ import run
 from gmsrm_jax import files, overrides
 from gmsrm_jax.config import BUCKETS, SIZES, Config, DataConfig, EvalConfig, MaskConfig
 from gmsrm_jax.data import pipeline
-from gmsrm_jax.data.masks import hole_files
+from gmsrm_jax.data.masks import fixed, hole_files
 from gmsrm_jax.errors import ConfigError
-from gmsrm_jax.evaluation import held_out
 
 REAL = pathlib.Path(run.__file__).parent.parent / "shared" / "data" / "nvidia_irregular_test_12000_256_packbits.npz"
 NAMES = ["a.jpg", "a.png", "sub/a.jpg", "sub/b.png"]
@@ -58,10 +58,11 @@ def test_a_manifest_gives_back_the_drawn_masks_and_their_hash(config, written):
   for key, mask in drawn.items():
     np.testing.assert_array_equal(mask, read[key])
   manifest = json.loads((written / "manifest.json").read_text())
-  reports = [held_out.protocol(c, pipeline.evaluation_set(c)) for c in (config, with_masks(config, written))]
-  assert reports[0]["masks_sha256"] == reports[1]["masks_sha256"] == manifest["masks_sha256"]
-  assert reports[0]["masks"] == "generated, one per image and bucket, eval.mask_seed=2022"
-  assert manifest["masks_sha256"] in reports[1]["masks"] and reports[0]["masks"] in reports[1]["masks"]
+  whole = b"".join(fixed.mask_bytes(name, bucket, mask) for (name, bucket), mask in drawn.items())
+  assert hashlib.sha256(whole).hexdigest() == manifest["masks_sha256"]
+  sources = [pipeline.evaluation_set(c).mask_source for c in (config, with_masks(config, written))]
+  assert "eval.mask_seed=2022" in sources[0]
+  assert sources[0] in sources[1] and manifest["masks_sha256"] in sources[1]
   row = manifest["masks"][2]
   assert row["name"] == "a.jpg" and row["bucket"] == [0.2, 0.3]
   assert row["area"] == drawn["a.jpg", (0.2, 0.3)].mean()
