@@ -37,7 +37,7 @@ FLOORS: tuple[dict[str, str], ...] = (
   },
   {
     "training": "__init__ checkpoint finetune logger loop losses microbatch optimiser profiling run_folder sample_grids"
-    " state steps variation weights",
+    " stages state steps variation weights",
   },
   {"inference": "__init__ file_pairs inpainter photos tiling"},
   {

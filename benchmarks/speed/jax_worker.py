@@ -33,7 +33,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
 
   from gmsrm_jax.models.inpainter import fill_pixels
   from gmsrm_jax.pretrained import vgg16
-  from gmsrm_jax.training import state, steps
+  from gmsrm_jax.training import stages, state, steps
 
   config = configure(size, batch, changes)
   data = jax.device_put(random_batch(config.model.image_size, batch))
@@ -43,7 +43,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
     return lambda: fill(params, data["image"], data["mask"])
 
   step = jax.jit(functools.partial(steps.STEPS[kind], config=config), donate_argnums=0)
-  weights = jax.device_put(vgg16.load_vgg16()) if state.needs_vgg16(config) else {}
+  weights = jax.device_put(vgg16.load_vgg16()) if stages.needs_vgg16(config) else {}
   current = filled(state.abstract_state(config, kind))
 
   def train() -> Any:

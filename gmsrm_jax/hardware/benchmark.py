@@ -21,7 +21,8 @@ from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.hardware import compare, machine, measure
 from gmsrm_jax.parallel import backend, sharding
 from gmsrm_jax.training import loop
-from gmsrm_jax.training.state import STAGES, compute_dtype, has_memory_stage
+from gmsrm_jax.training.stages import planned_stages
+from gmsrm_jax.training.state import compute_dtype
 
 
 def benchmark(
@@ -99,7 +100,7 @@ def make_plan(
     try:
       config = configured(size, batch)
       sharding.check_batch(config, sharding.make_mesh(config))
-      steps += [(stage, size, batch) for stage in STAGES if stage != "memory" or has_memory_stage(config)]
+      steps += [(stage, size, batch) for stage in planned_stages(config)]
     except ConfigError as error:
       # One image alone is filled, but seldom trained on.
       require(batch == 1, f"--batches: {error}")

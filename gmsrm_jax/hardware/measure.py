@@ -19,8 +19,8 @@ from gmsrm_jax.inference.inpainter import Inpainter, predict
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import loop, steps
-from gmsrm_jax.training.checkpoint import with_shardings
-from gmsrm_jax.training.state import TrainState, has_memory_stage, init_state, needs_vgg16, release_params
+from gmsrm_jax.training.stages import has_memory_stage, needs_vgg16
+from gmsrm_jax.training.state import TrainState, init_state, release_params, with_shardings
 
 MIN_REPEATS, MAX_REPEATS = 5, 50
 _SHORTEST = 0.05  # seconds of a repeat: shorter calls are sent off together, so that the host waits only once

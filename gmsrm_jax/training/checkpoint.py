@@ -13,14 +13,11 @@ import grain
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
-from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from gmsrm_jax.config import Config
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.parallel import backend, processes
-from gmsrm_jax.parallel.sharding import tree_sharding
-from gmsrm_jax.training.state import TrainState, abstract_state
+from gmsrm_jax.training.state import TrainState
 
 
 class _Manager(ocp.CheckpointManager):
@@ -263,10 +260,3 @@ def _position(folder: pathlib.Path) -> Any:
   if file is None:
     raise OSError("the position of the input is missing")
   return json.loads(file.read_text())
-
-
-def with_shardings(config: Config, stage: str, mesh: Mesh) -> TrainState:
-  """The abstract state of a stage, with where each array is to live."""
-  abstract = abstract_state(config, stage)
-  shardings = tree_sharding(abstract, mesh)
-  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)

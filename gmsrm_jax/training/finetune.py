@@ -13,14 +13,15 @@ from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import require
 from gmsrm_jax.training.run_folder import read_config
-from gmsrm_jax.training.state import TrainState, abstract_state, has_teacher, init_state, release_params, restart
+from gmsrm_jax.training.stages import has_teacher
+from gmsrm_jax.training.state import TrainState, abstract_state, init_state, release_params, restart
 from gmsrm_jax.training.weights import flat_names, is_export, load_state, load_weights
 
 _MODEL_SETTINGS = ("model.", "memory.", "variation.")
 
 
 def check_source(config: Config) -> None:
-  """Refuses what `begin_with` could not use, before anything is written.
+  """Refuses weights that `begin_with` could not use, before anything is written.
 
   Raises:
     ConfigError: the folder holds no weights, those of another model, or no teacher where the losses need one.
@@ -46,13 +47,13 @@ def check_source(config: Config) -> None:
 
 
 def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
-  """Stage 2 at step 0 with the weights of `run.init_from`.
+  """Returns stage 2 at step 0 with the weights of `run.init_from`.
 
   A run's checkpoint brings its discriminator and, where the losses need it, its teacher; an export brings
   neither: the discriminator starts anew.
 
   Args:
-    config: of the new run; `check_source` was content with it.
+    config: of the new run, which `check_source` let through.
     key: root of the values that are not taken over.
     where: shardings of the state.
   """

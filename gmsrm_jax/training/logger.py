@@ -1,8 +1,10 @@
-"""What a run leaves behind and shows: metrics.jsonl, TensorBoard events, console lines, sample panels."""
+"""The log of a run: metrics.jsonl, TensorBoard events and the progress on the console."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -10,7 +12,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import tensorboardX
 import tqdm
@@ -26,38 +28,16 @@ class Writer:
 
   Args:
     workdir: folder of the run, made if missing.
-    resume_step: stage to the step it was restored at. Records of later steps, and of stages not named, are dropped,
-      as is a last line cut off half-way; the steps that wrote them will run again. None starts afresh.
-    active: False on all hosts but the first: nothing is written or shown.
+    active: False on all processes but the first: nothing is written or shown.
     stream: text file where progress goes, standard output by default; a terminal gets a bar, anything else plain lines.
   """
 
-  def __init__(
-    self,
-    workdir: str | os.PathLike[str],
-    resume_step: Mapping[str, int] | None = None,
-    *,
-    active: bool = True,
-    stream: Any = None,
-  ):
+  def __init__(self, workdir: str | os.PathLike[str], *, active: bool = True, stream: Any = None):
     self._workdir = pathlib.Path(workdir)
-    self._resume_step = dict(resume_step or {})
     self._active = active
     self._stream = stream or sys.stdout
-    self._events: dict[str, tensorboardX.SummaryWriter] = {}
     self._bar: tqdm.tqdm | None = None
-    self._metrics: TextIO | None = None
-    if not active:
-      return
-    self._workdir.mkdir(parents=True, exist_ok=True)
-    path = self._workdir / "metrics.jsonl"
-    if path.exists():
-      kept = [record for record in read_metrics(path) if record["step"] <= self._resume_step.get(record["stage"], -1)]
-      write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-    for old in (self._workdir / "events").glob("*"):
-      if old.name not in self._resume_step:
-        shutil.rmtree(old)
-    self._metrics = path.open("a", encoding="utf-8")
+    self._open = contextlib.ExitStack()
 
   def __enter__(self) -> Writer:
     return self
@@ -66,15 +46,34 @@ class Writer:
     self.close()
 
   def start(self, stage: str, step: int, total: int, batch_size: int, show: Sequence[str] = ()) -> None:
-    """Begins (or resumes, at `step`) a stage of `total` steps; console lines show the metrics named in `show`."""
+    """Begins a stage of `total` steps, or resumes it at `step`; console lines show the metrics named in `show`.
+
+    Records of what runs again now, later steps and stages, are dropped, as is a last line cut off half-way.
+    """
+    self.close()
     self._stage, self._total, self._batch_size, self._show = stage, total, batch_size, tuple(show)
     self._marks = collections.deque([(time.monotonic(), step)], maxlen=10)
     self._logged = 0
-    self._close_bar()
-    if self._active and self._stream.isatty():
+    if not self._active:
+      return
+    self._workdir.mkdir(parents=True, exist_ok=True)
+    path = self._workdir / "metrics.jsonl"
+    records = read_metrics(path) if path.exists() else []
+    kept = list(itertools.takewhile(lambda r: r["stage"] != stage or r["step"] <= step, records))
+    write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+    for events in (self._workdir / "events").glob("*"):
+      if events.name not in {record["stage"] for record in kept}:
+        shutil.rmtree(events)
+    self._metrics = self._open.enter_context(path.open("a", encoding="utf-8"))
+    # Without the suffix a run resumed within the second would overwrite the file that it continues.
+    again = {"purge_step": step + 1, "filename_suffix": f".{step}"} if step else {}
+    self._events = tensorboardX.SummaryWriter(str(self._workdir / "events" / stage), **again)
+    self._open.callback(self._events.close)
+    if self._stream.isatty():
       self._bar = tqdm.tqdm(
         total=total, initial=step, desc=stage, unit="step", dynamic_ncols=True, file=self._stream, smoothing=0.05
       )
+      self._open.callback(self._bar.close)
 
   def advance(self, step: int) -> None:
     """Moves the progress bar; free where there is none."""
@@ -82,16 +81,20 @@ class Writer:
       self._bar.update(step - self._bar.n)
 
   def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-    """Records the metrics of a step of the current stage, with its images per second, and shows the main ones."""
+    """Records the metrics of a step, with the images per second, and shows the main ones."""
     self._marks.append((time.monotonic(), step))
     self._logged += 1
     if self._logged == 2:
       self._marks.popleft()  # the stretch before the first log holds the compilation
     (since, first), (now, _) = self._marks[0], self._marks[-1]
     rate = (step - first) / max(now - since, 1e-9)
-    self.record(self._stage, step, {**metrics, "images_per_s": rate * self._batch_size})
     if not self._active:
       return
+    values = {name: float(value) for name, value in metrics.items()} | {"images_per_s": rate * self._batch_size}
+    self._metrics.write(json.dumps(plain({"stage": self._stage, "step": step, **values})) + "\n")
+    self._metrics.flush()
+    for name, value in values.items():
+      self._events.add_scalar(name, value, step)
     names = [name for name in self._show or list(metrics)[:4] if name in metrics]
     shown = "  ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
     speed = f"{rate * self._batch_size:.1f} images/s"
@@ -101,24 +104,6 @@ class Writer:
     else:
       left = _duration((self._total - step) / rate) if rate > 0 else "?"
       self.note(f"{self._stage} {step}/{self._total}  {shown}  {speed}  {left} left")
-
-  def record(self, stage: str, step: int, metrics: Mapping[str, Any]) -> None:
-    """Appends one line to metrics.jsonl and one point per metric to the events; shows nothing."""
-    if self._metrics is None:
-      return
-    values = {name: float(value) for name, value in metrics.items()}
-    self._metrics.write(json.dumps(plain({"stage": stage, "step": step, **values})) + "\n")
-    self._metrics.flush()
-    if stage not in self._events:
-      restored = self._resume_step.get(stage)
-      # Without the suffix a run resumed within the second would overwrite the file that it continues.
-      self._events[stage] = tensorboardX.SummaryWriter(
-        str(self._workdir / "events" / stage),
-        purge_step=None if restored is None else restored + 1,
-        filename_suffix="" if restored is None else f".{restored}",
-      )
-    for name, value in values.items():
-      self._events[stage].add_scalar(name, value, step)
 
   def note(self, text: str) -> None:
     """Shows one line, above the bar where there is one."""
@@ -130,23 +115,13 @@ class Writer:
       print(text, file=self._stream, flush=True)
 
   def close(self) -> None:
-    """Finishes the bar and closes the files; the writer is of no use afterwards."""
-    self._close_bar()
-    for events in self._events.values():
-      events.close()
-    self._events.clear()
-    if self._metrics is not None:
-      self._metrics.close()
-      self._metrics = None
-
-  def _close_bar(self) -> None:
-    if self._bar is not None:
-      self._bar.close()
-      self._bar = None
+    """Finishes the bar and closes the files."""
+    self._open.close()
+    self._bar = None
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """The records of a metrics.jsonl, without a line that a killed run left half-written."""
+  """Returns the records of a metrics.jsonl, without a line that a killed run left half-written."""
   records = []
   for line in pathlib.Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
     try:

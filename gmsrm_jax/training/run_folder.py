@@ -1,8 +1,8 @@
-"""What a run says about itself: `config.json`, code and packages it ran with, and the first lines on the console."""
+"""The folder of a run: `config.json` with settings, images, code and packages, and the overview on the console."""
 
 from __future__ import annotations
 
-import functools
+import collections
 import hashlib
 import math
 import os
@@ -58,52 +58,34 @@ def read_config(folder: str | os.PathLike[str], experiment: str | None = None) -
   return config
 
 
-def data_facts(
-  training: sources.Source | None, evaluation: pipeline.EvaluationSet
-) -> tuple[dict[str, str], dict[str, int]]:
-  """Hash and number of images of both splits; `training` is None where data.synthetic stands in for it."""
+def data_facts(training: sources.Source | None, evaluation: pipeline.EvaluationSet) -> dict[str, dict[str, Any]]:
+  """Returns hash and number of images of both splits; `training` is None where data.synthetic stands in for it."""
   train_hash = "synthetic" if training is None else sources.split_hash(training)
-  return (
-    {"train": train_hash, "val": sources.split_hash(evaluation.source)},
-    {"train": 0 if training is None else len(training), "val": len(evaluation)},
-  )
-
-
-def facts(config: Config, training: sources.Source | None, evaluation: pipeline.EvaluationSet) -> dict[str, Any]:
-  """What all processes of a run must have in common."""
   return {
-    "code": code_hash(),
-    "versions": versions(),
-    "config": overrides.to_dict(config),
-    "images": data_facts(training, evaluation)[0],
+    "splits": {"train": train_hash, "val": sources.split_hash(evaluation.source)},
+    "images": {"train": 0 if training is None else len(training), "val": len(evaluation)},
   }
 
 
-@functools.cache
-def code_hash() -> str:
-  """SHA-256 of the package's Python files."""
+def common_facts(config: Config, data: dict[str, dict[str, Any]]) -> dict[str, Any]:
+  """Returns what all processes of a run must have in common."""
+  return {"code": _code_hash(), "versions": versions(), "config": overrides.to_dict(config), "images": data["splits"]}
+
+
+def _code_hash() -> str:
+  """Returns the SHA-256 of the package's Python files."""
   digest = hashlib.sha256()
   for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
     digest.update(path.read_bytes())
   return digest.hexdigest()
 
 
-def describe_run(
-  config: Config,
-  root: pathlib.Path,
-  training: sources.Source | None,
-  evaluation: pipeline.EvaluationSet,
-  *,
-  free: tuple[str, ...],
-) -> None:
+def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, Any]], *, free: tuple[str, ...]) -> None:
   """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
-
-  `training` is None where data.synthetic stands in for it.
 
   Raises:
     ConfigError: the folder holds a run of other settings or other images.
   """
-  splits, counts = data_facts(training, evaluation)
   path = root / "config.json"
   if path.exists():
     before = read_run(root)
@@ -115,55 +97,48 @@ def describe_run(
       f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
     )
     require(
-      before["splits"] == splits,
+      before["splits"] == data["splits"],
       f"{root} was begun with other images than data.train={config.data.train} and data.val={config.data.val} hold "
       "now (their hash differs): bring them back or use another --workdir",
     )
+  if jax.process_index() > 0:
+    return
   # A finished run keeps saying which code made it, whichever code looks at it now.
-  if jax.process_index() == 0 and not finished(config, root):
-    write_json(
-      path,
-      {
-        "config": overrides.to_dict(config),
-        "splits": splits,
-        "images": counts,
-        "commit": git_commit(),
-        "versions": versions(),
-        "device": {"kind": jax.devices()[0].device_kind, "count": jax.device_count()},
-      },
-    )
-  if jax.process_index() == 0:
-    print(
-      f"{config.name}: {counts['train']} training images ({splits['train'][:12]}), {counts['val']} held out "
-      f"({splits['val'][:12]})"
-    )
+  if not finished(config, root):
+    device = {"kind": jax.devices()[0].device_kind, "count": jax.device_count()}
+    made_by = {"commit": git_commit(), "versions": versions(), "device": device}
+    write_json(path, {"config": overrides.to_dict(config), **data, **made_by})
+  counts, hashes = data["images"], data["splits"]
+  print(
+    f"{config.name}: {counts['train']} training images ({hashes['train'][:12]}), {counts['val']} held out "
+    f"({hashes['val'][:12]})"
+  )
 
 
 def print_overview(config: Config, mesh: Mesh) -> None:
   """Prints devices, parameters and operations of the networks."""
-  networks = make_networks(config)
+  network = make_networks(config).inpaint
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
-  params = jax.eval_shape(networks.inpaint.init, jax.random.key(0), image, mask)
-  cost = jax.jit(networks.inpaint.apply).lower(params, image, mask).cost_analysis() or {}
-  forward = cost.get("flops", math.nan)
+  params = jax.eval_shape(network.init, jax.random.key(0), image, mask)
+  cost = jax.jit(network.apply).lower(params, image, mask).cost_analysis() or {}
+  count = clu.parameter_overview.count_parameters
+  sizes = collections.Counter()
+  for name, subtree in params["params"].items():
+    sizes[name.split("_")[0]] += count(subtree)
   print(
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
     f"computing in {jnp.dtype(compute_dtype(config)).name}"
   )
-  count = clu.parameter_overview.count_parameters
-  parts = {name.split("_")[0]: 0 for name in params["params"]}
-  for name, subtree in params["params"].items():
-    parts[name.split("_")[0]] += count(subtree)
   print(
     f"inpainter: {count(params) / 1e6:.2f} M parameters ("
-    + ", ".join(f"{name} {size / 1e6:.2f}" for name, size in parts.items())
-    + f"), {forward / 1e9:.2f} GFLOP forward per {size}x{size} image"
+    + ", ".join(f"{name} {number / 1e6:.2f}" for name, number in sizes.items())
+    + f"), {cost.get('flops', math.nan) / 1e9:.2f} GFLOP forward per {size}x{size} image"
   )
 
 
 def finished(config: Config, root: pathlib.Path) -> bool:
-  """Whether both stages have run to their end and were scored."""
+  """Returns True where both stages have run to their end and were scored."""
   if not (root / f"{REPORT}.json").exists():
     return False
   return read_json(root / f"{REPORT}.json")["step"] == config.stage2.steps

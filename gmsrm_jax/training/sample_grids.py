@@ -76,6 +76,14 @@ def make_panel_writer(
   return write
 
 
+def make_grid(
+  config: Config, stage: str, mesh: Mesh, evaluation: EvaluationSet
+) -> tuple[Callable[[TrainState, pathlib.Path], None], Callable[[TrainState], float]]:
+  """Returns what draws the grid of a state into a file, and what measures the quality of the same fills."""
+  pictures = panel_inputs(config, evaluation)
+  return make_panel_writer(config, stage, *pictures), make_quality(config, stage, mesh, *pictures)
+
+
 def make_quality(
   config: Config,
   stage: str,

@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.sharding import Mesh
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.discriminator import Discriminator
 from gmsrm_jax.models.inpainter import InpaintingNetwork, make_inpainting_network
 from gmsrm_jax.models.memory import MemoryNetwork, make_memory_network
+from gmsrm_jax.parallel.sharding import tree_sharding
 from gmsrm_jax.training.optimiser import make_optimiser
-
-STAGES = ("memory", "inpaint")
+from gmsrm_jax.training.stages import freezes_memory, has_memory_stage, has_teacher, stage_settings
 
 
 @struct.dataclass
@@ -63,35 +64,9 @@ def make_networks(config: Config) -> Networks:
   return Networks(make_memory_network(config, dtype), make_inpainting_network(config, dtype), discriminator)
 
 
-def needs_vgg16(config: Config) -> bool:
-  """Whether a step takes the parameters of VGG16, for the perceptual and style terms."""
-  return config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0)
-
-
-def has_memory_stage(config: Config) -> bool:
-  """Whether stage 1 is part of the experiment."""
-  return config.memory.enabled and config.memory.pretrain
-
-
-def has_teacher(config: Config) -> bool:
-  """Whether stage 2 keeps stage 1's recognition of whole images.
-
-  After a stage 1 of its own always: reports and panels show what it retrieves. Fine-tuning has it only where a term
-  asks for it, because given weights may be without.
-  """
-  loss = config.loss
-  asked = loss.retrieval > 0 or loss.read > 0 or loss.features == "recognition"
-  return has_memory_stage(config) and (asked or not config.run.init_from)
-
-
-def freezes_memory(config: Config) -> bool:
-  """Whether stage 2 leaves the memory as stage 1 left it."""
-  return has_memory_stage(config) and config.memory.finetune == 0
-
-
 def make_optimisers(config: Config, stage: str) -> Optimisers:
   """The optimisers of one stage."""
-  settings = config.stage1 if stage == "memory" else config.stage2
+  settings = stage_settings(config, stage)
   pretrained = stage == "inpaint" and has_memory_stage(config) and not freezes_memory(config)
   return Optimisers(
     make_optimiser(settings, memory_rate=config.memory.finetune if pretrained else 1.0),
@@ -179,6 +154,13 @@ def abstract_state(config: Config, stage: str) -> TrainState:
   if stage == "inpaint" and has_memory_stage(config):
     memory = abstract_state(config, "memory").params
   return jax.eval_shape(lambda k, m: init_state(config, stage, k, m), key, memory)
+
+
+def with_shardings(config: Config, stage: str, mesh: Mesh) -> TrainState:
+  """Returns the abstract state of a stage, with where each array is to live."""
+  abstract = abstract_state(config, stage)
+  shardings = tree_sharding(abstract, mesh)
+  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
 def release_params(state: TrainState) -> Any:

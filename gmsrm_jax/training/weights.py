@@ -20,9 +20,9 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import write_json
 from gmsrm_jax.parallel.sharding import make_mesh
-from gmsrm_jax.training.checkpoint import Checkpointer, with_shardings
+from gmsrm_jax.training.checkpoint import Checkpointer
 from gmsrm_jax.training.run_folder import read_run
-from gmsrm_jax.training.state import TrainState, abstract_state, release_params
+from gmsrm_jax.training.state import TrainState, abstract_state, release_params, with_shardings
 
 WEIGHTS = "weights.safetensors"
 
@@ -37,12 +37,12 @@ class Weights(NamedTuple):
 
 
 def weights_of(state: TrainState) -> Weights:
-  """The averages of a state of stage 2."""
+  """Returns the averages of a state of stage 2."""
   return Weights(release_params(state), int(state.step), state.frozen.get("teacher"))
 
 
 def load_state(config: Config, folder: pathlib.Path) -> TrainState:
-  """The newest state of stage 2 in a run's folder, on this process's devices.
+  """Returns the newest state of stage 2 in a run's folder, on this process's devices.
 
   Raises:
     ConfigError: there is none, it is damaged, or of another configuration.
@@ -56,20 +56,19 @@ def load_state(config: Config, folder: pathlib.Path) -> TrainState:
 
 
 def is_export(folder: pathlib.Path) -> bool:
-  """Whether `save_weights` wrote into it; otherwise it is a run's."""
+  """Returns True for a folder that `save_weights` wrote, False for that of a run."""
   return (folder / WEIGHTS).exists()
 
 
 def load_weights(config: Config, folder: pathlib.Path) -> Weights:
-  """The weights in the folder of a run, or in one that `save_weights` wrote.
+  """Returns the weights in the folder of a run, or in one that `save_weights` wrote.
 
   Raises:
     ConfigError: as `load_state`.
   """
-  file = folder / WEIGHTS
   if not is_export(folder):
     return weights_of(load_state(config, folder))
-  described = read_run(folder)
+  file, described = folder / WEIGHTS, read_run(folder)
   try:
     flat = safetensors.numpy.load_file(file)
   except (safetensors.SafetensorError, OSError) as error:
@@ -87,7 +86,7 @@ def load_weights(config: Config, folder: pathlib.Path) -> Weights:
 
 
 def flat_names(params: Any) -> dict[str, Any]:
-  """The leaves under flat names, sorted."""
+  """Returns the leaves under flat names, sorted."""
   return dict(sorted(flax.traverse_util.flatten_dict(params, sep="/").items()))
 
 
@@ -114,7 +113,7 @@ def save_weights(folder: pathlib.Path, weights: Weights, described: dict[str, An
 
 
 def _without_paths(value: Any) -> Any:
-  """Of folders of this machine the last part: where they lie is nobody's business, and no use elsewhere."""
+  """Keeps the last part of this machine's folders: the rest is private, and of no use elsewhere."""
   if isinstance(value, dict):
     return {key: _without_paths(item) for key, item in value.items()}
   if isinstance(value, str) and pathlib.PurePath(value).is_absolute():

@@ -21,7 +21,7 @@ from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import draw_noise, inpaint
 from gmsrm_jax.pretrained import vgg16
-from gmsrm_jax.training import losses, state, steps, variation
+from gmsrm_jax.training import losses, stages, state, steps, variation
 from gmsrm_jax.training.optimiser import make_schedule
 from tests.small import shrink
 
@@ -205,7 +205,7 @@ class Compared:
       self.terms = twin.inpaint_step(image, mask, noise, corners)
 
 
-@pytest.fixture(scope="module", params=state.STAGES)
+@pytest.fixture(scope="module", params=stages.STAGES)
 def compared(request):
   return Compared(request.param)
 

@@ -12,9 +12,8 @@ import run
 from gmsrm_jax import overrides
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.parallel.sharding import make_mesh
-from gmsrm_jax.training.checkpoint import with_shardings
 from gmsrm_jax.training.run_folder import read_config
-from gmsrm_jax.training.state import abstract_state, release_params
+from gmsrm_jax.training.state import abstract_state, release_params, with_shardings
 from gmsrm_jax.training.weights import load_weights
 from tests.training.test_loop import STEPS, finish, one_line, restore, trained_run
 

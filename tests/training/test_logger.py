@@ -18,12 +18,20 @@ class Terminal(io.StringIO):
     return True
 
 
-def write_run(workdir, stages):
-  """Records loss = step for every step of every stage."""
-  with Writer(workdir, stream=io.StringIO()) as writer:
+def write_run(workdir, stages, since=0):
+  """Logs loss = step for every step of every stage from there on; returns what the console showed."""
+  stream = io.StringIO()
+  with Writer(workdir, stream=stream) as writer:
     for stage, steps in stages.items():
-      for step in range(1, steps + 1):
-        writer.record(stage, step, {"loss": np.float32(step)})
+      writer.start(stage, since, steps, batch_size=4)
+      for step in range(since + 1, steps + 1):
+        writer.log(step, {"loss": np.float32(step)})
+      since = 0
+  return stream.getvalue()
+
+
+def logged(workdir):
+  return [(r["stage"], r["step"], r["loss"]) for r in writer_lib.read_metrics(workdir / "metrics.jsonl")]
 
 
 def read_events(folder):
@@ -38,16 +46,20 @@ def read_events(folder):
       if event.session_log.status == SessionLog.START:
         points = {step: value for step, value in points.items() if step < event.step}
       for value in event.summary.value:
-        points[event.step] = (value.tag, value.simple_value)
+        if value.tag == "loss":
+          points[event.step] = value.simple_value
   return points
 
 
 def test_a_record_is_one_json_line_and_one_event(tmp_path):
   with Writer(tmp_path, stream=io.StringIO()) as writer:
-    writer.record("memory", 3, {"loss": np.float32(0.5), "grad": math.inf, "ratio": np.float64("nan")})
+    writer.start("memory", 0, 9, batch_size=4)
+    writer.log(3, {"loss": np.float32(0.5), "grad": math.inf, "ratio": np.float64("nan")})
   (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
-  assert json.loads(line) == {"stage": "memory", "step": 3, "loss": 0.5, "grad": None, "ratio": None}
-  assert set(read_events(tmp_path / "events" / "memory")) == {3}
+  record = json.loads(line)
+  assert record.pop("images_per_s") > 0
+  assert record == {"stage": "memory", "step": 3, "loss": 0.5, "grad": None, "ratio": None}
+  assert read_events(tmp_path / "events" / "memory") == {3: 0.5}
 
 
 def test_a_resumed_run_leaves_the_records_of_an_uninterrupted_one(tmp_path):
@@ -55,28 +67,24 @@ def test_a_resumed_run_leaves_the_records_of_an_uninterrupted_one(tmp_path):
   write_run(tmp_path / "cut", {"memory": 4, "inpaint": 5})
   with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
     file.write('{"stage": "inpaint", "st')  # killed while writing
-  with Writer(tmp_path / "cut", {"memory": 4, "inpaint": 2}, stream=io.StringIO()) as writer:
-    for step in range(3, 7):
-      writer.record("inpaint", step, {"loss": step})
-  whole, cut = ((tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "cut"))
-  assert cut == whole
-  assert read_events(tmp_path / "cut/events/inpaint") == read_events(tmp_path / "whole/events/inpaint")
+  write_run(tmp_path / "cut", {"inpaint": 6}, since=2)
+  assert logged(tmp_path / "cut") == logged(tmp_path / "whole")
+  for stage in ("memory", "inpaint"):
+    assert read_events(tmp_path / "cut/events" / stage) == read_events(tmp_path / "whole/events" / stage)
 
 
 def test_resuming_in_the_first_stage_drops_what_came_later(tmp_path):
   write_run(tmp_path, {"memory": 5, "inpaint": 3})
-  with Writer(tmp_path, {"memory": 2}, stream=io.StringIO()) as writer:
-    writer.record("memory", 3, {"loss": 30.0})
-  records = writer_lib.read_metrics(tmp_path / "metrics.jsonl")
-  assert [(record["stage"], record["step"]) for record in records] == [("memory", 1), ("memory", 2), ("memory", 3)]
-  assert read_events(tmp_path / "events" / "memory") == {1: ("loss", 1.0), 2: ("loss", 2.0), 3: ("loss", 30.0)}
+  write_run(tmp_path, {"memory": 3}, since=2)
+  assert logged(tmp_path) == [("memory", 1, 1.0), ("memory", 2, 2.0), ("memory", 3, 3.0)]
+  assert read_events(tmp_path / "events" / "memory") == {1: 1.0, 2: 2.0, 3: 3.0}
   assert not (tmp_path / "events" / "inpaint").exists()
 
 
 def test_a_fresh_run_starts_with_no_records(tmp_path):
   write_run(tmp_path, {"memory": 3})
   write_run(tmp_path, {"memory": 2})
-  assert len(writer_lib.read_metrics(tmp_path / "metrics.jsonl")) == 2
+  assert len(logged(tmp_path)) == 2
   assert set(read_events(tmp_path / "events" / "memory")) == {1, 2}
 
 

@@ -29,7 +29,9 @@ from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import logger, loop
-from gmsrm_jax.training.checkpoint import Checkpointer, with_shardings
+from gmsrm_jax.training.checkpoint import Checkpointer
+from gmsrm_jax.training.run_folder import data_facts, describe_run
+from gmsrm_jax.training.state import with_shardings
 
 ROOT = pathlib.Path(run.__file__).parent
 STEPS = 6
@@ -360,12 +362,12 @@ def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsy
   made = overrides.override(real, ["data.synthetic=true"])
   evaluation = pipeline.evaluation_set(made)
   for _ in range(2):
-    loop.describe_run(made, tmp_path, None, evaluation, free=())
+    describe_run(made, tmp_path, data_facts(None, evaluation), free=())
   described = json.loads((tmp_path / "config.json").read_text())
   assert described["splits"]["train"] == "synthetic" and described["images"]["train"] == 0
   assert "0 training images (synthetic)" in capsys.readouterr().out
   with pytest.raises(ConfigError, match="data.synthetic: True -> False"):
-    loop.describe_run(real, tmp_path, sources.open_source(real.data, "train"), evaluation, free=())
+    describe_run(real, tmp_path, data_facts(sources.open_source(real.data, "train"), evaluation), free=())
 
 
 def copied(trained, tmp_path):

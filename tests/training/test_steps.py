@@ -13,7 +13,7 @@ import skimage.data
 
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
-from gmsrm_jax.training import state, steps
+from gmsrm_jax.training import stages, state, steps
 from tests.small import shrink
 
 # Two scales compile in half the time of tests.small's three.
@@ -47,7 +47,7 @@ def make_step(config, stage, **phase):
 @functools.cache
 def initial(config, stage):
   memory = None
-  if stage == "inpaint" and state.has_memory_stage(config):
+  if stage == "inpaint" and stages.has_memory_stage(config):
     memory = initial(config, "memory").ema
   return jax.jit(functools.partial(state.init_state, config, stage))(
     jax.random.key(7, impl="unsafe_rbg"), memory
@@ -68,7 +68,7 @@ def batch():
   return photo_batch()
 
 
-@pytest.fixture(scope="module", params=state.STAGES)
+@pytest.fixture(scope="module", params=stages.STAGES)
 def trained(request, batch):
   """A stage's compiled step, its first state and the states and metrics after one and two steps."""
   config = small_config()
@@ -258,11 +258,11 @@ def test_ablations_are_settings(changes, batch):
   # With one group there is nothing to choose between.
   idle = {"['memory']['codebook']['anchors']", "['memory']['retrieval']['group_scale']"}
   assert set(unchanged(begin.params, after.params)) == (idle if config.memory.num_groups == 1 else set())
-  assert ("retrieval" in metrics) == (state.has_memory_stage(config) and config.loss.retrieval > 0)
+  assert ("retrieval" in metrics) == (stages.has_memory_stage(config) and config.loss.retrieval > 0)
   assert ("perplexity" in metrics) == config.memory.enabled
   assert ("strength" in metrics) == config.variation.enabled
   assert "memory" in begin.params and "memory" not in begin.frozen
-  assert ("teacher" in begin.frozen) == state.has_memory_stage(config)
+  assert ("teacher" in begin.frozen) == stages.has_memory_stage(config)
 
   if config.memory.finetune:
     # Adam's first step moves every entry that has a gradient by the rate, the memory's by a tenth of it.

@@ -28,7 +28,7 @@ from gmsrm_jax.hardware.tpu.roofline import ASSUMPTIONS, roofline
 from gmsrm_jax.hardware.tpu.topologies import Topology
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import loop
-from gmsrm_jax.training.state import has_memory_stage
+from gmsrm_jax.training.stages import planned_stages
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _GIB = 2.0**30
@@ -54,7 +54,7 @@ def compile_steps(config: Config, names: Sequence[str], *, batch_per_chip: int |
     path = path if path.suffix == ".json" else path / "compile.json"
     path.parent.mkdir(parents=True, exist_ok=True)
   jobs = [(found, configure(config, found, batch_per_chip)) for found in map(topologies.open_topology, names)]
-  stages = ("memory", "inpaint") if has_memory_stage(config) and not config.run.init_from else ("inpaint",)
+  stages = planned_stages(config)
   programs: list[dict[str, Any]] = []
   counted: dict[tuple[str, int], float] = {}
   for topology, configured in jobs:

@@ -1,0 +1,58 @@
+"""The two stages of training, in order, and what belongs to each: settings, random numbers, what the console shows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gmsrm_jax.config import Config, StageConfig
+
+
+class Stage(NamedTuple):
+  """What differs between the stages beside their networks and losses."""
+
+  section: str  # of the settings
+  stream: int  # of random numbers
+  shown: tuple[str, ...]  # metrics on the console
+
+
+STAGES = {
+  "memory": Stage("stage1", 1, ("loss", "l1", "perceptual", "adversarial", "perplexity", "used_slots")),
+  "inpaint": Stage("stage2", 2, ("loss", "hole", "perceptual", "style", "adversarial", "retrieval", "read")),
+}
+
+
+def stage_settings(config: Config, stage: str) -> StageConfig:
+  """Returns the settings of one stage."""
+  return getattr(config, STAGES[stage].section)
+
+
+def planned_stages(config: Config) -> list[str]:
+  """Returns the stages that this run trains, in order."""
+  skips_memory = config.run.init_from or not has_memory_stage(config)
+  return [stage for stage in STAGES if stage != "memory" or not skips_memory]
+
+
+def has_memory_stage(config: Config) -> bool:
+  """Returns True where stage 1 is part of the experiment."""
+  return config.memory.enabled and config.memory.pretrain
+
+
+def has_teacher(config: Config) -> bool:
+  """Returns True where stage 2 keeps stage 1's recognition of whole images.
+
+  After a stage 1 of its own always: reports and grids show what it retrieves. Fine-tuning has it only where a term
+  asks for it, because given weights may be without.
+  """
+  loss = config.loss
+  asked = loss.retrieval > 0 or loss.read > 0 or loss.features == "recognition"
+  return has_memory_stage(config) and (asked or not config.run.init_from)
+
+
+def freezes_memory(config: Config) -> bool:
+  """Returns True where stage 2 leaves the memory as stage 1 left it."""
+  return has_memory_stage(config) and config.memory.finetune == 0
+
+
+def needs_vgg16(config: Config) -> bool:
+  """Returns True where a step takes the parameters of VGG16, for the perceptual and style terms."""
+  return config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0)
