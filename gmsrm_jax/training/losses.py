@@ -13,10 +13,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from gmsrm_jax.arrays import Image, Mask, PerImage, masked_mean
+from gmsrm_jax.config import LossConfig
 
 # Layers differ in all axes but the batch.
 Features = Sequence[Float[Array, "b _h _w _c"]]
-Logits = Float[Array, "b h w 1"]
 
 
 def _absolute(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -24,22 +24,22 @@ def _absolute(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Arr
 
 
 def hole_l1(prediction: Image, image: Image, mask: Mask) -> PerImage:
-  """Mean absolute error over the hole, in units of [-1, 1]; 0 for an image without a hole."""
+  """Returns the mean absolute error over the hole, in units of [-1, 1]; 0 for an image without a hole."""
   return masked_mean(_absolute(prediction, image), mask)
 
 
 def valid_l1(prediction: Image, image: Image, mask: Mask) -> PerImage:
-  """Mean absolute error over the known pixels, in units of [-1, 1]; 0 for an image that is all hole."""
+  """Returns the mean absolute error over the known pixels, in units of [-1, 1]; 0 for an image that is all hole."""
   return masked_mean(_absolute(prediction, image), 1.0 - mask)
 
 
 def l1(prediction: Image, image: Image) -> PerImage:
-  """Mean absolute error over all pixels, in units of [-1, 1]."""
+  """Returns the mean absolute error over all pixels, in units of [-1, 1]."""
   return jnp.mean(_absolute(prediction, image), axis=(1, 2, 3))
 
 
 def perceptual(features: Features, target_features: Features) -> PerImage:
-  """Sum over layers of the mean absolute difference of features.
+  """Returns the sum over layers of the mean absolute difference of features.
 
   As AOT-GAN (Zeng et al. 2021), which takes other layers, of VGG19.
   """
@@ -50,7 +50,7 @@ def perceptual(features: Features, target_features: Features) -> PerImage:
 
 
 def gram(x: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
-  """Gram matrix F^T F / (h w c) of the channels, float32."""
+  """Returns the Gram matrix F^T F / (h w c) of the channels, float32."""
   _, height, width, channels = x.shape
   x = x.astype(jnp.float32)
   product = jnp.einsum("bhwc,bhwe->bce", x, x, precision=jax.lax.Precision.HIGHEST)
@@ -58,7 +58,7 @@ def gram(x: Float[Array, "b h w c"]) -> Float[Array, "b c c"]:
 
 
 def style(features: Features, target_features: Features) -> PerImage:
-  """Sum over layers of the mean absolute difference of Gram matrices.
+  """Returns the sum over layers of the mean absolute difference of Gram matrices.
 
   As AOT-GAN (Zeng et al. 2021), which takes other layers, of VGG19. Blind to where in the image a feature lies.
   """
@@ -66,57 +66,6 @@ def style(features: Features, target_features: Features) -> PerImage:
   for a, b in zip(features, target_features, strict=True):
     total = total + jnp.mean(jnp.abs(gram(a) - gram(jax.lax.stop_gradient(b))), axis=(1, 2))
   return total
-
-
-def hinge_generator(fake_logits: Logits) -> PerImage:
-  """The generator's hinge loss: minus the mean logit of its image's patches (Lim & Ye 2017)."""
-  return -jnp.mean(fake_logits.astype(jnp.float32), axis=(1, 2, 3))
-
-
-def hinge_discriminator(real_logits: Logits, fake_logits: Logits, *, hole: Logits | None = None) -> PerImage:
-  """The discriminator's hinge loss: mean over patches of max(0, 1 - real) + max(0, 1 + fake) (Lim & Ye 2017).
-
-  With `hole`, each patch's share of hole in [0, 1] at the logits' resolution, a patch of the inpainted image is as fake
-  as it has hole: hole max(0, 1 + fake) + (1 - hole) max(0, 1 - fake). The soft target is AOT-GAN's (SM-PatchGAN), which
-  takes squared errors.
-  """
-  real = jax.nn.relu(1.0 - real_logits.astype(jnp.float32))
-  logits = fake_logits.astype(jnp.float32)
-  fake = jax.nn.relu(1.0 + logits)
-  if hole is not None:
-    share = hole.astype(jnp.float32)
-    fake = share * fake + (1.0 - share) * jax.nn.relu(1.0 - logits)
-  return jnp.mean(real, axis=(1, 2, 3)) + jnp.mean(fake, axis=(1, 2, 3))
-
-
-@jax.custom_vjp
-def fix_gradient_norm(image: Image, norm: PerImage) -> Image:
-  """The image itself; on the way back, the gradient of each image is scaled to the length `norm`.
-
-  What VQGAN's adaptive weight is for (Esser et al. 2021), without its second backward pass (ours): however steep the
-  discriminator has become, its pull on the image keeps a set proportion to the other terms'.
-  """
-  del norm
-  return image
-
-
-def _fix_forward(image: Image, norm: PerImage) -> tuple[Image, PerImage]:
-  return image, norm
-
-
-def _fix_backward(norm: PerImage, gradient: Image) -> tuple[Image, PerImage]:
-  length = jnp.sqrt(jnp.sum(jnp.square(gradient.astype(jnp.float32)), axis=(1, 2, 3)))
-  scale = norm / jnp.maximum(length, 1e-12)
-  return gradient * scale[:, None, None, None].astype(gradient.dtype), jnp.zeros_like(norm)
-
-
-fix_gradient_norm.defvjp(_fix_forward, _fix_backward)
-
-
-def hole_l1_gradient_norm(mask: Mask) -> PerImage:
-  """Length of the gradient of the batch mean of `hole_l1`, per image: 1 / (b sqrt(3 hole pixels))."""
-  pixels = jnp.maximum(jnp.sum(mask.astype(jnp.float32), axis=(1, 2, 3)), 1.0)
-  return 1.0 / (mask.shape[0] * jnp.sqrt(3.0 * pixels))
 
 
 def _position_mean(values: Float[Array, "b q"], weight: Float[Array, "b q"]) -> PerImage:
@@ -129,7 +78,7 @@ def retrieval_kl(
   student_log_weights: Float[Array, "b n q s"],
   weight: Float[Array, "b q"],
 ) -> PerImage:
-  """KL(teacher || student) of the retrieval weights in nats, mean over heads and, by their weight, over positions.
+  """Returns KL(teacher || student) of the retrieval weights in nats, a mean over heads and weighted positions.
 
   Takes log-probabilities over all slots; weights are 0 or more. At least 0, and 0 only when both agree
   wherever there is weight. The idea is CodeFormer's (Zhou et al. 2022), whose codes are hard.
@@ -145,13 +94,13 @@ def retrieval_kl(
 def read_loss(
   teacher_read: Float[Array, "b q d"], student_read: Float[Array, "b q d"], weight: Float[Array, "b q"]
 ) -> PerImage:
-  """Squared error of the student's read, mean over channels and, by their weight, over positions (after CodeFormer)."""
+  """Returns the squared error of the student's read, a mean over channels and weighted positions (after CodeFormer)."""
   teacher = jax.lax.stop_gradient(teacher_read.astype(jnp.float32))
   return _position_mean(jnp.mean(jnp.square(student_read.astype(jnp.float32) - teacher), axis=-1), weight)
 
 
 def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:
-  """log(s) minus the entropy, in nats, of retrieval weights averaged over the batch: 0 when all slots are used alike.
+  """Returns log(s) minus the entropy of the batch's mean retrieval weights, in nats: 0 when all slots are used alike.
 
   Not a value per image but a statistic of the batch, averaged over any leading axes (heads). Lies in [0, log(s)].
   """
@@ -162,24 +111,21 @@ def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:
 
 
 def weigh(
-  terms: Mapping[str, PerImage | Float[Array, ""]], weights: Mapping[str, float | Float[Array, ""]]
+  terms: Mapping[str, PerImage | Float[Array, ""]], weights: LossConfig
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """The weighted sum of the terms' means, and every mean without its weight, for the log.
+  """Returns the weighted sum of the terms' means, and every mean without its weight, for the log.
 
-  Weights of absent terms are ignored; a term without a weight raises KeyError.
+  A term of weight 0 is left out of both.
   """
-  missing = sorted(set(terms) - set(weights))
-  if missing:
-    raise KeyError(f"no weight for the loss terms {', '.join(missing)}: there are weights for {', '.join(weights)}")
-  means = {name: jnp.mean(term.astype(jnp.float32)) for name, term in terms.items()}
+  means = {name: jnp.mean(term.astype(jnp.float32)) for name, term in terms.items() if getattr(weights, name) > 0}
   total = jnp.zeros((), jnp.float32)
   for name, mean in means.items():
-    total = total + weights[name] * mean
+    total = total + getattr(weights, name) * mean
   return total, means
 
 
 def window_corners(key: PRNGKeyArray, batch: int, height: int, width: int, side: int) -> Int[Array, "b 2"]:
-  """The upper left corner (row, column) of a random window of each image, uniform over the places that lie inside."""
+  """Returns the upper left corner (row, column) of a random window of each image, uniform over those inside."""
   if not 0 < side <= min(height, width):
     raise ValueError(f"side={side} does not fit into {height}x{width} pixels")
   row_key, column_key = jax.random.split(key)
@@ -189,7 +135,7 @@ def window_corners(key: PRNGKeyArray, batch: int, height: int, width: int, side:
 
 
 def cut_windows(image: Float[Array, "b h w c"], corners: Int[Array, "b 2"], side: int) -> Float[Array, "b side side c"]:
-  """The window of `side` x `side` pixels of each image. Bounds what the feature losses cost (ours)."""
+  """Returns the window of `side` x `side` pixels of each image. Bounds what the feature losses cost (ours)."""
 
   def cut(one: Float[Array, "h w c"], corner: Int[Array, 2]) -> Float[Array, "side side c"]:
     return jax.lax.dynamic_slice(one, (corner[0], corner[1], 0), (side, side, one.shape[-1]))

@@ -7,9 +7,8 @@ the loop decides how a step is compiled and sharded. What a stage switches on or
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import einops
 import jax
@@ -17,43 +16,48 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from gmsrm_jax.arrays import Image, Mask, composite, hole_area, image_from_uint8, mask_from_uint8
+from gmsrm_jax.arrays import Image, Mask, PerImage, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.blocks import Shares, hole_shares
-from gmsrm_jax.models.inpainter import inpaint
+from gmsrm_jax.models.inpainter import Inpainted, inpaint
 from gmsrm_jax.models.memory import Recognised, recognise, recognition_features, teach
 from gmsrm_jax.pretrained import vgg16
-from gmsrm_jax.training import losses, variation
+from gmsrm_jax.training import adversary, losses, variation
 from gmsrm_jax.training.microbatch import in_parts, recomputed
 from gmsrm_jax.training.optimiser import update_ema
+from gmsrm_jax.training.stages import STAGES, stage_settings
 from gmsrm_jax.training.state import Networks, TrainState, compute_dtype, make_networks, make_optimisers
 
 Metrics = dict[str, jax.Array]
 
-_STREAMS = {"memory": 1, "inpaint": 2}
-
 
 def step_key(config: Config, stage: str, step: jax.Array) -> Key[Array, ""]:
-  """The root of a step's randomness."""
-  return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), _STREAMS[stage]), step)
+  """Returns the root of a step's randomness."""
+  return jax.random.fold_in(jax.random.fold_in(jax.random.key(config.run.seed), STAGES[stage].stream), step)
 
 
 class Phase(NamedTuple):
-  """What the steps of a part of a stage do; a step is compiled for each. By default all that the settings ask for."""
+  """What a stage switches on or off on its way; a step is compiled for each. By default all that the settings ask for.
 
-  adversarial: bool = True  # the adversarial term, and the discriminator's own step
-  features: bool = True  # the perceptual and style terms
-  varied: bool = True  # stage 2: every second image is filled twice
-  half: bool = False  # images of half the size
+  Attributes:
+    adversarial: the adversarial term, and the discriminator's own step.
+    features: the perceptual and style terms.
+    varied: stage 2: every second image is filled twice.
+    half: images of half the size.
+  """
+
+  adversarial: bool = True
+  features: bool = True
+  varied: bool = True
+  half: bool = False
 
 
 FULL = Phase()
 
 
 def phase_at(config: Config, stage: str, step: int) -> Phase:
-  """The phase that a step of a stage, counted from 0, belongs to."""
-  settings = config.stage1 if stage == "memory" else config.stage2
+  """Returns the phase that a step of a stage, counted from 0, belongs to."""
+  settings = stage_settings(config, stage)
 
   def begun(share: float) -> bool:
     return step >= round(share * settings.steps)
@@ -67,7 +71,7 @@ def phase_at(config: Config, stage: str, step: int) -> Phase:
 
 
 def decode_batch(batch: Mapping[str, jax.Array], *, half: bool = False) -> tuple[Image, Mask]:
-  """The pipeline's uint8 image and mask as floats; half the size where asked, by means of 2x2 pixels.
+  """Returns the pipeline's uint8 image and mask as floats; half the size where asked, by means of 2x2 pixels.
 
   A pixel of the halved mask is hole if any of its four was.
   """
@@ -78,6 +82,7 @@ def decode_batch(batch: Mapping[str, jax.Array], *, half: bool = False) -> tuple
   return image, mask
 
 
+@jax.named_scope("features")
 def feature_terms(
   config: Config,
   networks: Networks,
@@ -85,18 +90,22 @@ def feature_terms(
   feature_params: Any,
   drawn: Float[Array, "r h w 3"],
   image: Image,
+  fills: variation.Fills,
   *,
   style: bool,
-  varied: bool,
-) -> dict[str, Float[Array, " b"]]:
-  """The perceptual and style terms that have a weight, on a random window where the setting asks for one."""
-  wanted = {"perceptual": config.loss.perceptual > 0, "style": style and config.loss.style > 0}
-  if not any(wanted.values()):
+) -> dict[str, PerImage]:
+  """Returns the perceptual and style terms that have a weight, on a random window where the setting asks for one."""
+  functions = {}
+  if config.loss.perceptual > 0:
+    functions["perceptual"] = losses.perceptual
+  if style and config.loss.style > 0:
+    functions["style"] = losses.style
+  if not functions:
     return {}
   if side := min(config.loss.feature_crop, image.shape[1]):
     corners = losses.window_corners(key, image.shape[0], image.shape[1], image.shape[2], side)
     image = losses.cut_windows(image, corners, side)
-    drawn = losses.cut_windows(drawn, variation.rows(corners) if varied else corners, side)
+    drawn = losses.cut_windows(drawn, fills.rows(corners), side)
 
   @recomputed(config, "features")
   def extract(x: Image) -> tuple:
@@ -105,18 +114,15 @@ def feature_terms(
       return vgg16.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
     return recognition_features(networks.memory, feature_params, x)
 
-  found, wished = extract(drawn), extract(image)
-  if varied:
-    wished = jax.tree.map(variation.rows, wished)
-  functions = {"perceptual": losses.perceptual, "style": losses.style}
-  terms = {name: functions[name](found, wished) for name, on in wanted.items() if on}
-  return {name: variation.per_image(term) for name, term in terms.items()} if varied else terms
+  of_drawn, of_image = extract(drawn), jax.tree.map(fills.rows, extract(image))
+  terms = {name: function(of_drawn, of_image) for name, function in functions.items()}
+  return {name: fills.per_image(term) for name, term in terms.items()}
 
 
 def memory_step(
   state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, phase: Phase = FULL
 ) -> tuple[TrainState, Metrics]:
-  """Stage 1: recognise, retrieve and redraw whole images, so that the codebook holds what the generator can draw."""
+  """Learns the memory: recognises, retrieves and redraws whole images, so that its slots hold what can be drawn."""
   networks = make_networks(config)
   image, _ = decode_batch(batch, half=phase.half)
   whole = jnp.ones_like(image[..., :1])
@@ -127,18 +133,15 @@ def memory_step(
     drawn = recognised.rendering.image
     # Stopped: the moving encoder must not make the term small by making its features small.
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
-    terms = {
-      "l1": losses.l1(drawn, image),
-      **(
-        feature_terms(config, networks, window_key, extractor, drawn, image, style=False, varied=False)
-        if phase.features
-        else {}
-      ),
-      "balance": losses.balance(codebook.mean_weights(recognised.retrieval.log_weights)),
-    }
-    if phase.adversarial:
-      terms["adversarial"] = _generator_term(config, networks, state, drawn, image, whole)
-    total, means = _weigh(config, terms)
+    with jax.named_scope("losses"):
+      terms = {"l1": losses.l1(drawn, image)}
+      if phase.features:
+        once = variation.ONCE
+        terms |= feature_terms(config, networks, window_key, extractor, drawn, image, once, style=False)
+      terms["balance"] = losses.balance(codebook.mean_weights(recognised.retrieval.log_weights))
+      if phase.adversarial:
+        terms["adversarial"] = adversary.generator_term(config, networks, state, drawn, image, whole)
+      total, means = losses.weigh(terms, config.loss)
     return total, (means, recognised)
 
   (total, (means, recognised)), grads = in_parts(objective, config.run.accumulate, len(image))(
@@ -147,7 +150,7 @@ def memory_step(
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
   if phase.adversarial:
-    state, more = _update_discriminator(
+    state, more = adversary.update_discriminator(
       config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, share=None, group=1
     )
     metrics.update(more)
@@ -189,7 +192,7 @@ def _revive(
 def inpaint_step(
   state: TrainState, batch: Mapping[str, jax.Array], feature_params: Any, *, config: Config, phase: Phase = FULL
 ) -> tuple[TrainState, Metrics]:
-  """Stage 2: fill holes, with the frozen memory as prior and the recognition of the whole image as teacher.
+  """Learns to fill holes, with the frozen memory as prior and the recognition of the whole image as teacher.
 
   With variation, every second image is filled twice (see `variation`).
   """
@@ -203,170 +206,67 @@ def inpaint_step(
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
     teacher = teach(networks.memory, state.frozen["teacher"], image)
   varied = config.variation.enabled and phase.varied
-  noise, rows, fold, groups = None, _same, _same, len(image)
-  if varied:
-    noise = variation.row_noise(noise_key, config.model, image.shape[0])
-    rows, fold, groups = variation.rows, variation.per_image, len(image) // 2
+  fills = variation.TWICE if varied else variation.ONCE
+  noise = variation.row_noise(noise_key, config.model, image.shape[0]) if varied else None
 
   def objective(params: Any, image: Image, mask: Mask, teacher: Any, noise: Any):
-    images, masks = rows(image), rows(mask)  # one for every fill
-    out = inpaint(networks.inpaint, {**frozen_memory, **params}, image, mask, noise, rows)
+    images, masks = fills.rows(image), fills.rows(mask)  # one for every fill
+    out = inpaint(networks.inpaint, {**frozen_memory, **params}, image, mask, noise, fills.rows)
     inpainted = composite(out.prediction, images, masks)
-    terms = {
-      "hole": variation.hole_score(out.prediction, image, mask, config.model.stride)
-      if varied
-      else losses.hole_l1(out.prediction, image, mask),
-      "valid": fold(losses.valid_l1(out.prediction, images, masks)),
-      "memory_image": fold(losses.hole_l1(out.memory_image, images, masks)),
-      **(
-        feature_terms(config, networks, window_key, extractor, inpainted, image, style=True, varied=varied)
-        if phase.features
-        else {}
-      ),
-    }
-    if teacher is not None and out.retrieval is not None:
-      hole = out.shares[-1].reshape(len(image), -1)
-      # What is known is supervised, too: the generator draws the hole from the reads around it as well.
-      supervised = hole + config.loss.retrieval_known * (1.0 - hole)
-      terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
-      terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
-    if phase.adversarial:
-      terms["adversarial"] = _generator_term(config, networks, state, out.prediction, images, masks)
-    total, means = _weigh(config, terms)
+    with jax.named_scope("losses"):
+      terms = {
+        "hole": fills.hole_score(out.prediction, image, mask, config.model.stride),
+        "valid": fills.per_image(losses.valid_l1(out.prediction, images, masks)),
+        "memory_image": fills.per_image(losses.hole_l1(out.memory_image, images, masks)),
+      }
+      if phase.features:
+        terms |= feature_terms(config, networks, window_key, extractor, inpainted, image, fills, style=True)
+      if teacher is not None and out.retrieval is not None:
+        hole = out.shares[-1].reshape(len(image), -1)
+        # What is known is supervised, too: the generator draws the hole from the reads around it as well.
+        supervised = hole + config.loss.retrieval_known * (1.0 - hole)
+        terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
+        terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
+      if phase.adversarial:
+        terms["adversarial"] = adversary.generator_term(config, networks, state, out.prediction, images, masks)
+      total, means = losses.weigh(terms, config.loss)
     return total, (means, (out, inpainted))
 
-  (total, (means, (out, inpainted))), grads = in_parts(objective, config.run.accumulate, groups)(
-    state.params, image, mask, teacher, noise
-  )
-  images, masks = rows(image), rows(mask)
+  run = in_parts(objective, config.run.accumulate, len(image) // fills.images)
+  (total, (means, (out, inpainted))), grads = run(state.params, image, mask, teacher, noise)
+  images, masks = fills.rows(image), fills.rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
-  metrics.update({"loss": total, **means, "hole_area": jnp.mean(hole_area(mask))})
-  if out.retrieval is not None:
-    metrics["perplexity"] = codebook.perplexity(codebook.mean_weights(out.retrieval.log_weights))
-  if varied:
-    metrics["strength"] = jnp.mean(jnp.stack([jnp.mean(s.astype(jnp.float32)) for s in out.strengths]))
-    first, second = variation.fills(inpainted)
-    metrics["spread"] = jnp.mean(losses.hole_l1(first, second, variation.fills(masks)[0]))
+  metrics.update({"loss": total, **means, **_looks(out, inpainted, mask, masks, varied=varied)})
   if phase.adversarial:
-    share = rows(_patch_share(config, out.shares))
-    state, more = _update_discriminator(
-      config, "inpaint", networks, state, real=images, fake=inpainted, mask=masks, share=share, group=3 if varied else 1
-    )
+    share = fills.rows(adversary.patch_shares(config, out.shares))
+    given = {"real": images, "fake": inpainted, "mask": masks, "share": share, "group": fills.rows_of_images}
+    state, more = adversary.update_discriminator(config, "inpaint", networks, state, **given)
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
 
 
-def _same(x: Array) -> Array:
-  return x
+def _looks(out: Inpainted, inpainted: Image, mask: Mask, masks: Mask, *, varied: bool) -> Metrics:
+  """Returns what is only logged: the holes' area, the use of the memory, how far two fills of an image differ."""
+  metrics = {"hole_area": jnp.mean(hole_area(mask))}
+  if out.retrieval is not None:
+    metrics["perplexity"] = codebook.perplexity(codebook.mean_weights(out.retrieval.log_weights))
+  if varied:
+    metrics["strength"] = jnp.mean(jnp.stack([jnp.mean(s.astype(jnp.float32)) for s in out.strengths]))
+    first, second = variation.both(inpainted)
+    metrics["spread"] = jnp.mean(losses.hole_l1(first, second, variation.both(masks)[0]))
+  return metrics
 
 
 STEPS = {"memory": memory_step, "inpaint": inpaint_step}
 
 
-def _weigh(config: Config, terms: Mapping[str, Any]) -> tuple[Float[Array, ""], Metrics]:
-  """The weighted sum and the means of the terms that have a weight; the others are left out of step and log."""
-  weights = _weights(config)
-  return losses.weigh({name: term for name, term in terms.items() if weights[name] > 0}, weights)
-
-
-def _weights(config: Config) -> dict[str, float]:
-  """The weight of every term, by its name."""
-  names = (
-    "l1",
-    "hole",
-    "valid",
-    "memory_image",
-    "perceptual",
-    "style",
-    "adversarial",
-    "retrieval",
-    "read",
-    "balance",
-  )
-  return {name: getattr(config.loss, name) for name in names}
-
-
+@jax.named_scope("optimiser")
 def _update(config: Config, stage: str, state: TrainState, grads: Any) -> tuple[TrainState, Metrics]:
   """Applies the generator side's gradients."""
-  settings = config.stage1 if stage == "memory" else config.stage2
   updates, opt_state = make_optimisers(config, stage).generator.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  ema = update_ema(state.ema, params, state.step, settings.ema_decay)
+  ema = update_ema(state.ema, params, state.step, stage_settings(config, stage).ema_decay)
   metrics = {"grad_norm": optax.tree.norm(grads)}
   for name, subtree in grads.items():
     metrics[f"grad_norm/{name}"] = optax.tree.norm(subtree)
   return dataclasses.replace(state, params=params, ema=ema, opt_state=opt_state), metrics
-
-
-def _judge(
-  config: Config, networks: Networks, params: Any, stats: Any, image: Image, mask: Mask
-) -> Float[Array, "b _h _w 1"]:
-  """The discriminator's logits, its power iterations left alone."""
-  apply = functools.partial(networks.discriminator.apply, update_stats=False)
-  return cast(Array, recomputed(config, "discriminator")(apply)({"params": params, "batch_stats": stats}, image, mask))
-
-
-def _generator_term(
-  config: Config, networks: Networks, state: TrainState, prediction: Image, image: Image, mask: Mask
-) -> Float[Array, " b"]:
-  """The generator's hinge loss; it pulls on the hole as hard as an L1 term of weight `loss.adversarial` would."""
-  norm = config.loss.adversarial * losses.hole_l1_gradient_norm(mask)
-  fake = composite(losses.fix_gradient_norm(prediction, norm), image, mask)
-  return losses.hinge_generator(_judge(config, networks, state.disc_params, state.disc_stats, fake, mask))
-
-
-def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array, "_2b ..."]:
-  """The rows of both, one of each in turn: put one after the other, half of them would change devices."""
-  return jnp.stack([a, b], axis=1).reshape(-1, *a.shape[1:])
-
-
-def _patch_share(config: Config, shares: Shares) -> Float[Array, "b _h _w 1"]:
-  """The hole's share of each of the discriminator's patches, whose grid may be coarser than the bottleneck's."""
-  level = config.model.discriminator_layers + 1
-  return (shares + hole_shares(shares[-1], max(level - len(shares), 0)))[level - 1]
-
-
-def _update_discriminator(
-  config: Config,
-  stage: str,
-  networks: Networks,
-  state: TrainState,
-  *,
-  real: Image,
-  fake: Image,
-  mask: Mask,
-  share: Float[Array, "b _h _w 1"] | None,
-  group: int,
-) -> tuple[TrainState, Metrics]:
-  """One step of the other player, on the fakes that the generator's step has just drawn.
-
-  `share` is the hole's of each patch; without it all of a fake is fake.
-
-  `group` rows belong together (see `variation.rows`): a batch that goes through in parts is cut between groups.
-  """
-  fake = jax.lax.stop_gradient(fake)
-
-  def objective(params: Any, real: Image, fake: Image, mask: Mask, share: Any):
-    variables = {"params": params, "batch_stats": state.disc_stats}
-    apply = functools.partial(networks.discriminator.apply, update_stats=True, mutable=["batch_stats"])
-    logits, new = recomputed(config, "discriminator")(apply)(variables, _in_turn(real, fake), _in_turn(mask, mask))
-    pairs = logits.reshape(len(real), 2, *logits.shape[1:])
-    real_logits, fake_logits = pairs[:, 0], pairs[:, 1]
-    loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
-    # The power iterations look at the parameters alone: those of all parts are equal.
-    return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
-
-  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, len(real) // group)(
-    state.disc_params, real, fake, mask, share
-  )
-  updates, opt_state = make_optimisers(config, stage).discriminator.update(
-    grads, state.disc_opt_state, state.disc_params
-  )
-  params = optax.apply_updates(state.disc_params, updates)
-  metrics = {
-    "disc_loss": loss,
-    "disc_real": real_mean,
-    "disc_fake": fake_mean,
-    "disc_grad_norm": optax.tree.norm(grads),
-  }
-  return dataclasses.replace(state, disc_params=params, disc_stats=stats, disc_opt_state=opt_state), metrics

@@ -12,6 +12,9 @@ image's rows on its device.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import einops
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, Shaped
@@ -22,46 +25,44 @@ from gmsrm_jax.models.inpainter import draw_noise
 from gmsrm_jax.training.losses import hole_l1
 
 
-def rows(x: Shaped[Array, "b ..."]) -> Shaped[Array, "r ..."]:
-  """The rows that are filled: every first image once, every second twice; r = 3 b / 2."""
+def _rows(x: Shaped[Array, "b ..."]) -> Shaped[Array, "r ..."]:
   twos = x.reshape(x.shape[0] // 2, 2, *x.shape[1:])
   return jnp.concatenate([twos, twos[:, 1:]], axis=1).reshape(-1, *x.shape[1:])
 
 
-def fills(x: Float[Array, "r ..."]) -> tuple[Float[Array, "h ..."], Float[Array, "h ..."]]:
-  """The two fills of every second image; h = b / 2."""
+def both(x: Float[Array, "r ..."]) -> tuple[Float[Array, "h ..."], Float[Array, "h ..."]]:
+  """Returns the two fills of every second image; h = b / 2."""
   threes = x.reshape(x.shape[0] // 3, 3, *x.shape[1:])
   return threes[:, 1], threes[:, 2]
 
 
 def row_noise(key: Key[Array, ""], model: ModelConfig, batch: int) -> tuple:
-  """Noise for every row, zero for the deterministic ones."""
+  """Returns noise for every row, zero for the deterministic ones."""
   noisy = jnp.arange(3 * batch // 2) % 3 > 0
   noise = draw_noise(key, model, 3 * batch // 2)
   return tuple(n * noisy[:, None, None, None] for n in noise)
 
 
-def per_image(values: Float[Array, " r"]) -> PerImage:
-  """The value of each image's one fill, or the mean of its two."""
+def _per_image(values: Float[Array, " r"]) -> PerImage:
   threes = values.reshape(-1, 3)
   return jnp.stack([threes[:, 0], 0.5 * (threes[:, 1] + threes[:, 2])], axis=1).reshape(-1)
 
 
-def hole_score(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, cell: int) -> PerImage:
-  """Per image, L1 over the hole for its one fill, or the energy score of its two, in units of [-1, 1].
+def _hole_score(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, cell: int) -> PerImage:
+  """Returns L1 over the hole for an image's one fill, or the energy score of its two, in units of [-1, 1].
 
   The score of two fills x, y of a truth z is (d(x, z) + d(y, z) - d(x, y)) / 2 (Gneiting & Raftery 2007, eq. 21), here
   with d the L1 of means over cells of `cell` x `cell` pixels (ours).
   """
-  fine = hole_l1(prediction, rows(image), rows(mask)).reshape(-1, 3)[:, 0]
-  errors = coarse_hole_l1(prediction, rows(image), rows(mask), cell).reshape(-1, 3)
-  spread = coarse_hole_l1(*fills(prediction), fills(rows(mask))[0], cell)
+  fine = hole_l1(prediction, _rows(image), _rows(mask)).reshape(-1, 3)[:, 0]
+  errors = coarse_hole_l1(prediction, _rows(image), _rows(mask), cell).reshape(-1, 3)
+  spread = coarse_hole_l1(*both(prediction), both(_rows(mask))[0], cell)
   energy = 0.5 * (errors[:, 1] + errors[:, 2] - spread)
   return jnp.stack([fine, energy], axis=1).reshape(-1)
 
 
 def coarse_hole_l1(a: Image, b: Image, mask: Mask, cell: int) -> PerImage:
-  """L1 over the hole of means over cells of pixels, in units of [-1, 1]; 0 without a hole.
+  """Returns L1 over the hole of means over cells of pixels, in units of [-1, 1]; 0 without a hole.
 
   What differs from pixel to pixel inside a cell cancels: grain is no way to vary a fill (ours).
   """
@@ -74,3 +75,18 @@ def coarse_hole_l1(a: Image, b: Image, mask: Mask, cell: int) -> PerImage:
 def _cell_means(x: Float[Array, "b h w c"], cell: int) -> Float[Array, "b _h _w c"]:
   # A reduction, whose gradient is a broadcast; that of a pooling window is far slower on a CPU.
   return einops.reduce(x, "b (h i) (w j) c -> b h w c", "mean", i=cell, j=cell)
+
+
+class Fills(NamedTuple):
+  """How often the images of a batch are filled, one row for each fill."""
+
+  rows: Callable[[Array], Array]  # of images: every image once for each of its fills
+  per_image: Callable[[Array], Array]  # of a value per row: that of the one fill, or the mean of the two
+  hole_score: Callable[..., Array]  # (prediction, image, mask, cell) to the loss over the hole, per image
+  images: int  # that belong together
+  rows_of_images: int  # that they have together
+
+
+ONCE = Fills(lambda x: x, lambda values: values, lambda p, image, mask, cell: hole_l1(p, image, mask), 1, 1)
+TWICE = Fills(_rows, _per_image, _hole_score, 2, 3)
+"""Every first image of two is filled once, every second one twice."""

@@ -140,8 +140,8 @@ def test_an_image_that_is_filled_twice_stays_on_its_device(mesh):
   split = sharding.batch_sharding(mesh)
 
   def score(x):
-    rows = variation.rows(x)
-    return variation.per_image(jnp.sum(rows, axis=1)), *variation.fills(rows)
+    rows = variation.TWICE.rows(x)
+    return variation.TWICE.per_image(jnp.sum(rows, axis=1)), *variation.both(rows)
 
   def moved(batch):
     program = jax.jit(score, in_shardings=split, out_shardings=(split, None, None))

@@ -9,12 +9,13 @@ import pytest
 
 from gmsrm_jax.config import SIZES
 from gmsrm_jax.training import losses, variation
+from gmsrm_jax.training.variation import TWICE
 
 
 def test_the_first_of_every_two_images_has_one_row_and_the_second_two():
   image = jnp.arange(6.0).reshape(6, 1)
-  np.testing.assert_array_equal(variation.rows(image)[:, 0], [0, 1, 1, 2, 3, 3, 4, 5, 5])
-  first, second = variation.fills(variation.rows(image) + jnp.arange(9.0).reshape(9, 1))
+  np.testing.assert_array_equal(TWICE.rows(image)[:, 0], [0, 1, 1, 2, 3, 3, 4, 5, 5])
+  first, second = variation.both(TWICE.rows(image) + jnp.arange(9.0).reshape(9, 1))
   np.testing.assert_array_equal(first[:, 0], [2, 7, 12])
   np.testing.assert_array_equal(second[:, 0], [3, 8, 13])
 
@@ -28,7 +29,7 @@ def test_only_the_rows_of_second_images_have_noise_and_no_two_the_same():
 
 
 def test_a_value_of_two_fills_is_their_mean():
-  np.testing.assert_allclose(variation.per_image(jnp.array([1.0, 2.0, 5.0, 3.0, 0.0, 1.0])), [1.0, 3.5, 3.0, 0.5])
+  np.testing.assert_allclose(TWICE.per_image(jnp.array([1.0, 2.0, 5.0, 3.0, 0.0, 1.0])), [1.0, 3.5, 3.0, 0.5])
 
 
 def fill(values, side=8):
@@ -42,10 +43,10 @@ HOLE = jnp.zeros((2, 8, 8, 1)).at[:, 2:, 1:6].set(1.0)
 def test_the_score_is_l1_for_one_fill_and_the_energy_score_for_two():
   truth, drawn = [0.1, -0.3], [0.4, 0.2, -0.4]
   expected = [0.3, (0.5 + 0.1 - 0.6) / 2]
-  np.testing.assert_allclose(variation.hole_score(fill(drawn), fill(truth), HOLE, 4), expected, atol=1e-6)
+  np.testing.assert_allclose(TWICE.hole_score(fill(drawn), fill(truth), HOLE, 4), expected, atol=1e-6)
   # On one side of the truth there is something to gain.
   np.testing.assert_allclose(
-    variation.hole_score(fill([0.4, 0.2, 0.5]), fill(truth), HOLE, 4), [0.3, (0.5 + 0.8 - 0.3) / 2], atol=1e-6
+    TWICE.hole_score(fill([0.4, 0.2, 0.5]), fill(truth), HOLE, 4), [0.3, (0.5 + 0.8 - 0.3) / 2], atol=1e-6
   )
 
 
@@ -57,7 +58,7 @@ def test_the_score_is_least_for_fills_that_spread_as_the_truth_does(spread):
   mask = jnp.ones((40000, 1, 1, 1))
 
   def mean(scale):
-    scores = variation.hole_score(fill(scale * noise, 1), fill(truth, 1), mask, 1)
+    scores = TWICE.hole_score(fill(scale * noise, 1), fill(truth, 1), mask, 1)
     return float(scores[1::2].mean())
 
   assert mean(1.0) <= mean(spread) < mean(0.0)
