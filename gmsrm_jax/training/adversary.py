@@ -112,16 +112,8 @@ def update_discriminator(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one step of the discriminator on the fakes that the generator's step has just drawn.
 
-  Args:
-    config: the experiment.
-    stage: 'memory' or 'inpaint'.
-    networks: of this run.
-    state: before the step.
-    real: photographs.
-    fake: what was drawn of them.
-    mask: the holes.
-    share: the hole's, of each patch; without it all of a fake is fake.
-    group: how many rows belong together (see `variation.rows`): a batch in parts is cut between groups.
+  `share` is the hole's of each patch; without it all of a fake is fake. `group` rows belong together (see
+  `variation.Fills`): a batch that goes through in parts is cut between groups.
   """
   fake = jax.lax.stop_gradient(fake)
 

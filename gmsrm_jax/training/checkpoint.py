@@ -58,8 +58,8 @@ class Checkpointer:
     stage: 'memory' or 'inpaint'.
     keep: newest checkpoints kept.
     keep_best: kept besides, by the quality that `save` is given.
-    go_on: whether a save that fails is only reported.
-    owner: whether this program writes the run: then the remains of a save that was cut off are removed.
+    go_on: only report a save that fails.
+    owner: this program writes the run, and removes the remains of a save that was cut off.
   """
 
   def __init__(
@@ -146,12 +146,8 @@ class Checkpointer:
   def restore(self, abstract: TrainState, iterator: Any | None, *, fall_back: bool = False) -> TrainState:
     """Returns the newest state, laid out as `abstract` says; the iterator, if given, is set to where it was.
 
-    The abstract tree carries today's shardings, so a checkpoint moves between topologies.
-
-    Args:
-      abstract: shapes, types and shardings.
-      iterator: of `pipeline.training_iterator`.
-      fall_back: report a damaged checkpoint, put it aside and use the one before it; otherwise it is an error.
+    The abstract tree carries today's shardings, so a checkpoint moves between topologies. With `fall_back` a damaged
+    checkpoint is reported and put aside, and the one before it is used; otherwise it is an error.
 
     Raises:
       ConfigError: there is none, it is of another configuration, or it is damaged.

@@ -12,7 +12,7 @@ from gmsrm_jax.config import Config
 
 
 def in_parts(objective: Callable, parts: int, groups: int) -> Callable:
-  """`value_and_grad` of an objective, over a batch that is split into parts of equal size.
+  """Returns `value_and_grad` of an objective, over a batch that is split into parts of equal size.
 
   Value, gradient and `means` are averages over the parts, which are those of the whole batch where the objective is a
   mean over examples; `examples` is put together again. Part i holds groups i, i + parts, …, so that each device splits
@@ -60,5 +60,5 @@ def in_parts(objective: Callable, parts: int, groups: int) -> Callable:
 
 
 def recomputed(config: Config, group: str) -> Callable[[Callable], Callable]:
-  """Has a function computed again in the backward pass where `run.remat` names its group."""
+  """Returns what has a function computed again in the backward pass, where `run.remat` names its group."""
   return jax.checkpoint if group in config.run.recomputed else lambda function: function

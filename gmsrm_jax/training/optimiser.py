@@ -25,12 +25,9 @@ def make_schedule(stage: StageConfig, peak: float) -> optax.Schedule:
 def make_optimiser(
   stage: StageConfig, *, memory_rate: float = 1.0, discriminator: bool = False
 ) -> optax.GradientTransformation:
-  """Adam for one player.
+  """Returns Adam for one player; `memory_rate` is a factor of the rate for the subtree `memory`.
 
-  Args:
-    stage: rates and length.
-    memory_rate: factor of the rate for the subtree `memory`.
-    discriminator: take the discriminator's rate and beta1 = 0 (MAT, StyleGAN: no momentum against a moving player).
+  The discriminator has its own rate, and beta1 = 0 (MAT, StyleGAN: no momentum against a moving player).
   """
   schedule = make_schedule(stage, stage.discriminator_rate if discriminator else stage.learning_rate)
   parts = [

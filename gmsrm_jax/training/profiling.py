@@ -9,13 +9,7 @@ import jax
 
 
 class Profile:
-  """Traces the steps START to STOP of a stage into a folder.
-
-  Args:
-    steps: 'START:STOP', or nothing for no trace.
-    folder: where the trace goes.
-    active: False on all processes but the first.
-  """
+  """Traces the steps 'START:STOP' of a stage into a folder; no steps, no trace."""
 
   def __init__(self, steps: str, folder: pathlib.Path, *, active: bool = True):
     first, _, last = steps.partition(":")
@@ -25,14 +19,12 @@ class Profile:
 
   def before(self, step: int, state: Any) -> None:
     """Starts or ends the trace; `state` is what the steps until now have made. Free on all other steps."""
-    if self._running == (step in self._range):
-      return
-    jax.block_until_ready(state)
-    if self._running:
+    if self._running != (step in self._range):
+      jax.block_until_ready(state)
       self.close()
-    else:
-      jax.profiler.start_trace(self._folder)
-      self._running = True
+      if step in self._range:
+        jax.profiler.start_trace(self._folder)
+        self._running = True
 
   def close(self) -> None:
     """Ends a trace that is running."""

@@ -51,21 +51,21 @@ class Optimisers(NamedTuple):
 
 
 def compute_dtype(config: Config) -> Any:
-  """bfloat16 where the back end computes in it, unless the setting says otherwise."""
+  """Returns bfloat16 where the back end computes in it, unless the setting says otherwise."""
   if config.run.compute_dtype == "auto":
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
   return jnp.dtype(config.run.compute_dtype)
 
 
 def make_networks(config: Config) -> Networks:
-  """The modules in the compute dtype of this run."""
+  """Returns the modules in the compute dtype of this run."""
   dtype = compute_dtype(config)
   discriminator = Discriminator(config.model, dtype)
   return Networks(make_memory_network(config, dtype), make_inpainting_network(config, dtype), discriminator)
 
 
 def make_optimisers(config: Config, stage: str) -> Optimisers:
-  """The optimisers of one stage."""
+  """Returns the optimisers of one stage."""
   settings = stage_settings(config, stage)
   pretrained = stage == "inpaint" and has_memory_stage(config) and not freezes_memory(config)
   return Optimisers(
@@ -75,14 +75,7 @@ def make_optimisers(config: Config, stage: str) -> Optimisers:
 
 
 def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | None = None) -> TrainState:
-  """A fresh state; jit or eval_shape it.
-
-  Args:
-    config: the experiment.
-    stage: 'memory' or 'inpaint'.
-    key: root of the initial values.
-    memory_params: stage 2 after a stage 1: its (averaged) parameters.
-  """
+  """Returns a fresh state; jit or eval_shape it. Stage 2 after a stage 1 takes the averages of that one."""
   networks, optimisers = make_networks(config), make_optimisers(config, stage)
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
@@ -122,14 +115,10 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
 
 
 def restart(config: Config, trained: TrainState, weights: Any) -> TrainState:
-  """A state of stage 2 at step 0 with these weights: fine-tuning, for which the optimisers start anew.
+  """Returns a state of stage 2 at step 0 with weights of `release_params`: fine-tuning, with optimisers that start anew.
 
-  Jit it; the two states share no buffer.
-
-  Args:
-    config: of the new run, which may freeze the memory, or do without the teacher, where the trained one did not.
-    trained: its discriminator is taken over, and its teacher where there is one and the new run needs it.
-    weights: as `release_params` gives them.
+  Jit it. The discriminator is that of the trained state, as is the teacher where the new run needs one. The new run may
+  freeze the memory, or do without the teacher, where the trained one did not.
   """
   optimisers = make_optimisers(config, "inpaint")
   frozen = {"memory": weights["memory"]} if freezes_memory(config) else {}
@@ -148,7 +137,7 @@ def restart(config: Config, trained: TrainState, weights: Any) -> TrainState:
 
 
 def abstract_state(config: Config, stage: str) -> TrainState:
-  """Shapes and dtypes of `init_state`, without computing anything."""
+  """Returns shapes and types of `init_state`, without computing anything."""
   key = jax.random.key(0)
   memory = None
   if stage == "inpaint" and has_memory_stage(config):
@@ -164,6 +153,6 @@ def with_shardings(config: Config, stage: str, mesh: Mesh) -> TrainState:
 
 
 def release_params(state: TrainState) -> Any:
-  """What inference uses: the averaged parameters, and the frozen memory with them."""
+  """Returns what inference uses: the averaged parameters, and the frozen memory with them."""
   memory = {"memory": state.frozen["memory"]} if "memory" in state.frozen else {}
   return {**state.ema, **memory}
