@@ -115,7 +115,7 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
 
 
 def restart(config: Config, trained: TrainState, weights: Any) -> TrainState:
-  """Returns a state of stage 2 at step 0 with weights of `release_params`: fine-tuning, with optimisers that start anew.
+  """Returns a state of stage 2 at step 0 with weights of `release_params`: fine-tuning, with optimisers anew.
 
   Jit it. The discriminator is that of the trained state, as is the teacher where the new run needs one. The new run may
   freeze the memory, or do without the teacher, where the trained one did not.

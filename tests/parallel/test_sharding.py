@@ -31,11 +31,6 @@ def mesh():
   return sharding.make_mesh(_fsdp(2))
 
 
-def test_the_mesh_is_data_by_fsdp(mesh):
-  assert dict(mesh.shape) == {"data": 2, "fsdp": 2}
-  assert dict(sharding.make_mesh(_fsdp(4)).shape) == {"data": 1, "fsdp": 4}
-
-
 def test_the_largest_axis_that_divides_is_split(mesh):
   shapes = {
     "convolution": (3, 3, 64, 128),

@@ -27,17 +27,15 @@ def test_the_steps_from_start_to_stop_are_traced(steps, first, total, traced, tm
   assert seen == traced and not running and len(ends) == bool(traced)
 
 
-def test_a_trace_is_written(tmp_path):
-  profile = Profile("1:2", tmp_path / "trace")
-  for step in range(3):
-    profile.before(step, jax.numpy.ones(3) + step)
-  assert [path for path in (tmp_path / "trace").rglob("*") if path.is_file()]
-  other = Profile("1:2", tmp_path / "other", active=False)
-  other.before(1, {})
-  assert not (tmp_path / "other").exists()
+def test_a_trace_is_written_by_the_first_process_alone(tmp_path):
+  for active in (True, False):
+    profile = Profile("1:2", tmp_path / str(active), active=active)
+    for step in range(3):
+      profile.before(step, jax.numpy.ones(3) + step)
+    assert any((tmp_path / str(active)).rglob("*")) == active
 
 
-@pytest.mark.parametrize("steps", ["3", "3:", ":3", "4:4", "5:4", "a:b", "-1:3"])
+@pytest.mark.parametrize("steps", ["3:", "4:4", "a:b", "-1:3"])
 def test_what_is_no_range_of_steps_is_refused(steps):
   with pytest.raises(ConfigError, match=r"run.profile=.* is no range of steps: give START:STOP"):
     RunConfig(profile=steps)
