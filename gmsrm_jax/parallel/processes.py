@@ -34,11 +34,7 @@ def start(platform: str, coordinator: str | None, num_processes: int | None, pro
 
   Without any of these it stays alone. Call it before anything asks for a device.
 
-  Args:
-    platform: what `--platform` says.
-    coordinator: 'HOST:PORT' of process 0, or 'auto' for what JAX finds out itself (Slurm, Open MPI, Kubernetes).
-    num_processes: how many there are.
-    process_id: which one this is, from 0.
+  `coordinator` is 'HOST:PORT' of process 0, or 'auto' for what JAX finds out itself (Slurm, Open MPI, Kubernetes).
 
   Raises:
     ConfigError: the arguments are incomplete, or the others do not come.

@@ -47,15 +47,10 @@ def check_source(config: Config) -> None:
 
 
 def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
-  """Returns stage 2 at step 0 with the weights of `run.init_from`.
+  """Returns stage 2 at step 0 with the weights of `run.init_from`, laid out as `where` says.
 
   A run's checkpoint brings its discriminator and, where the losses need it, its teacher; an export brings
-  neither: the discriminator starts anew.
-
-  Args:
-    config: of the new run, which `check_source` let through.
-    key: root of the values that are not taken over.
-    where: shardings of the state.
+  neither: the discriminator starts anew, from the key.
   """
   folder = pathlib.Path(config.run.init_from)
   if is_export(folder):

@@ -33,24 +33,12 @@ from gmsrm_jax.training.stages import STAGES, has_memory_stage, needs_vgg16, pla
 from gmsrm_jax.training.state import TrainState, init_state, with_shardings
 from gmsrm_jax.training.weights import Weights, weights_of
 
-# Settings that change what is written or how fast, but not what is learned: they may differ on resume.
 _FREE_ON_RESUME = (
-  "run.log_every",
-  "run.save_every",
-  "run.keep",
-  "run.if_save_fails",
-  "run.panel_every",
-  "run.panel_images",
-  "run.fsdp",
-  "run.remat",
-  "run.compile_cache",
-  "run.profile",
-  "data.threads",
-  "data.workers",
-  "data.prefetch",
-  "data.stored_",
-  "eval.",
+  *("run.log_every", "run.save_every", "run.keep", "run.if_save_fails", "run.panel_every", "run.panel_images"),
+  *("run.fsdp", "run.remat", "run.compile_cache", "run.profile"),
+  *("data.threads", "data.workers", "data.prefetch", "data.stored_", "eval."),
 )
+"""What settings begin with that change what is written or how fast, but not what is learned."""
 
 
 class NonFiniteError(SharedError):

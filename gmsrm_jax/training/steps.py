@@ -236,7 +236,7 @@ def inpaint_step(
   (total, (means, (out, inpainted))), grads = run(state.params, image, mask, teacher, noise)
   images, masks = fills.rows(image), fills.rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
-  metrics.update({"loss": total, **means, **_looks(out, inpainted, mask, masks, varied=varied)})
+  metrics.update({"loss": total, **means, **_observed(out, inpainted, mask, masks, varied=varied)})
   if phase.adversarial:
     share = fills.rows(adversary.patch_shares(config, out.shares))
     given = {"real": images, "fake": inpainted, "mask": masks, "share": share, "group": fills.rows_of_images}
@@ -245,7 +245,7 @@ def inpaint_step(
   return dataclasses.replace(state, step=state.step + 1), metrics
 
 
-def _looks(out: Inpainted, inpainted: Image, mask: Mask, masks: Mask, *, varied: bool) -> Metrics:
+def _observed(out: Inpainted, inpainted: Image, mask: Mask, masks: Mask, *, varied: bool) -> Metrics:
   """Returns what is only logged: the holes' area, the use of the memory, how far two fills of an image differ."""
   metrics = {"hole_area": jnp.mean(hole_area(mask))}
   if out.retrieval is not None:

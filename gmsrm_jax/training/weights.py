@@ -91,16 +91,10 @@ def flat_names(params: Any) -> dict[str, Any]:
 
 
 def save_weights(folder: pathlib.Path, weights: Weights, described: dict[str, Any], dtype: str) -> None:
-  """Writes what `load_weights` reads.
-
-  Args:
-    folder: where to; it must exist.
-    weights: what to.
-    described: what the run's config.json says.
-    dtype: 'float32' or 'float16', type in the file.
+  """Writes what `load_weights` reads into a folder, with what the run's config.json says.
 
   Raises:
-    ConfigError: a weight is too large for the type.
+    ConfigError: a weight is too large for the type, 'float32' or 'float16'.
   """
   flat = {name: np.asarray(leaf, order="C") for name, leaf in flat_names(jax.device_get(weights.params)).items()}
   limit = np.finfo(dtype).max

@@ -20,7 +20,7 @@ import pytest
 from gmsrm_jax.errors import ConfigError, SharedError
 from gmsrm_jax.parallel import processes
 from gmsrm_jax.training import logger
-from tests.training.test_loop import ROOT, STEPS, TRUNCATED, saved_arrays, trained_run
+from tests.training.test_loop import ROOT, STEPS, TRUNCATED, environment, saved_arrays, trained_run
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +32,6 @@ def start(
   cache: pathlib.Path, devices: int, commands: list[list[str]], launcher: list[dict[str, str]] | None = None
 ) -> list[subprocess.Popen[str]]:
   """Processes that find each other through JAX's variables, or those of a launcher, where there are several."""
-  others = ("JAX_", "XLA_", "SLURM_", "OMPI_", "KUBERNETES_")
-  environment = {key: value for key, value in os.environ.items() if not key.startswith(others)}
-  environment |= {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": str(devices),
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-    "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg",
-  }
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
@@ -58,7 +48,7 @@ def start(
       subprocess.Popen(
         [sys.executable, str(ROOT / "run.py"), *flags],
         cwd=cache,
-        env=environment | (several if len(commands) > 1 else {}),
+        env=environment(cache, devices) | (several if len(commands) > 1 else {}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -74,10 +74,10 @@ def write_photos(folder: pathlib.Path, count: int, size: int = 96) -> None:
     Image.fromarray(crop).save(folder / f"photo{i:02d}.{'png' if i % 2 == 0 else 'jpg'}")
 
 
-def start(cache: pathlib.Path, *flags: str, devices: int = 1, before: Sequence[str] = ()) -> subprocess.Popen[str]:
-  """run.py in a process of its own that sees so many devices; the words before are those of a launcher."""
-  environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_", "XLA_"))}
-  environment |= {
+def environment(cache: pathlib.Path, devices: int) -> dict[str, str]:
+  """That of a process which sees so many devices, and no launcher."""
+  others = ("JAX_", "XLA_", "SLURM_", "OMPI_", "KUBERNETES_")
+  return {key: value for key, value in os.environ.items() if not key.startswith(others)} | {
     "JAX_PLATFORMS": "cpu",
     "JAX_COMPILATION_CACHE_DIR": str(cache),
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -85,10 +85,14 @@ def start(cache: pathlib.Path, *flags: str, devices: int = 1, before: Sequence[s
     "JAX_DEFAULT_PRNG_IMPL": "unsafe_rbg",  # compiles in a tenth of the time
     "JAX_NUM_CPU_DEVICES": str(devices),
   }
+
+
+def start(cache: pathlib.Path, *flags: str, devices: int = 1, before: Sequence[str] = ()) -> subprocess.Popen[str]:
+  """run.py in a process of its own that sees so many devices; the words before are those of a launcher."""
   return subprocess.Popen(
     [*before, sys.executable, str(ROOT / "run.py"), *flags],
     cwd=cache,
-    env=environment,
+    env=environment(cache, devices),
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
