@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 
 import flax.linen as nn
@@ -32,22 +31,6 @@ ROWS = [
 )
 def test_the_lead_is_taken_image_by_image_over_the_wanted_row(over, prefix, expected):
   assert lead.leads(ROWS, over, prefix, "psnr") == {"40-50%": expected}
-
-
-def test_the_lead_is_printed_with_its_interval_and_an_unknown_row_is_refused(tmp_path, capsys):
-  report = tmp_path / "report.csv"
-  with report.open("w", newline="") as file:
-    writer = csv.DictWriter(file, ROWS[0])
-    writer.writeheader()
-    writer.writerows(ROWS)
-  lead.main([f"--report={report}"])
-  lines = capsys.readouterr().out.splitlines()
-  assert lines[0] == "psnr   40-50%  +1.500 (+1.000 to +2.000), 2 images"
-  assert lines[2].startswith("lpips  40-50%  -0.200 (")
-  with pytest.raises(SystemExit) as refused:
-    lead.main([f"--report={report}", "--over=Telia"])
-  assert refused.value.code == 2
-  assert "--over=Telia is not in the report: choose from GM-SRM, Telea, mean fill" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

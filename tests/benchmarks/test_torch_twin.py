@@ -314,19 +314,3 @@ def test_schedules_agree_at_every_step():
   ours = make_schedule(stage, stage.learning_rate)
   for step in (0, 1, 4, 5, 6, 20, 39, 40, 50):
     np.testing.assert_allclose(0.01 * optim.relative_rate(stage, step), ours(step), rtol=1e-5, atol=1e-9)
-
-
-def test_every_parameter_of_a_large_model_has_its_place():
-  config = overrides.override(experiments.load("demo"), ["model.size=base"])
-  abstract = state.abstract_state(config, "inpaint")
-  trees = {"inpainter": ({**abstract.params, "memory": abstract.frozen["memory"]}, models.Inpainter)}
-  trees["learner"] = (state.abstract_state(config, "memory").params, models.Learner)
-  trees["discriminator"] = (
-    {**abstract.disc_params, **abstract.disc_stats},
-    lambda config: decoder.Discriminator(config.model),
-  )
-  for name, (tree, network) in trees.items():
-    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), tree)
-    with torch.device("meta"):
-      wanted = {key: tensor.shape for key, tensor in network(config).state_dict().items()}
-    assert {key: tensor.shape for key, tensor in convert.convert(zeros).items()} == wanted, name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 
@@ -131,28 +132,28 @@ def test_a_folder_is_no_file_for_the_results(tmp_path):
     benchmark.benchmark(DEMO, [], None, None, str(tmp_path))
 
 
-def test_a_row_that_runs_out_of_memory_says_so_and_a_bug_is_no_lack_of_memory(monkeypatch):
-  def measured(error):
-    def fail(*_):
-      raise error
+@pytest.mark.parametrize(
+  ("error", "status"),
+  [
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), "out of memory"),
+    (MemoryError(), "out of memory"),
+    (jax.errors.JaxRuntimeError("INVALID_ARGUMENT"), None),
+  ],
+)
+def test_a_row_that_runs_out_of_memory_says_so_and_a_bug_is_no_lack_of_memory(monkeypatch, error, status):
+  def fail(*_):
+    raise error
 
-    monkeypatch.setattr(measure, "measure_step", fail)
-    return benchmark.measure_row("inpaint", tiny(), 4, 0.1)
-
-  for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."), MemoryError()):
-    row = measured(error)
-    assert row["status"] == "out of memory" and "images_per_second" not in row
-    assert compare.title(row) == "stage 2 tiny batch 4"
-  with pytest.raises(jax.errors.JaxRuntimeError, match="INVALID"):
-    measured(jax.errors.JaxRuntimeError("INVALID_ARGUMENT"))
+  monkeypatch.setattr(measure, "measure_step", fail)
+  with contextlib.nullcontext() if status else pytest.raises(type(error)):
+    row = benchmark.measure_row("inpaint", tiny(), 4, 0.1)
+    assert row["status"] == status and compare.title(row) == "stage 2 tiny batch 4"
 
 
 def test_the_rate_of_matrix_products_is_that_of_its_time(monkeypatch):
   monkeypatch.setattr(measure, "time_calls", lambda call, seconds: {"median": 2.0})
-  peak = machine.measure_peak(jnp.float32, 1.0)
   # Four simulated devices share the cores of one machine.
-  assert jax.device_count() == 4 and peak["measured_flops"] == 2048**3
-  assert peak["published_flops"] is None and "2048x2048" in peak["measured_with"]
+  assert jax.device_count() == 4 and machine.measure_peak(jnp.float32, 1.0)["measured_flops"] == 2048**3
 
 
 def clock(monkeypatch, step: float) -> None:
@@ -161,43 +162,30 @@ def clock(monkeypatch, step: float) -> None:
   monkeypatch.setattr(measure.time, "perf_counter", lambda: step * next(ticks))
 
 
-@pytest.mark.parametrize(
-  ("step", "seconds", "repeats"),
-  [(1.0, 3.0, measure.MIN_REPEATS), (0.1, 1.95, 20), (0.1, 1e9, measure.MAX_REPEATS)],
-)
+@pytest.mark.parametrize(("step", "seconds", "repeats"), [(1.0, 3.0, 5), (0.1, 1.95, 20), (0.1, 1e9, 50)])
 def test_repeats_go_on_until_the_seconds_are_over(monkeypatch, step, seconds, repeats):
   clock(monkeypatch, step)
   calls = []
-  found = measure.time_calls(lambda: calls.append(1) or jnp.zeros(()), seconds=seconds, together=False)
-  assert found["repeats"] == repeats and found["median"] == pytest.approx(step)
-  assert len(calls) == 2 + repeats  # two of them warm up
+  timed = measure.time_calls(lambda: calls.append(1), seconds=seconds, together=False)
+  assert timed["repeats"] == repeats == len(calls) - 2  # two of them warm up
+  assert timed["median"] == pytest.approx(step)
 
 
 def test_short_calls_are_sent_off_together_and_share_their_time(monkeypatch):
   clock(monkeypatch, 0.01)
   calls = []
-  found = measure.time_calls(lambda: calls.append(1) or jnp.zeros(()), seconds=0.05)
-  assert found["calls"] == 5 and len(calls) == 2 + 5 * found["repeats"]
-  assert found["median"] == pytest.approx(0.01 / 5)
-
-
-def test_quartiles_of_given_repeats(monkeypatch):
-  times = iter([0.0, 1.0, *(value for took in (5.0, 1.0, 3.0, 2.0, 4.0) for value in (0.0, took))])
-  monkeypatch.setattr(measure.time, "perf_counter", lambda: next(times))
-  found = measure.time_calls(lambda: None, seconds=0.0)
-  assert [found[name] for name in ("q1", "median", "q3", "p95")] == pytest.approx([2.0, 3.0, 4.0, 4.8])
+  timed = measure.time_calls(lambda: calls.append(1), seconds=0.05)
+  assert timed["calls"] == 5 and len(calls) == 2 + 5 * timed["repeats"]
+  assert timed["median"] == pytest.approx(0.01 / 5)
 
 
 @pytest.mark.parametrize(
   ("kind", "name"),
   [
     ("TPU v5 lite", "TPU v5e"),
-    ("TPU v5e", "TPU v5e"),
     ("TPU v5", "TPU v5p"),
-    ("TPU v6 lite", "TPU v6e"),
     ("NVIDIA H100 80GB HBM3", "NVIDIA H100"),
     ("NVIDIA H100 PCIe", "NVIDIA H100 PCIe"),
-    ("NVIDIA A100 80GB PCIe", "NVIDIA A100 80GB"),
     ("cpu", None),
     ("AMD Instinct MI300X", None),
   ],
