@@ -14,15 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.torch_twin import convert, decoder, memory, models, optim, vgg
+from benchmarks.torch_twin import convert, memory, models, vgg
 from benchmarks.torch_twin.steps import Trainer
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
-from gmsrm_jax.models.inpainter import draw_noise, inpaint
 from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import losses, stages, state, steps, variation
-from gmsrm_jax.training.optimiser import make_schedule
 from tests.small import shrink
 
 STEP = 10
@@ -106,10 +104,6 @@ def photo_batch():
   return {"image": rng.integers(0, 256, (4, 32, 32, 3), np.uint8), "mask": mask}
 
 
-def decoded():
-  return steps.decode_batch(jax.tree.map(jnp.asarray, photo_batch()))
-
-
 def nchw(array):
   return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2)
 
@@ -119,38 +113,6 @@ def agree(ours, twin, what, rtol=1e-4, of_largest=2e-5):
   twin = twin.detach().numpy() if isinstance(twin, torch.Tensor) else np.asarray(twin)
   assert ours.shape == twin.shape, what
   np.testing.assert_allclose(twin, ours, rtol=rtol, atol=of_largest * np.abs(ours).max(initial=1e-6), err_msg=what)
-
-
-def test_the_whole_inpainter_gives_the_same():
-  config, batch = small_config(), decoded()
-  abstract = state.abstract_state(config, "inpaint")
-  params = perturbed({**abstract.params, "memory": abstract.frozen["memory"]})
-  noise = draw_noise(jax.random.key(1), config.model, 4)
-  ours = jax.jit(functools.partial(inpaint, state.make_networks(config).inpaint))(params, *batch, noise)
-  network = models.Inpainter(config)
-  convert.load(network, params)
-  with torch.no_grad():
-    twin = network(nchw(batch[0]), nchw(batch[1]), tuple(map(nchw, noise)))
-  agree(ours.prediction, twin.prediction.permute(0, 2, 3, 1), "prediction")
-  agree(ours.memory_image, twin.memory_image.permute(0, 2, 3, 1), "memory image")
-  agree(ours.retrieval.read, twin.retrieval.read, "read")
-  agree(ours.retrieval.log_weights, twin.retrieval.log_weights, "log weights")
-
-
-def test_the_discriminator_gives_the_same_and_moves_its_vectors_alike():
-  config = small_config()
-  begin = random_state(config, "memory")
-  network = decoder.Discriminator(config.model)
-  convert.load(network, begin.disc_params, begin.disc_stats)
-  image, mask = decoded()
-  variables = {"params": begin.disc_params, "batch_stats": begin.disc_stats}
-  discriminator = state.make_networks(config).discriminator
-  logits, new = discriminator.apply(variables, image, mask, update_stats=True, mutable=["batch_stats"])
-  with torch.no_grad():
-    agree(logits, network(nchw(image), nchw(mask), update=True).permute(0, 2, 3, 1), "logits")
-  for name, tensor in convert.convert(new["batch_stats"]).items():
-    agree(tensor.numpy(), network.state_dict()[name], name)
-  assert float(network.to_logits.sigma) != 1
 
 
 def test_the_memory_twin_without_a_codebook_reads_the_same():
@@ -307,10 +269,3 @@ def test_dead_slots_are_revived_alike():
     new = getattr(slots, name)
     agree(new, getattr(network, name), name)
     assert int((average != 0).any(dim=-1).sum()) == (1 if name == "anchors" else 5)
-
-
-def test_schedules_agree_at_every_step():
-  stage = config_lib.StageConfig(steps=40, warmup=5, learning_rate=0.01)
-  ours = make_schedule(stage, stage.learning_rate)
-  for step in (0, 1, 4, 5, 6, 20, 39, 40, 50):
-    np.testing.assert_allclose(0.01 * optim.relative_rate(stage, step), ours(step), rtol=1e-5, atol=1e-9)
