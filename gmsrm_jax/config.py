@@ -1,7 +1,7 @@
 """Every setting of the project: one home each, with its meaning, unit and check.
 
-`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it (see `overrides.py`).
-Checks run when a dataclass is built, so a bad value stops the program before anything compiles.
+`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it (see `overrides.py`). Checks run when a
+dataclass is built, so a bad value stops the program before anything compiles.
 """
 
 from __future__ import annotations
@@ -10,12 +10,6 @@ import dataclasses
 from typing import Any
 
 from gmsrm_jax.errors import one_of, require
-
-BUCKETS = tuple((tenths / 10, (tenths + 1) / 10) for tenths in range(6))
-"""Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
-
-ALL = "all"
-"""The column over all buckets."""
 
 STRATEGIES = ("auto", "full", "crop", "resize")
 """How a large picture is seen while it is filled (see `inference/tiling.py`)."""
@@ -35,11 +29,6 @@ MASK_KINDS = (
   *("free_form", "thick", "medium", "thin", "rectangles", "centre", "comodgan", "half", "outpaint"),
   *("lines", "objects", "occlusions"),
 )
-
-
-def bucket_name(bucket: tuple[float, float]) -> str:
-  """'20-30%'."""
-  return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}%"
 
 
 def names_in(text: str) -> list[str]:
@@ -78,18 +67,15 @@ class ModelConfig:
     _check(self, "model.", positive=positive, not_negative="context_blocks")
     require(len(self.widths) >= 2, f"model.widths={self.widths} needs at least two scales")
     for width in self.widths:
-      require(
-        width > 0 and width % 8 == 0, f"model.widths={self.widths}: {width} is no positive multiple of 8; make it one"
-      )
+      require(width > 0 and width % 8 == 0, f"model.widths={self.widths}: make {width} a positive multiple of 8")
     require(
       self.heads > 0 and self.widths[-1] % (4 * self.heads) == 0,
       f"model.heads={self.heads}: 4 x heads must divide the bottleneck width {self.widths[-1]}",
     )
-    lower = self.image_size // self.stride * self.stride
+    below = self.image_size // self.stride
     require(
-      self.image_size % self.stride == 0 and lower > 0,
-      f"model.image_size={self.image_size} is no multiple of the stride {self.stride}: "
-      f"use {max(lower, self.stride)} or {lower + self.stride}",
+      below * self.stride == self.image_size,
+      f"model.image_size={self.image_size} is no multiple of {self.stride}: use {(below + 1) * self.stride}",
     )
 
   @property
@@ -212,9 +198,7 @@ class DataConfig:
     _check(self, "data.", positive="threads prefetch", not_negative="stored_side workers")
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
     one_of("data.layout", self.layout, LAYOUTS)
-    require(
-      0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a number within 0 to 1"
-    )
+    require(0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a share within 0 to 1")
     one_of("data.stored_format", self.stored_format, ("jpeg", "png"))
     require(0 <= self.jitter < 1, f"data.jitter={self.jitter} is out of range: give a number from 0 to below 1")
 
@@ -287,8 +271,7 @@ class EvalConfig:
     baselines = names_in(self.baselines)
     for name in baselines:
       one_of("eval.baselines", name, BASELINES)
-    repeated = sorted({name for name in baselines if baselines.count(name) > 1})
-    require(not repeated, f"eval.baselines={self.baselines!r} names {', '.join(repeated)} twice: name each once")
+    require(len({*baselines}) == len(baselines), f"eval.baselines={self.baselines!r} names one twice: name each once")
     positive, not_negative = "batch_size", "max_images mask_seed mask_dilate"
     _check(self, "eval.", positive=positive, not_negative=not_negative)
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))

@@ -77,7 +77,7 @@ def test_checks_see_only_the_final_values(config):
     ("model.size=bse", ["model.size='bse'", "'base'?"]),
     ("stage2.steps=-1", ["stage2.steps=-1"]),
     ("stage2.beta1=1", ["stage2.beta1=1.0"]),
-    ("model.image_size=60", ["model.image_size=60", "use 56 or 64"]),
+    ("model.image_size=60", ["model.image_size=60", "use 64"]),
     ("loss.feature_crop=65", ["loss.feature_crop=65", "model.image_size=64"]),
     ("memory.heads=3", ["memory.slot_dim=128", "memory.heads=3"]),
     ("mask.area_max=0", ["mask.area_max=0.0"]),

@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from gmsrm_jax import experiments, overrides
-from gmsrm_jax.config import BUCKETS, Config, bucket_name
+from gmsrm_jax.config import Config
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.evaluation.distribution import interval
 from gmsrm_jax.evaluation.held_out import METHOD
 

@@ -19,8 +19,8 @@ import numpy as np
 
 from benchmarks.quality.held_out import held_out
 from gmsrm_jax import Inpainter
-from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.evaluation.baselines import telea_fill
 from gmsrm_jax.evaluation.held_out import METHOD
 from gmsrm_jax.files import SHIPPED

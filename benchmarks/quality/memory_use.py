@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from benchmarks.quality.held_out import held_out
 from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_uint8, mask_from_uint8
-from gmsrm_jax.config import BUCKETS, bucket_name
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.distribution import interval
 from gmsrm_jax.models.blocks import hole_shares, push_pull_fill

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from benchmarks.quality.held_out import held_out
 from gmsrm_jax import Inpainter
 from gmsrm_jax.arrays import image_from_uint8
-from gmsrm_jax.config import BUCKETS
 from gmsrm_jax.data import pipeline
+from gmsrm_jax.data.masks.fixed import BUCKETS
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.pretrained import lpips, weight_files
 

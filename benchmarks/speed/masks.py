@@ -23,8 +23,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from gmsrm_jax.config import BUCKETS, MASK_KINDS, MaskConfig
+from gmsrm_jax.config import MASK_KINDS, MaskConfig
 from gmsrm_jax.data.masks import draw, hole_files
+from gmsrm_jax.data.masks.fixed import BUCKETS
 
 SIZE = 256
 RANGES = ((0.05, 0.6), (0.2, 0.3))  # the default of training, and one bucket

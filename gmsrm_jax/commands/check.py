@@ -20,9 +20,10 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from gmsrm_jax.commands.flags import configuration
-from gmsrm_jax.config import BUCKETS, Config, bucket_name
+from gmsrm_jax.config import Config
 from gmsrm_jax.data import pictures, pipeline, sources
 from gmsrm_jax.data.masks import draw
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import versions
 from gmsrm_jax.parallel import backend

@@ -17,10 +17,10 @@ from tqdm import tqdm
 
 from gmsrm_jax import overrides
 from gmsrm_jax.commands.flags import configuration
-from gmsrm_jax.config import BUCKETS, Config
+from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed
-from gmsrm_jax.data.masks.fixed import MANIFEST
+from gmsrm_jax.data.masks.fixed import BUCKETS, MANIFEST
 from gmsrm_jax.errors import require
 from gmsrm_jax.files import write_json
 from gmsrm_jax.training.run_folder import read_config

@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags
 
-from gmsrm_jax.config import ALL, BUCKETS, EvalConfig, bucket_name
+from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks import hole_files
-from gmsrm_jax.data.masks.fixed import mask_bytes
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name, mask_bytes
 from gmsrm_jax.errors import require
 from gmsrm_jax.evaluation.baselines import baselines
-from gmsrm_jax.evaluation.scorer import Batch
+from gmsrm_jax.evaluation.scorer import ALL, Batch
 from gmsrm_jax.inference import file_pairs, photos
 
 _BOUNDS = (*BUCKETS, (BUCKETS[-1][1], 1.0))  # holes beyond the last bucket are scored, too

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8
-from gmsrm_jax.config import BUCKETS, Config, bucket_name
-from gmsrm_jax.data.masks.fixed import mask_bytes
+from gmsrm_jax.config import Config
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name, mask_bytes
 from gmsrm_jax.data.pipeline import EvaluationSet
 from gmsrm_jax.data.sources import split_hash
 from gmsrm_jax.evaluation import metrics

@@ -15,10 +15,9 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
-from gmsrm_jax.config import ALL
 from gmsrm_jax.evaluation.distribution import FULL_SIZE, interval
 from gmsrm_jax.evaluation.metrics import means
-from gmsrm_jax.evaluation.scorer import Results, Scores
+from gmsrm_jax.evaluation.scorer import ALL, Results, Scores
 from gmsrm_jax.files import write_json, write_text
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.training.run_folder import REPORT

@@ -20,11 +20,14 @@ from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from gmsrm_jax.arrays import Rgb8, image_from_uint8
-from gmsrm_jax.config import ALL, EvalConfig
+from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation import distribution
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
 from gmsrm_jax.pretrained import inception, lpips, vgg16, weight_files
+
+ALL = "all"
+"""The column over all buckets."""
 
 CHECKED = 16
 """At most so many images of one size, the first that come, are scored against themselves as a check."""

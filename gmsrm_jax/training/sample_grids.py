@@ -21,7 +21,8 @@ from gmsrm_jax.arrays import (
   mask_from_uint8,
   masked_mean,
 )
-from gmsrm_jax.config import BUCKETS, Config
+from gmsrm_jax.config import Config
+from gmsrm_jax.data.masks.fixed import BUCKETS
 from gmsrm_jax.data.pipeline import EvaluationSet
 from gmsrm_jax.models.inpainter import inpaint
 from gmsrm_jax.models.memory import recognise

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.quality import ablation
 from gmsrm_jax import experiments, overrides
-from gmsrm_jax.config import BUCKETS, bucket_name
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 
 BASE = experiments.load("paris")
 

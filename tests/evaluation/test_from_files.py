@@ -16,8 +16,9 @@ from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import run
-from gmsrm_jax.config import ALL, bucket_name
+from gmsrm_jax.data.masks.fixed import bucket_name
 from gmsrm_jax.evaluation import from_files
+from gmsrm_jax.evaluation.scorer import ALL
 from tests.training.test_loop import finish, one_line
 
 PHOTO = skimage.data.astronaut()

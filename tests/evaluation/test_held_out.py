@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from gmsrm_jax import files, overrides
-from gmsrm_jax.config import BUCKETS, bucket_name
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed
+from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.evaluation.baselines import mean_fill
 from gmsrm_jax.evaluation.held_out import HeldOutResults, make_fill
 from gmsrm_jax.parallel import sharding

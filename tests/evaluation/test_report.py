@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from gmsrm_jax.config import ALL
 from gmsrm_jax.evaluation import report, scorer
+from gmsrm_jax.evaluation.scorer import ALL
 
 BUCKET = "20-30%"
 

@@ -11,9 +11,10 @@ import pytest
 import skimage.data
 from jax.sharding import AxisType, Mesh
 
-from gmsrm_jax.config import ALL, EvalConfig
+from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation import report, scorer
 from gmsrm_jax.evaluation.baselines import mean_fill, telea_fill
+from gmsrm_jax.evaluation.scorer import ALL
 from gmsrm_jax.parallel import sharding
 
 COUNT = 6

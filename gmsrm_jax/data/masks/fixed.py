@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from gmsrm_jax.config import BUCKETS, Config, EvalConfig, MaskConfig
+from gmsrm_jax.config import Config, EvalConfig, MaskConfig
 from gmsrm_jax.data.masks import draw, hole_files
 from gmsrm_jax.errors import ConfigError, require
 
@@ -22,6 +22,14 @@ MANIFEST = "manifest.json"
 VERSION = 1
 
 Bucket = tuple[float, float]
+
+BUCKETS: tuple[Bucket, ...] = tuple((tenths / 10, (tenths + 1) / 10) for tenths in range(6))
+"""Hole-area ranges (lower, upper] the field reports on, as shares of the image."""
+
+
+def bucket_name(bucket: Bucket) -> str:
+  """'20-30%'."""
+  return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}%"
 
 
 def mask_bytes(name: str, bucket: Bucket, mask: UInt8[np.ndarray, "_ _"]) -> bytes:
@@ -36,7 +44,7 @@ def mask_sha256(mask: UInt8[np.ndarray, "h w"]) -> str:
 
 def mask_path(name: str, bucket: Bucket) -> str:
   """Where a manifest's folder holds the mask of an image: 20-30/NAME.png, the name with its folders and suffix."""
-  return f"{bucket[0] * 100:.0f}-{bucket[1] * 100:.0f}/{name}.png"
+  return f"{bucket_name(bucket).rstrip('%')}/{name}.png"
 
 
 class DrawnMasks:

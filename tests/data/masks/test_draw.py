@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import BUCKETS, MASK_KINDS, MaskConfig
+from gmsrm_jax.config import MASK_KINDS, MaskConfig
 from gmsrm_jax.data.masks import draw, strokes
+from gmsrm_jax.data.masks.fixed import BUCKETS
 from gmsrm_jax.errors import ConfigError
 
 

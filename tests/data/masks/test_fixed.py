@@ -13,9 +13,10 @@ from PIL import Image
 
 import run
 from gmsrm_jax import files, overrides
-from gmsrm_jax.config import BUCKETS, SIZES, Config, DataConfig, EvalConfig, MaskConfig
+from gmsrm_jax.config import SIZES, Config, DataConfig, EvalConfig, MaskConfig
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed, hole_files
+from gmsrm_jax.data.masks.fixed import BUCKETS
 from gmsrm_jax.errors import ConfigError
 
 REAL = pathlib.Path(run.__file__).parent.parent / "shared" / "data" / "nvidia_irregular_test_12000_256_packbits.npz"

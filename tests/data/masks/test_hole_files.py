@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 import run
-from gmsrm_jax.config import BUCKETS
 from gmsrm_jax.data.masks import hole_files
+from gmsrm_jax.data.masks.fixed import BUCKETS
 from gmsrm_jax.errors import ConfigError
 
 REAL = pathlib.Path(run.__file__).parent.parent / "shared" / "data" / "nvidia_irregular_test_12000_256_packbits.npz"
