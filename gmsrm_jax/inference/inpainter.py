@@ -131,27 +131,25 @@ class Inpainter:
     self,
     image: np.ndarray,
     mask: np.ndarray,
-    windows: tuple[tiling.Window, ...],
+    windows: list[tiling.Window],
     key: Key[jax.Array, ""],
     noisy: bool,
     before_batch: Callable[[], None],
   ) -> Iterator[tuple[tiling.Window, np.ndarray]]:
     """Yields each window with the model's proposal. All share one draw of noise, so that their seams can meet."""
+    rows, columns = windows[0].rows, windows[0].columns
+    model = self.config.model
+    lengths = [tiling.padded_length(length, model.image_size, model.stride) for length in (rows, columns)]
+    padding = ((0, 0), (0, lengths[0] - rows), (0, lengths[1] - columns))
     whole = len(windows) // BATCH * BATCH
     for start, stop in itertools.pairwise([*range(0, whole, BATCH), *range(whole, len(windows) + 1)]):
       before_batch()
-      views = [self._padded(*tiling.view(image, mask, window)) for window in windows[start:stop]]
-      images, holes = map(np.stack, zip(*views, strict=True))
+      views = zip(*(tiling.view(image, mask, window) for window in windows[start:stop]), strict=True)
+      images, holes = map(np.stack, views)
+      images = np.pad(images, (*padding, (0, 0)))
+      holes = np.pad(holes, padding, constant_values=1)  # so that invented pixels do not count as evidence
       filled = np.asarray(predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
-      for window, pixels in zip(windows[start:stop], filled, strict=True):
-        yield window, pixels[: window.rows, : window.columns]
-
-  def _padded(self, image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pads a view to its bucket. The padding is hole, so that invented pixels do not count as evidence."""
-    height, width = hole.shape
-    rows, columns = tiling.padded_size(height, width, self.config.model.image_size, self.config.model.stride)
-    padding = ((0, rows - height), (0, columns - width))
-    return np.pad(image, (*padding, (0, 0))), np.pad(hole, padding, constant_values=1)
+      yield from zip(windows[start:stop], filled[:, :rows, :columns], strict=True)
 
 
 @functools.partial(jax.jit, static_argnums=0)

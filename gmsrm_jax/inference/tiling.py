@@ -49,7 +49,7 @@ class Patch(NamedTuple):
 
   hole: Bool[np.ndarray, "h w"]  # what is to be filled, of the pixels at `place`
   place: tuple[slice, slice]  # the rectangle around all windows
-  windows: tuple[Window, ...]
+  windows: list[Window]  # of one size, seen at one size
 
 
 def plan(mask: UInt8[np.ndarray, "h w"], size: int, strategy: str) -> Iterator[Patch]:
@@ -71,7 +71,7 @@ def plan(mask: UInt8[np.ndarray, "h w"], size: int, strategy: str) -> Iterator[P
   else:
     scale = 1.0 if strategy == "full" else min(size / min(height, width), MAX_ASPECT * size / max(height, width))
     window = Window(0, 0, height, width, *_scaled(height, width, scale))
-    yield Patch(mask > 0, window.place, (window,))
+    yield Patch(mask > 0, window.place, [window])
 
 
 def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:
@@ -89,30 +89,18 @@ def _crops(mask: UInt8[np.ndarray, "h w"], size: int) -> Iterator[Patch]:
     left, top, columns, rows = map(int, boxes[label, :4])
     area = slice(top, top + rows), slice(left, left + columns)
     hole = labels[area] == label
-    thickness = float(max(mask.shape)) if depth is None else 2 * float(depth[area][hole].max())
+    thickness = max(mask.shape) if depth is None else 2 * float(depth[area][hole].max())
+    side = round(max(size, thickness / HOLE_SHARE))
+    height, width = min(side, mask.shape[0]), min(side, mask.shape[1])
+    # Where the photo ends before the window does, it is reduced no more than needed.
+    seen = _scaled(height, width, 1 / max(1.0, max(height, width) / size))
     x, y, columns, rows = cv2.boundingRect(hole.astype(np.uint8))
-    windows = _windows((top + y, left + x), (rows, columns), mask.shape, thickness, size)
-    windows = tuple(window for window in windows if (labels[window.place] == label).any())
-    place = _hull([window.place[0] for window in windows]), _hull([window.place[1] for window in windows])
+    tops = _starts(top + y, rows, height, mask.shape[0])
+    lefts = _starts(left + x, columns, width, mask.shape[1])
+    windows = [Window(*corner, height, width, *seen) for corner in itertools.product(tops, lefts)]
+    windows = [window for window in windows if (labels[window.place] == label).any()]
+    place = slice(tops[0], tops[-1] + height), slice(lefts[0], lefts[-1] + width)
     yield Patch(labels[place] == label, place, windows)
-
-
-def _hull(spans: Iterable[slice]) -> slice:
-  return slice(min(span.start for span in spans), max(span.stop for span in spans))
-
-
-def _windows(
-  corner: tuple[int, int], extent: tuple[int, int], photo: tuple[int, ...], thickness: float, size: int
-) -> Iterator[Window]:
-  """Covers a hole's bounding box with windows at one scale."""
-  side = round(max(size, thickness / HOLE_SHARE))
-  height, width = min(side, photo[0]), min(side, photo[1])
-  # Where the photo ends before the window does, it is reduced no more than needed.
-  seen = _scaled(height, width, 1 / max(1.0, max(height, width) / size))
-  tops = _starts(corner[0], extent[0], height, photo[0])
-  lefts = _starts(corner[1], extent[1], width, photo[1])
-  for top, left in itertools.product(tops, lefts):
-    yield Window(top, left, height, width, *seen)
 
 
 def _starts(start: int, length: int, side: int, limit: int) -> list[int]:
@@ -178,16 +166,12 @@ def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"
   return np.clip(np.minimum(before, after) / ramp, 1e-3, 1.0)
 
 
-def padded_size(rows: int, columns: int, size: int, stride: int) -> tuple[int, int]:
-  """The shape a view is padded to: few shapes, so that a folder of photos compiles few programs.
+def padded_length(length: int, size: int, stride: int) -> int:
+  """What a side of a view is padded to: one of few lengths, so that a folder of photos compiles few programs.
 
-  A view of at most `size` takes `size`; a larger side the next of size · 1.25^n, rounded up to the stride.
+  A side of at most `size` takes `size`; a larger one the next of size · 1.25^n, rounded up to the stride.
   """
-
-  def bucket(length: int) -> int:
-    if length <= size:
-      return size
-    steps = math.ceil(math.log(length / size, 1.25) - 1e-9)
-    return max(math.ceil(size * 1.25**steps / stride), math.ceil(length / stride)) * stride
-
-  return bucket(rows), bucket(columns)
+  if length <= size:
+    return size
+  steps = math.ceil(math.log(length / size, 1.25) - 1e-9)
+  return max(math.ceil(size * 1.25**steps / stride), math.ceil(length / stride)) * stride

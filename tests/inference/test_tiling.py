@@ -67,10 +67,10 @@ def test_patches_hold_every_hole_pixel_once_and_windows_see_all_of_them(name, st
 
 def test_a_small_hole_is_seen_at_full_resolution_and_a_large_one_reduced():
   (small,) = tiling.plan(MASKS["small"], SIZE, "auto")
-  assert small.windows == (tiling.Window(134, 74, 32, 32, 32, 32),)
+  assert small.windows == [tiling.Window(134, 74, 32, 32, 32, 32)]
   (large,) = tiling.plan(MASKS["large"], SIZE, "auto")
   # The hole is 241 pixels thick: a window of twice that exceeds the photo, which is seen whole.
-  assert large.windows == (tiling.Window(0, 0, 300, 400, 24, 32),)
+  assert large.windows == [tiling.Window(0, 0, 300, 400, 24, 32)]
 
 
 def test_a_long_thin_hole_is_seen_at_full_resolution_through_windows_that_overlap():
@@ -111,4 +111,4 @@ def test_no_colour_of_the_hole_bleeds_into_what_a_reduced_window_shows():
 
 @pytest.mark.parametrize(("length", "expected"), [(1, 32), (32, 32), (33, 40), (40, 40), (41, 56), (100, 128)])
 def test_a_view_is_padded_to_one_of_few_sizes(length, expected):
-  assert tiling.padded_size(length, 7, 32, 8) == (expected, 32)
+  assert tiling.padded_length(length, 32, 8) == expected
