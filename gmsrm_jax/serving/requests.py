@@ -1,27 +1,23 @@
 """The fields of `POST /inpaint`: validated, decoded, filled.
 
-Nothing here trusts its input: sizes are read from headers before anything is decoded, and every refusal is one line
-with the HTTP status that says whose fault it is.
+Nothing here trusts its input: sizes are read from headers before anything is decoded.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import re
 import threading
 from concurrent.futures import CancelledError
-from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
 from jaxtyping import UInt8
 from PIL import Image as PilImage
-from starlette.exceptions import HTTPException
 
 from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
+from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
 
@@ -41,9 +37,9 @@ class Limits:
 
 
 class Fields(pydantic.BaseModel):
-  """The fields of a request."""
+  """The fields of a request; files are base64 text in JSON."""
 
-  model_config = pydantic.ConfigDict(extra="forbid")
+  model_config = pydantic.ConfigDict(extra="forbid", val_json_bytes="base64")
 
   image: bytes = pydantic.Field(description="picture file; base64 text in JSON")
   mask: bytes | None = pydantic.Field(
@@ -55,80 +51,42 @@ class Fields(pydantic.BaseModel):
     "auto", description="how a large picture is seen", json_schema_extra={"enum": list(STRATEGIES)}
   )
 
-  @pydantic.field_validator("image", "mask", mode="before")
-  @classmethod
-  def _decode_text(cls, value: Any, field: Any) -> Any:
-    """Takes base64 text, with or without the head of a data URL, for a file."""
-    if not isinstance(value, str):
-      return value
-    try:
-      return base64.b64decode(re.sub(r"\Adata:[^,]{0,100},", "", value), validate=True)
-    except ValueError:
-      raise HTTPException(400, f"{field.field_name} is no base64 text: send a picture file, or its base64") from None
 
-
-def first_fault(error: pydantic.ValidationError) -> HTTPException:
-  """Says in one line why fields are refused."""
-  fault = error.errors(include_url=False)[0]
-  names = ", ".join(Fields.model_fields)
-  if not fault["loc"]:
-    return HTTPException(400, f"the body is no JSON object ({fault['msg']}): send one with {names}")
-  name = str(fault["loc"][0])[:60]
-  value = "" if fault["type"] == "missing" else f"={fault['input']!r:.40}"
-  hint = "" if name in Fields.model_fields else f": send {names}"
-  return HTTPException(422, f"{name}{value} is refused: {fault['msg']}{hint}")
-
-
-class Order(NamedTuple):
-  """A picture to be filled."""
-
-  photo: photos.Photo
-  mask: UInt8[np.ndarray, "h w"]  # upright, 1 in the hole
-  opaque: bool  # the hole was the picture's own transparency
-  options: dict[str, Any]  # num_samples, seed, strategy
-
-
-def read_order(fields: Fields, most_pixels: int, inpainter: Inpainter) -> Order:
-  """Decodes the pictures.
+def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[np.ndarray, "h w"]]:
+  """Decodes the picture, and its hole: upright, 1 in the hole.
 
   Raises:
-    PictureError: a picture is damaged or too large.
-    HTTPException: they do not fit each other, or there is no hole.
-    ConfigError: the model cannot do it.
+    ConfigError: they are damaged (PictureError), do not fit each other, or there is no hole.
   """
   photo = photos.read_photo(fields.image, "image", FORMATS, most_pixels)
   height, width = photo.rgb.shape[:2]
-  options = fields.model_dump(include={"num_samples", "seed", "strategy"})
-  inpainter.check(height, width, **options)
   if fields.mask:
     with pictures.open_picture(fields.mask, "mask", FORMATS, most_pixels) as file:
       hole = read_hole(file)
   elif photo.alpha is not None:
     hole = read_hole(PilImage.fromarray(photo.alpha), invert=True)
   else:
-    raise HTTPException(422, "mask is missing, and image has no transparency to take as its hole")
-  if hole.shape != (height, width):
-    sizes = f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}"
-    raise HTTPException(422, f"{sizes}: send them equally large")
-  if not hole.any():
-    raise HTTPException(422, "the mask has no hole: it is white where the picture is to be filled, black elsewhere")
-  return Order(photo, hole, not fields.mask, options)
+    raise ConfigError("mask is missing, and image has no transparency to take as its hole: send a mask")
+  sizes = f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}"
+  require(hole.shape == (height, width), f"{sizes}: send them equally large")
+  require(bool(hole.any()), "mask has no hole: it is white where the picture is to be filled, black elsewhere")
+  return photo, hole
 
 
-def fill_order(order: Order, inpainter: Inpainter, stop: threading.Event) -> list[bytes]:
+def fill_picture(
+  inpainter: Inpainter, fields: Fields, photo: photos.Photo, hole: UInt8[np.ndarray, "h w"], stop: threading.Event
+) -> list[bytes]:
   """Returns the fills as PNG files in the picture's own mode: outside the hole every pixel is as it was, to the bit.
 
   Raises:
-    CancelledError: the event is set, because nobody waits any more.
+    CancelledError: the event was set, because nobody waits for them any more.
   """
 
   def go_on() -> None:
     if stop.is_set():
       raise CancelledError
 
-  files = []
-  for fill in inpainter.fills(order.photo.rgb, order.mask, before_batch=go_on, **order.options):
-    go_on()
-    filled = photos.fill_hole(order.photo, fill, order.mask, opaque=order.opaque)
-    files.append(photos.encode_photo(filled, "PNG"))
-  return files
+  options = fields.model_dump(include={"num_samples", "seed", "strategy"})
+  fills = inpainter.fills(photo.rgb, hole, before_batch=go_on, **options)
+  filled = (photos.fill_hole(photo, fill, hole, opaque=not fields.mask) for fill in fills)
+  return [photos.encode_photo(picture, "PNG") for picture in filled]

@@ -1,7 +1,7 @@
 """The HTTP server of `--mode=serve`: the page, `/health`, and `/inpaint` with its queue of one worker.
 
-`/openapi.json` describes the interface, `/docs` shows it. A refusal is {"error": one line} with a status of REFUSALS.
-There is no log-in and no TLS: to serve other machines, put a proxy that has both in front.
+`/openapi.json` describes the interface, `/docs` shows it. There is no log-in and no TLS: to serve other machines, put
+a proxy that has both in front.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import concurrent.futures
 import dataclasses
 import http
 import pathlib
+import re
 import socket
 import threading
 from typing import Any
@@ -32,17 +33,17 @@ import gmsrm_jax
 from gmsrm_jax.data.pictures import PictureError
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference.inpainter import BATCH, Inpainter
-from gmsrm_jax.serving.requests import Fields, Limits, Order, fill_order, first_fault, read_order
+from gmsrm_jax.serving.requests import Fields, Limits, fill_picture, read_picture
 
-REFUSALS = (400, 408, 413, 415, 422, 500, 503, 504)
 PAGE = pathlib.Path(__file__).parent / "page"
 _PAGES = {"/": "index.html", "/docs": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
-_HEADERS = {
-  "Cache-Control": "no-store",
-  "X-Content-Type-Options": "nosniff",
-  "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-  "connect-src 'self'; frame-ancestors 'none'",
-}
+_CONTENT = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
+_HEADERS = [
+  ("Cache-Control", "no-store"),
+  ("X-Content-Type-Options", "nosniff"),
+  ("Content-Security-Policy", f"{_CONTENT}; frame-ancestors 'none'"),
+]
+_REFUSALS = (400, 408, 413, 415, 422, 500, 503, 504)
 _GRACE = 5  # seconds that a request is given to arrive after a signal
 
 
@@ -52,7 +53,7 @@ class Service:
   def __init__(self, inpainter: Inpainter, limits: Limits):
     self.inpainter, self.limits = inpainter, limits
     options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE}
-    options |= {"log_level": "warning", "access_log": False, "server_header": False, "headers": list(_HEADERS.items())}
+    options |= {"log_level": "warning", "access_log": False, "server_header": False, "headers": _HEADERS}
     self.server = uvicorn.Server(uvicorn.Config(self._app(), **options))
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="model")
     self._in_work: set[Request] = set()
@@ -88,7 +89,7 @@ class Service:
     app.post(
       "/inpaint",
       response_class=Response,
-      responses={status: {"description": http.HTTPStatus(status).phrase} for status in REFUSALS},
+      responses={status: {"description": http.HTTPStatus(status).phrase} for status in _REFUSALS},
       openapi_extra={"requestBody": {"content": {"multipart/form-data": schema, "application/json": schema}}},
     )(self.inpaint)
     return app
@@ -119,50 +120,40 @@ class Service:
       message = f"{len(self._in_work)} requests are in work already: try again in 1 s"
       raise HTTPException(503, message, {"Retry-After": "1"})
     self._in_work.add(request)
-    job = None
+    job, seconds = None, self.limits.seconds
     try:
-      order = await self._read(request)
+      async with asyncio.timeout(seconds):
+        fields = await _read_fields(request, self.limits.upload_bytes)
+      photo, hole = await run_in_threadpool(read_picture, fields, self.limits.pixels)
+      self.inpainter.check(*hole.shape, fields.num_samples, fields.seed, fields.strategy)
       stop = threading.Event()
-      job = self._thread.submit(fill_order, order, self.inpainter, stop)
+      job = self._thread.submit(fill_picture, self.inpainter, fields, photo, hole, stop)
       # Not before the thread is free, though nobody may wait by then.
       job.add_done_callback(lambda _: self._in_work.discard(request))
-      files = await self._wait(request, job, stop)
+      async with asyncio.timeout(seconds):
+        files = await self._wait(request, job, stop)
+    except TimeoutError:
+      status, done = (504, "filled") if job else (408, "received")
+      raise HTTPException(status, f"not {done} within {seconds:g} s: send a smaller picture, or try later") from None
     except asyncio.CancelledError:
       message = "the server is being ended: try again when it is back"
       raise HTTPException(503, message, {"Retry-After": "10"}) from None
     finally:
-      if job is None:
+      if not job:
         self._in_work.discard(request)
     if len(files) == 1 and "application/json" not in request.headers.get("accept", ""):
       return Response(files[0], media_type="image/png")
-    height, width = order.mask.shape
-    pictures = await run_in_threadpool(lambda: [base64.b64encode(file).decode() for file in files])
-    return JSONResponse({"images": pictures, "width": width, "height": height, "seed": order.options["seed"]})
-
-  async def _read(self, request: Request) -> Order:
-    seconds = self.limits.seconds
-    try:
-      async with asyncio.timeout(seconds):
-        fields = await _read_fields(request, self.limits.upload_bytes)
-    except TimeoutError:
-      raise HTTPException(408, f"the body did not arrive within {seconds:g} s: send a smaller picture") from None
-    return await run_in_threadpool(read_order, fields, self.limits.pixels, self.inpainter)
+    images = await run_in_threadpool(lambda: [base64.b64encode(file).decode() for file in files])
+    return JSONResponse({"images": images, "width": hole.shape[1], "height": hole.shape[0], "seed": fields.seed})
 
   async def _wait(self, request: Request, job: concurrent.futures.Future, stop: threading.Event) -> list[bytes]:
-    """Returns the job's files; ends the job when it takes too long, the client goes away or the server ends."""
-    seconds = self.limits.seconds
+    """Returns the job's files; ends the job when nobody waits for them any more."""
     done = asyncio.wrap_future(job)
     try:
-      async with asyncio.timeout(seconds):
-        while not (await asyncio.wait({done}, timeout=0.1))[0]:
-          if await request.is_disconnected():
-            raise ClientDisconnect
-          if self.server.should_exit:
-            raise asyncio.CancelledError  # as uvicorn raises it where a body has not arrived by the end
+      while not (await asyncio.wait({done}, timeout=0.1))[0]:
+        if self.server.should_exit or await request.is_disconnected():
+          raise asyncio.CancelledError  # as uvicorn does where a body has not arrived by the end
       return done.result()
-    except TimeoutError:
-      message = f"not filled within {seconds:g} s: send a smaller picture or fewer samples, or try later"
-      raise HTTPException(504, message) from None
     finally:
       stop.set()
       done.cancel()
@@ -172,22 +163,19 @@ async def _read_fields(request: Request, limit: int) -> Fields:
   """Reads a multipart or JSON body of at most `limit` bytes."""
   received = 0
 
-  def check(size: int) -> None:
-    if size > limit:
-      raise HTTPException(413, f"the body has more than {limit / 2**20:g} MiB: send a smaller file")
-
   async def receive() -> Any:
     nonlocal received
     message = await request.receive()
     received += len(message.get("body", b""))
-    check(received)
+    if received > limit:
+      raise HTTPException(413, f"the body has more than {limit / 2**20:g} MiB: send a smaller file")
     return message
 
-  check(int(request.headers.get("content-length", 0)))
   counted = Request(request.scope, receive)
   kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
   if kind == "application/json":
-    return await run_in_threadpool(Fields.model_validate_json, await counted.body(), strict=True)
+    body = re.sub(rb'"data:[\w/+.-]*;base64,', b'"', await counted.body())  # the heads of data URLs
+    return await run_in_threadpool(Fields.model_validate_json, body, strict=True)
   if kind != "multipart/form-data":
     raise HTTPException(415, f"content type {kind!r:.60}: send multipart/form-data or application/json")
   fields: dict[str, Any] = {}
@@ -201,18 +189,28 @@ async def _read_fields(request: Request, limit: int) -> Fields:
 
 async def _refuse(_: Request, error: Any) -> Response:
   """Answers an error in one line, with the status that says whose fault it is."""
+  status, message, headers = 500, "the server made a mistake: its own log says more", None
   match error:
     case HTTPException():
-      pass
+      status, message, headers = error.status_code, error.detail, error.headers
     case pydantic.ValidationError():
-      error = first_fault(error)
+      status, message = _first_fault(error)
     case PictureError():
-      error = HTTPException(413 if isinstance(error.__cause__, DecompressionBombError) else 400, str(error))
+      status, message = 413 if isinstance(error.__cause__, DecompressionBombError) else 400, str(error)
     case ConfigError():
-      error = HTTPException(422, str(error))
+      status, message = 422, str(error)
     case MemoryError() | jax.errors.JaxRuntimeError():
-      error = HTTPException(503, "not enough memory for this picture: send a smaller one, or strategy=auto")
-    case _:  # A mistake of ours, or the client is gone and reads nothing.
-      error = HTTPException(500, "the server made a mistake: its own log says more")
-  line = " ".join(error.detail.split())
-  return JSONResponse({"error": line if len(line) <= 300 else line[:299] + "…"}, error.status_code, error.headers)
+      status, message = 503, "not enough memory for this picture: send a smaller one, or strategy=auto"
+  line = " ".join(message.split())
+  return JSONResponse({"error": line if len(line) <= 300 else line[:299] + "…"}, status, headers)
+
+
+def _first_fault(error: pydantic.ValidationError) -> tuple[int, str]:
+  """Returns the status and the line for fields that are refused."""
+  fault = error.errors(include_url=False)[0]
+  fields = ", ".join(Fields.model_fields)
+  if not fault["loc"]:
+    return 400, f"the body is no JSON object ({fault['msg']}): send one with {fields}"
+  name = str(fault["loc"][0])[:60]
+  given = name if fault["type"] == "missing" else f"{name}={str(fault['input'])[:40]!r}"
+  return 422, f"{given}: {fault['msg'].rstrip('.')}; the fields are {fields}"

@@ -12,18 +12,10 @@ import time
 import numpy as np
 import pytest
 
-from tests.inference.test_inpainter import noisy_model
 from tests.serving.client import GOOD, HOLE, IMAGE, Gated, error, parts, pictures, png, raw, running, text
 
 # Starlette leaves the temporary file of a part that is cut off to the garbage collector, which closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture(scope="module")
-def server():
-  with running(noisy_model()) as server:
-    server.service.warm_up()
-    yield server
 
 
 @pytest.fixture
@@ -96,7 +88,9 @@ def test_without_memory_the_server_goes_on(gated, monkeypatch):
   assert server.inpaint(**GOOD).status_code == 200
 
 
-def test_thirty_at_once_get_each_their_own(server):
+def test_thirty_at_once_get_each_their_own(gated):
+  server, model = gated
+  model.gate.set()
   rng = np.random.default_rng(0)
   sizes = [(int(h), int(w)) for h, w in rng.integers(20, 33, (30, 2))]
   images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
@@ -114,9 +108,7 @@ def test_thirty_at_once_get_each_their_own(server):
   with concurrent.futures.ThreadPoolExecutor(30) as pool:
     filled = [pictures(answer)[0] for answer in pool.map(until_filled, range(30))]
   for image, mask, picture in zip(images, masks, filled, strict=True):
-    np.testing.assert_array_equal(picture[mask == 0], image[mask == 0])
-  for number in (0, 29):
-    np.testing.assert_array_equal(filled[number], noisy_model()(images[number], masks[number]))
+    np.testing.assert_array_equal(picture, np.where(mask[..., None] > 0, 255 - image, image))
   assert next(busy) > 0, "nothing was ever refused: more are needed to fill the queue"
 
 
@@ -152,7 +144,9 @@ def _malformed(rng):
   ]
 
 
-def test_two_hundred_malformed_requests_do_no_harm(server):
+def test_two_hundred_malformed_requests_do_no_harm(gated):
+  server, model = gated
+  model.gate.set()
   rng = np.random.default_rng(0)
   answers = collections.Counter()
   for number, request in enumerate(itertools.chain.from_iterable(_malformed(rng) for _ in range(25))):
@@ -169,4 +163,4 @@ def test_two_hundred_malformed_requests_do_no_harm(server):
     assert status in ("", "200") or status.startswith("4"), (status, request[:300], answer[:500])
   assert answers["400"] > 50 and answers["415"] > 5, answers
   server.wait_until_idle()
-  np.testing.assert_array_equal(pictures(server.inpaint(**GOOD))[0], noisy_model()(IMAGE, HOLE))
+  np.testing.assert_array_equal(pictures(server.inpaint(**GOOD))[0], np.where(HOLE[..., None] > 0, 255 - IMAGE, IMAGE))
