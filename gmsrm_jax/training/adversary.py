@@ -15,7 +15,8 @@ from gmsrm_jax.arrays import Image, Mask, PerImage, composite
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.blocks import Shares, hole_shares
 from gmsrm_jax.training.microbatch import in_parts, recomputed
-from gmsrm_jax.training.state import Networks, TrainState, make_optimisers
+from gmsrm_jax.training.optimiser import discriminator_optimiser
+from gmsrm_jax.training.state import Networks, TrainState
 
 Logits = Float[Array, "b h w 1"]
 
@@ -130,7 +131,7 @@ def update_discriminator(
   (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, len(real) // group)(
     state.disc_params, real, fake, mask, share
   )
-  optimiser = make_optimisers(config, stage).discriminator
+  optimiser = discriminator_optimiser(config, stage)
   updates, opt_state = optimiser.update(grads, state.disc_opt_state, state.disc_params)
   params = optax.apply_updates(state.disc_params, updates)
   metrics = {

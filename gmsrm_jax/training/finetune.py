@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -14,10 +13,8 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.errors import require
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.stages import has_teacher
-from gmsrm_jax.training.state import TrainState, abstract_state, init_state, release_params, restart
-from gmsrm_jax.training.weights import flat_names, is_export, load_state, load_weights
-
-_MODEL_SETTINGS = ("model.", "memory.", "variation.")
+from gmsrm_jax.training.state import TrainState, abstract_state, first_state, init_state, release_params
+from gmsrm_jax.training.weights import is_export, load_state, load_weights
 
 
 def check_source(config: Config) -> None:
@@ -33,12 +30,12 @@ def check_source(config: Config) -> None:
     exported or (folder / "checkpoints" / "inpaint").is_dir(),
     f"{named} holds no checkpoint of stage 2 and no export: name the folder of a trained run, or exported weights",
   )
-  source = _config_of(folder)
+  source = read_config(folder)
   ours, theirs = abstract_state(config, "inpaint"), abstract_state(source, "inpaint")
-  fits = _shapes(release_params(ours)) == _shapes(release_params(theirs))
-  fits = fits and (exported or _shapes(ours.disc_params) == _shapes(theirs.disc_params))
-  differ = [line for line in overrides.differences(source, config) if line.startswith(_MODEL_SETTINGS)]
-  require(fits, f"{named} is another model ({'; '.join(differ)}): give the same settings")
+  fits = release_params(ours) == release_params(theirs) and (exported or ours.disc_params == theirs.disc_params)
+  different = overrides.differences(source, config)
+  of_model = [line for line in different if line.startswith(("model.", "memory.", "variation."))]
+  require(fits, f"{named} is another model ({'; '.join(of_model)}): give the same settings")
   require(
     not has_teacher(config) or (has_teacher(source) and not exported),
     f"{named} has no teacher ({'an export is without' if exported else 'its losses needed none'}): "
@@ -47,26 +44,24 @@ def check_source(config: Config) -> None:
 
 
 def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
-  """Returns stage 2 at step 0 with the weights of `run.init_from`, laid out as `where` says.
+  """Returns stage 2 at step 0 with the weights of `run.init_from`, laid out as `where` says; optimisers start anew.
 
-  A run's checkpoint brings its discriminator and, where the losses need it, its teacher; an export brings
-  neither: the discriminator starts anew, from the key.
+  A run's checkpoint brings its discriminator and, where the losses need it, its teacher; an export brings neither: the
+  discriminator starts anew, from the key. The new run may freeze the memory where the trained one did not.
   """
   folder = pathlib.Path(config.run.init_from)
   if is_export(folder):
-    fresh = functools.partial(init_state, config, "inpaint")
-    again = jax.jit(lambda key, params: restart(config, fresh(key), params), out_shardings=where)
-    return again(key, load_weights(config, folder).params)
-  # Laid out as it was trained, but for today's devices.
-  source = _config_of(folder)
-  source = dataclasses.replace(source, run=dataclasses.replace(source.run, fsdp=config.run.fsdp))
-  again = jax.jit(lambda trained: restart(config, trained, release_params(trained)), out_shardings=where)
-  return again(load_state(source, folder))
+    trained, weights = None, load_weights(config, folder).params
+  else:
+    # Laid out as it was trained, but for today's devices.
+    source = read_config(folder)
+    trained = load_state(dataclasses.replace(source, run=dataclasses.replace(source.run, fsdp=config.run.fsdp)), folder)
+    weights = release_params(trained)
 
+  def begin(trained: TrainState | None, weights: Any) -> TrainState:
+    own = init_state(config, "inpaint", key) if trained is None else trained
+    frozen = {"teacher": own.frozen["teacher"]} if has_teacher(config) else {}
+    discriminator = {"params": own.disc_params, "batch_stats": own.disc_stats}
+    return first_state(config, "inpaint", weights, frozen, discriminator)
 
-def _config_of(folder: pathlib.Path) -> Config:
-  return read_config(folder)
-
-
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-  return {name: leaf.shape for name, leaf in flat_names(params).items()}
+  return jax.jit(begin, out_shardings=where)(trained, weights)

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gmsrm_jax.config import StageConfig
+from gmsrm_jax.config import Config, StageConfig
+from gmsrm_jax.training.stages import freezes_memory, has_memory_stage, stage_settings
 
 FINAL_RATE = 0.05  # at the end of a stage, as a share of the peak
 BETA2 = 0.99
 
 
 def make_schedule(stage: StageConfig, peak: float) -> optax.Schedule:
-  """Linear warm-up to the peak, then cosine decay to FINAL_RATE of it."""
+  """Returns linear warm-up to the peak, then cosine decay to FINAL_RATE of it."""
   steps = max(stage.steps, 1)
   # optax wants at least one step of decay.
   warmup = min(stage.warmup, steps // 5)
@@ -29,19 +30,28 @@ def make_optimiser(
 
   The discriminator has its own rate, and beta1 = 0 (MAT, StyleGAN: no momentum against a moving player).
   """
-  schedule = make_schedule(stage, stage.discriminator_rate if discriminator else stage.learning_rate)
-  parts = [
+  transformations = [
     optax.clip_by_global_norm(stage.clip_norm),
     optax.scale_by_adam(b1=0.0 if discriminator else stage.beta1, b2=BETA2),
-    optax.scale_by_learning_rate(schedule),
+    optax.scale_by_learning_rate(
+      make_schedule(stage, stage.discriminator_rate if discriminator else stage.learning_rate)
+    ),
   ]
   if memory_rate != 1.0:
+    in_memory = lambda params: {name: name == "memory" for name in params}  # noqa: E731
+    transformations.append(optax.masked(optax.scale(memory_rate), in_memory))
+  return optax.chain(*transformations)
 
-    def in_memory(params: Any) -> dict[str, bool]:
-      return {name: name == "memory" for name in params}
 
-    parts.append(optax.masked(optax.scale(memory_rate), in_memory))
-  return optax.chain(*parts)
+def generator_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
+  """Returns the optimiser of all networks but the discriminator."""
+  trained_before = stage == "inpaint" and has_memory_stage(config) and not freezes_memory(config)
+  return make_optimiser(stage_settings(config, stage), memory_rate=config.memory.finetune if trained_before else 1.0)
+
+
+def discriminator_optimiser(config: Config, stage: str) -> optax.GradientTransformation:
+  """Returns the optimiser of the discriminator."""
+  return make_optimiser(stage_settings(config, stage), discriminator=True)
 
 
 def update_ema(ema: Any, params: Any, step: jax.Array, decay: float) -> Any:

@@ -26,7 +26,7 @@ REPORT = "report"
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """The `config.json` of a run or an export: at least 'config' and 'splits'.
+  """Returns the `config.json` of a run or an export: at least 'config' and 'splits'.
 
   Raises:
     ConfigError: there is none, or it describes no run.
@@ -45,7 +45,7 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_config(folder: str | os.PathLike[str], experiment: str | None = None) -> Config:
-  """The settings of a run or an export.
+  """Returns the settings of a run or an export.
 
   Raises:
     ConfigError: there are none, or they are of another experiment than the one that is asked for.
@@ -69,15 +69,9 @@ def data_facts(training: sources.Source | None, evaluation: pipeline.EvaluationS
 
 def common_facts(config: Config, data: dict[str, dict[str, Any]]) -> dict[str, Any]:
   """Returns what all processes of a run must have in common."""
-  return {"code": _code_hash(), "versions": versions(), "config": overrides.to_dict(config), "images": data["splits"]}
-
-
-def _code_hash() -> str:
-  """Returns the SHA-256 of the package's Python files."""
-  digest = hashlib.sha256()
-  for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")):
-    digest.update(path.read_bytes())
-  return digest.hexdigest()
+  code = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")))
+  facts = {"versions": versions(), "config": overrides.to_dict(config), "images": data["splits"]}
+  return {"code": hashlib.sha256(code).hexdigest(), **facts}
 
 
 def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, Any]], *, free: tuple[str, ...]) -> None:
@@ -89,9 +83,8 @@ def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, A
   path = root / "config.json"
   if path.exists():
     before = read_run(root)
-    changed = [
-      line for line in overrides.differences(overrides.from_dict(before["config"]), config) if not line.startswith(free)
-    ]
+    different = overrides.differences(overrides.from_dict(before["config"]), config)
+    changed = [line for line in different if not line.startswith(free)]
     require(
       not changed,
       f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
@@ -139,6 +132,5 @@ def print_overview(config: Config, mesh: Mesh) -> None:
 
 def finished(config: Config, root: pathlib.Path) -> bool:
   """Returns True where both stages have run to their end and were scored."""
-  if not (root / f"{REPORT}.json").exists():
-    return False
-  return read_json(root / f"{REPORT}.json")["step"] == config.stage2.steps
+  report = root / f"{REPORT}.json"
+  return report.exists() and read_json(report)["step"] == config.stage2.steps

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax.sharding import Mesh
 
@@ -16,8 +15,8 @@ from gmsrm_jax.models.discriminator import Discriminator
 from gmsrm_jax.models.inpainter import InpaintingNetwork, make_inpainting_network
 from gmsrm_jax.models.memory import MemoryNetwork, make_memory_network
 from gmsrm_jax.parallel.sharding import tree_sharding
-from gmsrm_jax.training.optimiser import make_optimiser
-from gmsrm_jax.training.stages import freezes_memory, has_memory_stage, has_teacher, stage_settings
+from gmsrm_jax.training.optimiser import discriminator_optimiser, generator_optimiser
+from gmsrm_jax.training.stages import freezes_memory, has_memory_stage, has_teacher
 
 
 @struct.dataclass
@@ -43,13 +42,6 @@ class Networks(NamedTuple):
   discriminator: Discriminator
 
 
-class Optimisers(NamedTuple):
-  """The two players' optimisers."""
-
-  generator: optax.GradientTransformation
-  discriminator: optax.GradientTransformation
-
-
 def compute_dtype(config: Config) -> Any:
   """Returns bfloat16 where the back end computes in it, unless the setting says otherwise."""
   if config.run.compute_dtype == "auto":
@@ -64,85 +56,52 @@ def make_networks(config: Config) -> Networks:
   return Networks(make_memory_network(config, dtype), make_inpainting_network(config, dtype), discriminator)
 
 
-def make_optimisers(config: Config, stage: str) -> Optimisers:
-  """Returns the optimisers of one stage."""
-  settings = stage_settings(config, stage)
-  pretrained = stage == "inpaint" and has_memory_stage(config) and not freezes_memory(config)
-  return Optimisers(
-    make_optimiser(settings, memory_rate=config.memory.finetune if pretrained else 1.0),
-    make_optimiser(settings, discriminator=True),
-  )
-
-
 def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | None = None) -> TrainState:
   """Returns a fresh state; jit or eval_shape it. Stage 2 after a stage 1 takes the averages of that one."""
-  networks, optimisers = make_networks(config), make_optimisers(config, stage)
+  networks = make_networks(config)
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
   generator_key, discriminator_key = jax.random.split(key)
-
-  frozen = {}
+  discriminator = networks.discriminator.init(discriminator_key, image, mask, update_stats=False)
   if stage == "memory":
-    params = networks.memory.init(generator_key, image)["params"]
-  else:
-    params = networks.inpaint.init(generator_key, image, mask)["params"]
-    if memory_params is not None:
-      if has_teacher(config):
-        # Not the generator: the teacher never draws while training.
-        frozen["teacher"] = {
-          **{name: memory_params[name] for name in ("recognition", "query")},
-          "memory": {name: memory_params["memory"][name] for name in ("codebook", "retrieval")},
-        }
-      params = {**params, "memory": memory_params["memory"]}
-    if freezes_memory(config):
-      frozen["memory"] = params["memory"]
-      params = {name: value for name, value in params.items() if name != "memory"}
+    return first_state(config, stage, networks.memory.init(generator_key, image)["params"], {}, discriminator)
+  params, frozen = networks.inpaint.init(generator_key, image, mask)["params"], {}
+  if memory_params is not None:
+    params = {**params, "memory": memory_params["memory"]}
+    if has_teacher(config):
+      # Not the generator: the teacher never draws while training.
+      frozen["teacher"] = {
+        **{name: memory_params[name] for name in ("recognition", "query")},
+        "memory": {name: memory_params["memory"][name] for name in ("codebook", "retrieval")},
+      }
+  return first_state(config, stage, params, frozen, discriminator)
 
-  disc = networks.discriminator.init(discriminator_key, image, mask, update_stats=False)
+
+def first_state(config: Config, stage: str, params: Any, frozen: dict[str, Any], discriminator: Any) -> TrainState:
+  """Returns the state of step 0 with these parameters; a memory that stage 2 leaves as it is joins what is frozen."""
+  if stage == "inpaint" and freezes_memory(config):
+    frozen = {**frozen, "memory": params["memory"]}
+    params = {name: value for name, value in params.items() if name != "memory"}
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     # A copy: donated buffers must not be shared between two leaves.
     ema=jax.tree.map(jnp.copy, params),
     frozen=jax.tree.map(jnp.copy, frozen),
-    opt_state=optimisers.generator.init(params),
-    disc_params=disc["params"],
-    disc_stats=disc["batch_stats"],
-    disc_opt_state=optimisers.discriminator.init(disc["params"]),
+    opt_state=generator_optimiser(config, stage).init(params),
+    disc_params=discriminator["params"],
+    disc_stats=discriminator["batch_stats"],
+    disc_opt_state=discriminator_optimiser(config, stage).init(discriminator["params"]),
     # Typed: a weak type would make the second step compile again.
     usage=jnp.full((config.memory.num_slots,), 1.0 / config.memory.num_slots, jnp.float32),
   )
 
 
-def restart(config: Config, trained: TrainState, weights: Any) -> TrainState:
-  """Returns a state of stage 2 at step 0 with weights of `release_params`: fine-tuning, with optimisers anew.
-
-  Jit it. The discriminator is that of the trained state, as is the teacher where the new run needs one. The new run may
-  freeze the memory, or do without the teacher, where the trained one did not.
-  """
-  optimisers = make_optimisers(config, "inpaint")
-  frozen = {"memory": weights["memory"]} if freezes_memory(config) else {}
-  params = {name: value for name, value in weights.items() if name not in frozen}
-  if has_teacher(config):
-    frozen["teacher"] = trained.frozen["teacher"]
-  return dataclasses.replace(
-    trained,
-    step=jnp.zeros((), jnp.int32),
-    params=params,
-    ema=jax.tree.map(jnp.copy, params),
-    frozen=frozen,
-    opt_state=optimisers.generator.init(params),
-    disc_opt_state=optimisers.discriminator.init(trained.disc_params),
-  )
-
-
 def abstract_state(config: Config, stage: str) -> TrainState:
   """Returns shapes and types of `init_state`, without computing anything."""
-  key = jax.random.key(0)
-  memory = None
-  if stage == "inpaint" and has_memory_stage(config):
-    memory = abstract_state(config, "memory").params
-  return jax.eval_shape(lambda k, m: init_state(config, stage, k, m), key, memory)
+  follows = stage == "inpaint" and has_memory_stage(config)
+  memory = abstract_state(config, "memory").params if follows else None
+  return jax.eval_shape(functools.partial(init_state, config, stage), jax.random.key(0), memory)
 
 
 def with_shardings(config: Config, stage: str, mesh: Mesh) -> TrainState:

@@ -24,9 +24,9 @@ from gmsrm_jax.models.memory import Recognised, recognise, recognition_features,
 from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import adversary, losses, variation
 from gmsrm_jax.training.microbatch import in_parts, recomputed
-from gmsrm_jax.training.optimiser import update_ema
+from gmsrm_jax.training.optimiser import generator_optimiser, update_ema
 from gmsrm_jax.training.stages import STAGES, stage_settings
-from gmsrm_jax.training.state import Networks, TrainState, compute_dtype, make_networks, make_optimisers
+from gmsrm_jax.training.state import Networks, TrainState, compute_dtype, make_networks
 
 Metrics = dict[str, jax.Array]
 
@@ -263,7 +263,7 @@ STEPS = {"memory": memory_step, "inpaint": inpaint_step}
 @jax.named_scope("optimiser")
 def _update(config: Config, stage: str, state: TrainState, grads: Any) -> tuple[TrainState, Metrics]:
   """Applies the generator side's gradients."""
-  updates, opt_state = make_optimisers(config, stage).generator.update(grads, state.opt_state, state.params)
+  updates, opt_state = generator_optimiser(config, stage).update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
   ema = update_ema(state.ema, params, state.step, stage_settings(config, stage).ema_decay)
   metrics = {"grad_norm": optax.tree.norm(grads)}

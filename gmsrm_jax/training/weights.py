@@ -74,8 +74,8 @@ def load_weights(config: Config, folder: pathlib.Path) -> Weights:
   except (safetensors.SafetensorError, OSError) as error:
     raise ConfigError(f"{file} cannot be read ({' '.join(str(error).split())[:200]}): restore it") from None
   expected = flat_names(release_params(abstract_state(config, "inpaint")))
-  strange = {name for name in flat.keys() | expected.keys() if name not in flat or name not in expected}
-  strange |= {name for name in flat.keys() & expected.keys() if flat[name].shape != expected[name].shape}
+  shapes, known = ({name: leaf.shape for name, leaf in arrays.items()} for arrays in (flat, expected))
+  strange = {name for name in shapes.keys() | known.keys() if shapes.get(name) != known.get(name)}
   require(
     not strange,
     f"{file} does not fit its configuration ({len(strange)} arrays, such as {min(strange, default='')}): restore both",
