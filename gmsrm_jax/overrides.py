@@ -50,19 +50,15 @@ def override(config: Config, assignments: Sequence[str]) -> Config:
     require(key in settings(), _unknown_setting(key))
     require(key not in texts, f"setting {key!r} is given twice, {texts.get(key)!r} and {text.strip()!r}: give it once")
     texts[key] = text.strip()
-  changes = {key: _parse(key, text, settings()[key].type) for key, text in texts.items()}
+  changes = {key: _parse(text, settings()[key].type) for key, text in texts.items()}
   size = changes.get("model.size")
   preset = _flat({"model": to_dict(SIZES[size])}) if size in SIZES else {}
   return _build(_flat(to_dict(config)) | preset | changes)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-  """The configuration, or one section of it, as nested dicts and lists that JSON can hold."""
-  return {
-    field.name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if type(value) is tuple else value
-    for field in dataclasses.fields(config)
-    for value in [getattr(config, field.name)]
-  }
+  """The configuration, or one section of it, as nested dicts that JSON can hold."""
+  return dataclasses.asdict(config)
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
@@ -166,33 +162,26 @@ _EXAMPLES: dict[Any, tuple[str, str]] = {
 }
 
 
-def _wrong_type(key: str, value: Any, kind: Any) -> str:
-  expected, example = _EXAMPLES[kind]
-  return f"{key}={value} has the wrong type: give {expected}, for example {key}={example}"
-
-
-def _parse(key: str, text: str, kind: Any) -> Any:
-  """Reads the text of one assignment as the type of its setting."""
+def _parse(text: str, kind: Any) -> Any:
+  """The value that a text stands for, or the text itself where it stands for none of the type."""
   if kind is bool:
-    require(text.lower() in ("true", "false"), _wrong_type(key, repr(text), kind))
-    return text.lower() == "true"
+    return {"true": True, "false": False}.get(text.lower(), text)
   try:
-    if kind == tuple[int, ...]:
-      return tuple(int(item) for item in text.strip("()[], ").split(","))
-    value = kind(text)
+    return tuple(map(int, text.strip("()[], ").split(","))) if kind == tuple[int, ...] else kind(text)
   except ValueError:
-    raise ConfigError(_wrong_type(key, repr(text), kind)) from None
-  return _convert(key, value, kind)
+    return text
 
 
 def _convert(key: str, value: Any, kind: Any) -> Any:
-  """Checks a value from JSON against the type of its setting: lists become tuples, whole numbers floats."""
+  """The value as its setting has it: lists become tuples, whole numbers floats. Any other type is refused."""
+  if isinstance(value, list):
+    value = tuple(value)
+  if kind is float and type(value) is int:
+    value = float(value)
   if kind == tuple[int, ...]:
-    fits = isinstance(value, (list, tuple)) and all(type(item) is int for item in value)
-    require(fits, _wrong_type(key, value, kind))
-    return tuple(value)
-  if kind is float:
-    require(type(value) in (int, float) and math.isfinite(value), _wrong_type(key, value, kind))
-    return float(value)
-  require(type(value) is kind, _wrong_type(key, value, kind))
+    fits = isinstance(value, tuple) and all(type(item) is int for item in value)
+  else:
+    fits = type(value) is kind and (kind is not float or math.isfinite(value))
+  expected, example = _EXAMPLES[kind]
+  require(fits, f"{key}={value!r} has the wrong type: give {expected}, for example {key}={example}")
   return value

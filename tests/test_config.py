@@ -111,7 +111,7 @@ def test_json_reads_back_as_the_same_experiment(name):
     (lambda tree: tree["memory"].update(head=1), "'memory.heads'"),
     (lambda tree: tree.update(extra={}), "'extra'"),
     (lambda tree: tree["run"].update(seed=True), "run.seed=True"),
-    (lambda tree: tree["model"].update(widths=[32, 64.0]), r"model.widths=\[32, 64.0\]"),
+    (lambda tree: tree["model"].update(widths=[32, 64.0]), r"model.widths=\(32, 64.0\)"),
     (lambda tree: tree["model"].update(size=3), "model.size=3"),
     (lambda tree: tree.update(memory=3), "'memory' is a section"),
   ],
