@@ -46,7 +46,7 @@ READS = ("own", "teacher", "other", "mean")
 def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) -> dict[str, Image]:
   """The deterministic fill with each kind of read; `taught` is the teacher's."""
   filled = push_pull_fill(image, mask)
-  shares = hole_shares(mask, len(module.model.widths))
+  shares = hole_shares(mask, len(module.config.model.widths))
   encoded = module.encoder(filled, mask, shares)
   own, _ = module.memory.recall(module.query(encoded[-1]))
   reads = {

@@ -66,7 +66,7 @@ class MemoryHealth:
     return {
       "slots": self._config.num_slots,
       "perplexity": float(codebook.perplexity(shares)),
-      "used_slots": float(codebook.used_slots(shares, codebook.REVIVE_BELOW)),
+      "used_slots": float(codebook.used_slots(shares)),
       "reconstruction_psnr": metrics.means({"psnr": np.concatenate(self._psnr)})["psnr"],
     }
 

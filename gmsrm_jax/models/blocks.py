@@ -1,4 +1,4 @@
-"""Layers that every network shares: norm, residual block, resampling, the mask pyramid and the initial fill.
+"""Layers that the networks share: norm, residual block, resampling; the hole's share of each cell; the initial fill.
 
 All are local or translation-equivariant, so a network accepts any image whose sides are multiples of its stride.
 """
@@ -15,30 +15,26 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image, Mask
+from gmsrm_jax.config import ModelConfig
 
-Initializer = nn.initializers.Initializer
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-Pyramid = tuple[Float[Array, "b _h _w _c"], ...]
-"""Features from the finest scale (half the image's size) to the bottleneck; each scale has its own h, w and c."""
-
-Shares = tuple[Float[Array, "b _h _w 1"], ...]
-"""The hole's share of each cell, for the scales of a `Pyramid`."""
-
 # A residual branch starts small, so that a deep stack starts near the identity.
 BRANCH_INIT = nn.initializers.variance_scaling(0.1, "fan_in", "truncated_normal")
 
-
-def subpixel_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
-  """Initial kernel of a layer before `depth_to_space`: the four pixels of a cell start equal.
-
-  The layer then begins as nearest-neighbour upsampling, without the checkerboard of four unrelated kernels (ICNR,
-  Aitken et al. 2017).
-  """
-  kernel = KERNEL_INIT(key, (*shape[:-1], shape[-1] // 4), dtype, out_sharding)
-  return jnp.concatenate([kernel] * 4, axis=-1)
+Map = Float[Array, "b _h _w _c"]
+Share = Float[Array, "b _h _w 1"]
+Pyramid = tuple[Map, ...]
+"""Features from the finest scale (half the image's size) to the bottleneck."""
+Shares = tuple[Share, ...]
+"""The hole's share of each cell, in [0, 1], for the scales of a `Pyramid`."""
 
 
-def recomputed(module: type[nn.Module], group: str, groups: tuple[str, ...]) -> Any:
+def apply(network: nn.Module, params: Any, *inputs: Any, method: Any = None) -> Any:
+  """Applies a network, or a method of it, to inputs."""
+  return network.apply({"params": params}, *inputs, method=method)
+
+
+def recomputed(module: type[nn.Module], group: str, groups: Sequence[str]) -> Any:
   """The module's class, computed again in the backward pass where its group is named; parameters are the same."""
   return nn.remat(module) if group in groups else module
 
@@ -48,22 +44,31 @@ def unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
   return x * jax.lax.rsqrt(jnp.sum(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
 
 
-def space_to_depth(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c4"]:
+def subpixel_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+  """Initial kernel of a layer before `depth_to_space`: the four pixels of a cell start equal.
+
+  The layer then begins as nearest-neighbour upsampling, without a checkerboard (ICNR, Aitken et al. 2017).
+  """
+  kernel = KERNEL_INIT(key, (*shape[:-1], shape[-1] // 4), dtype, out_sharding)
+  return jnp.concatenate([kernel] * 4, axis=-1)
+
+
+def space_to_depth(x: Map) -> Map:
   """Folds 2x2 pixels into channels."""
   return einops.rearrange(x, "b (h i) (w j) c -> b h w (i j c)", i=2, j=2)
 
 
-def depth_to_space(x: Float[Array, "b h w c4"]) -> Float[Array, "b h2 w2 c"]:
+def depth_to_space(x: Map) -> Map:
   """Unfolds channels into 2x2 pixels: the inverse of `space_to_depth`."""
   return einops.rearrange(x, "b h w (i j c) -> b (h i) (w j) c", i=2, j=2)
 
 
-def conv3x3(channels: int, dtype: Any, kernel_init: Initializer = KERNEL_INIT, name: str | None = None) -> nn.Conv:
+def conv3x3(channels: int, dtype: Any, kernel_init: Any = KERNEL_INIT, name: str | None = None) -> nn.Conv:
   """A 3x3 convolution that keeps the size."""
   return nn.Conv(channels, (3, 3), padding="SAME", dtype=dtype, kernel_init=kernel_init, name=name)
 
 
-def conv1x1(channels: int, dtype: Any, kernel_init: Initializer = KERNEL_INIT, name: str | None = None) -> nn.Dense:
+def conv1x1(channels: int, dtype: Any, kernel_init: Any = KERNEL_INIT, name: str | None = None) -> nn.Dense:
   """A 1x1 convolution, as a matrix product."""
   return nn.Dense(channels, dtype=dtype, kernel_init=kernel_init, name=name)
 
@@ -83,7 +88,7 @@ class ChannelNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-  """Pre-norm residual block; with a mask, its hidden features are gated by features and mask.
+  """Pre-norm residual block; with the hole's shares, its hidden features are gated by features and shares.
 
   The gate is the dynamic feature selection of gated convolution (Yu et al. 2019), from a 1x1 product instead of a
   second 3x3 convolution (ours: a ninth of the cost).
@@ -93,14 +98,19 @@ class ResidualBlock(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(
-    self, x: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"] | None = None
-  ) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Map, share: Share | None = None) -> Map:
     hidden = nn.silu(conv3x3(self.channels, self.dtype, name="expand")(ChannelNorm(self.dtype)(x)))
-    if mask is not None:
-      context = jnp.concatenate([hidden, mask.astype(hidden.dtype)], axis=-1)
+    if share is not None:
+      context = jnp.concatenate([hidden, share.astype(hidden.dtype)], axis=-1)
       hidden = hidden * nn.sigmoid(conv1x1(self.channels, self.dtype, name="gate")(context))
     return x + conv3x3(self.channels, self.dtype, BRANCH_INIT, name="project")(hidden)
+
+
+def refine(config: ModelConfig, dtype: Any, scale: int, h: Map, share: Share | None = None) -> Map:
+  """Runs a scale's residual blocks, submodules of the module that calls it."""
+  for block in range(config.blocks):
+    h = ResidualBlock(config.widths[scale], dtype, name=f"block{scale}_{block}")(h, share)
+  return h
 
 
 class Downsample(nn.Module):
@@ -110,7 +120,7 @@ class Downsample(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+  def __call__(self, x: Map) -> Map:
     return conv1x1(self.channels, self.dtype)(space_to_depth(x))
 
 
@@ -121,12 +131,12 @@ class Upsample(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 d"]:
+  def __call__(self, x: Map) -> Map:
     return depth_to_space(conv1x1(4 * self.channels, self.dtype, subpixel_init)(x))
 
 
-def hole_shares(mask: Mask, scales: int) -> Shares:
-  """The hole's share of each cell at 1/2, 1/4 … of the size, in [0, 1]."""
+def hole_shares(mask: Mask | Share, scales: int) -> Shares:
+  """The hole's share of each cell at 1/2, 1/4 … of the size."""
   shares = []
   for _ in range(scales):
     mask = nn.avg_pool(mask, (2, 2), (2, 2))
@@ -138,6 +148,7 @@ FILL_SWEEPS = 4
 """Smoothing sweeps per level of the initial fill: 4 gain 0.4 dB over none on held-out photographs, 8 hardly more."""
 
 
+@jax.named_scope("push_pull_fill")
 def push_pull_fill(image: Image, mask: Mask) -> Image:
   """Fills the hole smoothly from known pixels only, and keeps these unchanged.
 
@@ -147,24 +158,21 @@ def push_pull_fill(image: Image, mask: Mask) -> Image:
   """
   known = 1.0 - mask
   # `where`, not a product: whatever lies in the hole, even NaN, must not leak.
-  colour = jnp.where(known > 0.5, image, 0.0)
-  return _push_pull(colour * known, known)
+  return _push_pull(jnp.where(known > 0.5, image, 0.0) * known, known)
 
 
 def _push_pull(colour: Image, weight: Mask) -> Image:
   """Returns colour where weight is 1 and blends in the coarser levels by 1 - weight; colour is given times weight."""
-  _, height, width, _ = colour.shape
-  if height == 1 and width == 1:
+  batch, height, width, _ = colour.shape
+  if height == width == 1:
     return colour
   padding = ((0, 0), (0, height % 2), (0, width % 2), (0, 0))
   both = jnp.pad(jnp.concatenate([colour, weight], axis=-1), padding)
   sums = 4.0 * nn.avg_pool(both, (2, 2), (2, 2))
   coarse_weight = jnp.minimum(sums[..., 3:], 1.0)
-  mean = sums[..., :3] / jnp.maximum(sums[..., 3:], 1e-6)
-  coarse = _push_pull(mean * coarse_weight, coarse_weight)
-  batch, rows, columns, _ = coarse.shape
-  fine = jax.image.resize(coarse, (batch, 2 * rows, 2 * columns, 3), "bilinear")[:, :height, :width]
-  filled = colour + (1.0 - weight) * fine
+  coarse = _push_pull(sums[..., :3] / jnp.maximum(sums[..., 3:], 1e-6) * coarse_weight, coarse_weight)
+  fine = (batch, 2 * coarse.shape[1], 2 * coarse.shape[2], 3)
+  filled = colour + (1.0 - weight) * jax.image.resize(coarse, fine, "bilinear")[:, :height, :width]
   for _ in range(FILL_SWEEPS):
     x = jnp.pad(filled, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
     neighbours = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:]

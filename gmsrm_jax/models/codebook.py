@@ -16,9 +16,14 @@ from jaxtyping import Array, Float, Key, Scalar
 from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models.blocks import unit
 
+USAGE_DECAY = 0.99  # per step, of the running mean of slot usage
+REVIVE_BELOW = 0.05  # a slot is dead when its usage is below this share of the uniform usage
+
+Usage = Float[Array, " s"]
+
 
 class Slots(NamedTuple):
-  """What a codebook holds. One group is a flat memory: its anchor then changes nothing."""
+  """The parameters of a codebook. One group is a flat memory: its anchor then changes nothing."""
 
   anchors: Float[Array, "g d"]
   keys: Float[Array, "g k d"]
@@ -33,43 +38,29 @@ class Codebook(nn.Module):
   @nn.compact
   def __call__(self) -> Slots:
     groups, slots, dim = self.config.num_groups, self.config.slots_per_group, self.config.slot_dim
-    normal = nn.initializers.normal(1.0)
-    return Slots(
-      anchors=self.param("anchors", normal, (groups, dim)),
-      keys=self.param("keys", normal, (groups, slots, dim)),
-      values=self.param("values", normal, (groups, slots, dim)),
-    )
+    shapes = {"anchors": (groups, dim), "keys": (groups, slots, dim), "values": (groups, slots, dim)}
+    return Slots(**{name: self.param(name, nn.initializers.normal(1.0), shape) for name, shape in shapes.items()})
 
 
-USAGE_DECAY = 0.99  # per step, of the running mean of slot usage
-REVIVE_BELOW = 0.05  # a slot is dead when its usage is below this share of the uniform usage
-
-
-def mean_weights(log_weights: Float[Array, "b n q s"]) -> Float[Array, " s"]:
+def mean_weights(log_weights: Float[Array, "b n q s"]) -> Usage:
   """The retrieval weights averaged over batch, heads and positions; sums to one."""
   return jnp.mean(jnp.exp(log_weights), axis=(0, 1, 2))
 
 
-def perplexity(usage: Float[Array, " s"]) -> Scalar:
+def perplexity(usage: Usage) -> Scalar:
   """exp(entropy) of the mean weights: how many slots are in even use, from 1 (collapsed) to all."""
   usage = usage / jnp.sum(usage)
   return jnp.exp(-jnp.sum(usage * jnp.log(jnp.maximum(usage, 1e-12))))
 
 
-def used_slots(usage: Float[Array, " s"], revive_below: float) -> Scalar:
-  """How many slots are used at least `revive_below` times as much as under uniform use."""
-  return jnp.sum(usage >= revive_below / usage.shape[0]).astype(jnp.float32)
+def used_slots(usage: Usage) -> Scalar:
+  """How many slots are alive."""
+  return jnp.sum(usage >= REVIVE_BELOW / usage.shape[0]).astype(jnp.float32)
 
 
 def revive(
-  key: Key[Array, ""],
-  slots: Slots,
-  usage: Float[Array, " s"],
-  queries: Float[Array, "b q d"],
-  reads: Float[Array, "b q d"],
-  *,
-  revive_below: float,
-) -> tuple[Slots, Float[Array, " s"], Scalar]:
+  key: Key[Array, ""], slots: Slots, usage: Usage, queries: Float[Array, "b q d"], reads: Float[Array, "b q d"]
+) -> tuple[Slots, Usage, Scalar]:
   """Re-seeds dead slots from the batch and returns slots, usage and how many were dead (ours).
 
   A dead slot takes a query of this batch as its key and what was read there as its value: it starts as a
@@ -77,20 +68,18 @@ def revive(
   Its optimiser moments are near zero already, because a slot without weight has no gradient.
   """
   groups, per_group, dim = slots.keys.shape
-  flat_queries = queries.reshape(-1, dim)
-  flat_reads = reads.reshape(-1, dim)
+  queries, reads = queries.reshape(-1, dim), reads.reshape(-1, dim)
   anchor_key, slot_key = jax.random.split(key)
 
-  dead = (usage < revive_below / usage.shape[0]).reshape(groups, per_group)
-  dead_group = jnp.all(dead, axis=1)
-  chosen = jax.random.randint(anchor_key, (groups,), 0, flat_queries.shape[0])
-  anchors = jnp.where(dead_group[:, None], flat_queries[chosen], slots.anchors)
+  dead = (usage < REVIVE_BELOW / usage.shape[0]).reshape(groups, per_group)
+  chosen = jax.random.randint(anchor_key, (groups,), 0, queries.shape[0])
+  anchors = jnp.where(jnp.all(dead, axis=1)[:, None], queries[chosen], slots.anchors)
 
   # A slot lives in its group, so it is seeded with queries that are routed there.
-  affinity = jnp.einsum("gd,pd->gp", unit(anchors), unit(flat_queries)) / 0.1
+  affinity = jnp.einsum("gd,pd->gp", unit(anchors), unit(queries)) / 0.1
   picks = jax.random.categorical(slot_key, affinity[:, None, :], axis=-1, shape=(groups, per_group))
-  keys = jnp.where(dead[..., None], flat_queries[picks], slots.keys)
-  values = jnp.where(dead[..., None], flat_reads[picks], slots.values)
+  keys = jnp.where(dead[..., None], queries[picks], slots.keys)
+  values = jnp.where(dead[..., None], reads[picks], slots.values)
 
   # A revived slot gets a fresh start: it is not dead again before its usage could be measured.
   usage = jnp.where(dead.reshape(-1), 1.0 / usage.shape[0], usage)

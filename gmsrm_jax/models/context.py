@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gmsrm_jax.models.blocks import BRANCH_INIT, ChannelNorm, Pyramid, Shares, conv1x1, unit
+from gmsrm_jax.models.blocks import BRANCH_INIT, ChannelNorm, Map, Pyramid, Share, Shares, conv1x1, unit
 
 HOLE_PENALTY = 16.0
 """How far a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
@@ -26,37 +26,35 @@ def rotate_by_position(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"
   _, height, width, _, dim = x.shape
   quarter = dim // 4
   frequency = 1.0 / 100.0 ** (jnp.arange(quarter) / quarter)
-  rows = jnp.broadcast_to(jnp.arange(height)[:, None, None] * frequency[None, None, :], (height, width, quarter))
-  columns = jnp.broadcast_to(jnp.arange(width)[None, :, None] * frequency[None, None, :], (height, width, quarter))
-  angle = jnp.concatenate([rows, columns], axis=-1)[None, :, :, None, :]
-  even, odd = x[..., : 2 * quarter], x[..., 2 * quarter :]
-  return jnp.concatenate(
-    [even * jnp.cos(angle) - odd * jnp.sin(angle), even * jnp.sin(angle) + odd * jnp.cos(angle)], axis=-1
-  ).astype(x.dtype)
+  places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1)
+  angle = (places[..., None] * frequency[None, None, None, :]).reshape(1, height, width, 1, 2 * quarter)
+  even, odd = jnp.split(x, 2, axis=-1)
+  rotated = (even * jnp.cos(angle) - odd * jnp.sin(angle), even * jnp.sin(angle) + odd * jnp.cos(angle))
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 class ContextBlock(nn.Module):
   """Self-attention over the bottleneck grid, then an MLP: every position sees all known content.
 
-  The mask is an input to the projections, so the block can tell known evidence from what it filled in itself.
+  The hole's share is an input to the projections, so the block can tell evidence from what it filled in itself.
   """
 
   heads: int
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: Float[Array, "b h w c"], mask: Float[Array, "b h w 1"]) -> Float[Array, "b h w c"]:
+  def __call__(self, x: Map, share: Share) -> Map:
     batch, height, width, channels = x.shape
     split = (batch, height, width, self.heads, channels // self.heads)
     flat = (batch, height * width, self.heads, channels // self.heads)
 
-    normed = jnp.concatenate([ChannelNorm(self.dtype)(x), mask.astype(self.dtype)], axis=-1)
+    normed = jnp.concatenate([ChannelNorm(self.dtype)(x), share.astype(self.dtype)], axis=-1)
+    query = conv1x1(channels, self.dtype, name="query")(normed).reshape(split)
     # Keys without bias: it would shift all scores of a query alike, which softmax ignores.
-    query = rotate_by_position(conv1x1(channels, self.dtype, name="query")(normed).reshape(split))
     key = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="key")(normed).reshape(split)
     value = conv1x1(channels, self.dtype, name="value")(normed)
     attended = jax.nn.dot_product_attention(
-      query.reshape(flat), rotate_by_position(key).reshape(flat), value.reshape(flat)
+      rotate_by_position(query).reshape(flat), rotate_by_position(key).reshape(flat), value.reshape(flat)
     )
     x = x + conv1x1(channels, self.dtype, BRANCH_INIT, name="project")(attended.reshape(x.shape))
 
@@ -79,22 +77,21 @@ class ContextTransfer(nn.Module):
   def __call__(self, features: Pyramid, shares: Shares) -> Pyramid:
     *finer, bottom = features
     batch, height, width, channels = bottom.shape
-    share = shares[-1].reshape(batch, 1, height * width).astype(jnp.float32)
-
     embedded = conv1x1(channels, jnp.float32, name="embed")(ChannelNorm()(bottom.astype(jnp.float32)))
     embedded = unit(embedded.reshape(batch, height * width, channels))
     # As in retrieval: a learned temperature, beyond e^5 no gradient would be left.
     log_scale = self.param("log_scale", nn.initializers.constant(math.log(10.0)), ())
     scores = jnp.einsum("bqc,bkc->bqk", embedded, embedded) * jnp.exp(jnp.minimum(log_scale, 5.0))
     # A cell lends the less, the more of it is hole; finite, so that weights exist where nothing at all is known.
-    weights = jax.nn.softmax(scores - HOLE_PENALTY * share, axis=-1).astype(self.dtype)
+    penalty = HOLE_PENALTY * shares[-1].reshape(batch, 1, height * width).astype(jnp.float32)
+    weights = jax.nn.softmax(scores - penalty, axis=-1).astype(self.dtype)
 
     lent = []
-    for scale, (fine, hole) in enumerate(zip(finer, shares[:-1], strict=True)):
+    for scale, (fine, share) in enumerate(zip(finer, shares[:-1], strict=True)):
       cell = 2 ** (len(finer) - scale)
       cells = einops.rearrange(fine, "b (h i) (w j) c -> b (h w) (i j c)", i=cell, j=cell)
       borrowed = jnp.einsum("bqk,bkv->bqv", weights, cells)
       borrowed = einops.rearrange(borrowed, "b (h w) (i j c) -> b (h i) (w j) c", h=height, i=cell, j=cell)
       borrowed = conv1x1(fine.shape[-1], self.dtype, name=f"project{scale}")(ChannelNorm(self.dtype)(borrowed))
-      lent.append(fine + hole.astype(self.dtype) * borrowed)
+      lent.append(fine + share.astype(self.dtype) * borrowed)
     return (*lent, bottom)

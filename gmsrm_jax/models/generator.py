@@ -10,15 +10,7 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import ModelConfig
-from gmsrm_jax.models.blocks import (
-  ChannelNorm,
-  ResidualBlock,
-  Upsample,
-  conv1x1,
-  conv3x3,
-  depth_to_space,
-  subpixel_init,
-)
+from gmsrm_jax.models.blocks import ChannelNorm, Upsample, conv1x1, conv3x3, depth_to_space, refine, subpixel_init
 
 
 class Rendering(NamedTuple):
@@ -40,13 +32,12 @@ class MemoryGenerator(nn.Module):
     widths = self.config.widths
     h = conv1x1(widths[-1], self.dtype, name="lift")(read.astype(self.dtype))
     priors = []
-    for scale in reversed(range(len(widths))):
+    for scale, width in reversed(list(enumerate(widths))):
       if scale < len(widths) - 1:
-        h = Upsample(widths[scale], self.dtype, name=f"up{scale}")(h)
+        h = Upsample(width, self.dtype, name=f"up{scale}")(h)
       if noise is not None:
         h = h + noise[scale].astype(self.dtype)
-      for block in range(self.config.blocks):
-        h = ResidualBlock(widths[scale], self.dtype, name=f"block{scale}_{block}")(h)
+      h = refine(self.config, self.dtype, scale, h)
       priors.append(h)
     pixels = conv3x3(12, self.dtype, subpixel_init, name="to_pixels")(ChannelNorm(self.dtype)(h))
     return Rendering(tuple(reversed(priors)), depth_to_space(pixels).astype(jnp.float32))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,12 +11,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from gmsrm_jax.arrays import Image, Mask, Mask8, Rgb8, composite, image_from_uint8, image_to_uint8, mask_from_uint8
-from gmsrm_jax.config import Config, MemoryConfig, ModelConfig
-from gmsrm_jax.models.blocks import hole_shares, push_pull_fill, recomputed
+from gmsrm_jax.config import Config, ModelConfig
+from gmsrm_jax.models.blocks import apply, hole_shares, push_pull_fill, recomputed
 from gmsrm_jax.models.decoder import Decoder
 from gmsrm_jax.models.encoder import Encoder
 from gmsrm_jax.models.memory import Memory, QueryHead
 from gmsrm_jax.models.retrieval import Retrieval
+
+Rows = Callable[[Array], Array]
+"""Picks, repeats or keeps the examples of a batch."""
+
+Noise = tuple[Float[Array, "b 1 1 _c"], ...]
+"""Standard normal vectors, one per image and scale, finest first."""
 
 
 class Inpainted(NamedTuple):
@@ -29,88 +35,65 @@ class Inpainted(NamedTuple):
   shares: Any  # Shares: of the hole, at every scale of the network
 
 
-Rows = Callable[[Array], Array]
-"""Picks, repeats or keeps the examples of a batch."""
-
-
 class InpaintingNetwork(nn.Module):
   """Stage 2: encoder, retrieval from the memory, generator with conditional variation, decoder."""
 
-  model: ModelConfig
-  memory_config: MemoryConfig
-  variation: bool
+  config: Config
   dtype: Any = jnp.float32
-  remat: tuple[str, ...] = ()  # as in `Memory`
 
   def setup(self):
-    self.encoder = recomputed(Encoder, "encoder", self.remat)(self.model, self.dtype)
-    self.query = QueryHead(self.memory_config.slot_dim)
-    self.memory = Memory(self.model, self.memory_config, self.dtype, self.remat)
-    self.decoder = recomputed(Decoder, "decoder", self.remat)(self.model, self.dtype)
-    if self.variation:
+    model, groups = self.config.model, self.config.run.recomputed
+    self.encoder = recomputed(Encoder, "encoder", groups)(model, self.dtype)
+    self.query = QueryHead(self.config.memory.slot_dim)
+    self.memory = Memory(self.config, self.dtype)
+    self.decoder = recomputed(Decoder, "decoder", groups)(model, self.dtype)
+    if self.config.variation.enabled:
       # softplus(-2) = 0.13: the noise starts well below the features it is added to.
-      self.strength = [
-        nn.Dense(
-          width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.01), bias_init=nn.initializers.constant(-2.0)
-        )
-        for width in self.model.widths
-      ]
+      weights, bias = nn.initializers.normal(0.01), nn.initializers.constant(-2.0)
+      self.strength = [nn.Dense(width, dtype=self.dtype, kernel_init=weights, bias_init=bias) for width in model.widths]
 
-  def __call__(self, image: Image, mask: Mask, noise: tuple | None = None, rows: Rows = lambda x: x) -> Inpainted:
+  def __call__(self, image: Image, mask: Mask, noise: Noise | None = None, rows: Rows = lambda x: x) -> Inpainted:
     """Fills the hole; nothing in `image` under the mask is looked at.
 
     Args:
       image: the picture; the hole may hold anything.
       mask: 1 in the hole.
-      noise: standard normal vectors, one per scale (see `draw_noise`); None is the deterministic fill.
+      noise: see `draw_noise`; None is the deterministic fill.
       rows: what of the encoded batch is drawn, for several fills of an image that is encoded once; prediction and
         memory image have these rows, all else those of the batch.
     """
-    filled = push_pull_fill(image, mask)
-    shares = hole_shares(mask, len(self.model.widths))
+    filled, shares = push_pull_fill(image, mask), hole_shares(mask, len(self.config.model.widths))
     features = self.encoder(filled, mask, shares)
-    strengths = ()
-    if self.variation:
+    strengths, scaled = (), None
+    if self.config.variation.enabled:
       strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
-    scaled = None
-    if self.variation and noise is not None:
-      scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
+      if noise is not None:
+        scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
     read, retrieval = self.memory.recall(self.query(features[-1]))
     rendering = self.memory.generator(rows(read), scaled)
     residual = self.decoder(tuple(map(rows, features)), rendering.priors, tuple(map(rows, shares)))
     return Inpainted(rows(filled) + residual, rendering.image, retrieval, strengths, shares)
 
 
-def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> tuple[Float[Array, "b 1 1 _c"], ...]:
-  """Standard normal vectors, one per image and scale, finest first.
+def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> Noise:
+  """Draws noise that is the same at all positions, so that a draw stands for one idea of the picture's holes.
 
-  The same at all positions, so that a draw stands for one idea of the picture's holes: with a value of its own for each
-  position (as in StyleGAN) the samples came out speckled. `batch` is a number, or a symbolic size while a program is
-  exported.
+  With a value of its own for each position (as in StyleGAN) the samples came out speckled. `batch` is a number, or a
+  symbolic size while a program is exported.
   """
   keys = jax.random.split(key, len(model.widths))
   return tuple(jax.random.normal(k, (batch, 1, 1, width)) for k, width in zip(keys, model.widths, strict=True))
 
 
-def make_inpainting_network(config: Config, dtype: Any = jnp.float32) -> InpaintingNetwork:
-  """The network of stage 2."""
-  return InpaintingNetwork(config.model, config.memory, config.variation.enabled, dtype, config.run.recomputed)
-
-
 def inpaint(
-  network: InpaintingNetwork,
-  params: Any,
-  image: Image,
-  mask: Mask,
-  noise: tuple | None = None,
-  rows: Rows = lambda x: x,
+  network: InpaintingNetwork, params: Any, image: Image, mask: Mask, noise: Noise | None = None, rows: Any = lambda x: x
 ) -> Inpainted:
   """Fills the hole (see `InpaintingNetwork`); without noise it is the deterministic fill."""
-  return cast(Inpainted, network.apply({"params": params}, image, mask, noise, rows))
+  return apply(network, params, image, mask, noise, rows)
 
 
 def predict_pixels(
-  network: InpaintingNetwork, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None
+  network: InpaintingNetwork, params: Any, images: Rgb8, masks: Mask8, noise: Noise | None = None
 ) -> Image:
   """The prediction in the holes and the images elsewhere, in [-1, 1]: a fill before it is rounded."""
   image, mask = image_from_uint8(images), mask_from_uint8(masks)
@@ -118,7 +101,7 @@ def predict_pixels(
 
 
 def fill_pixels(
-  network: InpaintingNetwork, params: Any, images: Rgb8, masks: Mask8, noise: tuple | None = None
+  network: InpaintingNetwork, params: Any, images: Rgb8, masks: Mask8, noise: Noise | None = None
 ) -> Rgb8:
   """Fills the holes; known pixels stay as they are to the bit. Without noise it is the deterministic fill."""
   return image_to_uint8(predict_pixels(network, params, images, masks, noise))

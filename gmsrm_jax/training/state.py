@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.discriminator import Discriminator
-from gmsrm_jax.models.inpainter import InpaintingNetwork, make_inpainting_network
-from gmsrm_jax.models.memory import MemoryNetwork, make_memory_network
+from gmsrm_jax.models.inpainter import InpaintingNetwork
+from gmsrm_jax.models.memory import MemoryNetwork
 from gmsrm_jax.parallel.sharding import tree_sharding
 from gmsrm_jax.training.optimiser import discriminator_optimiser, generator_optimiser
 from gmsrm_jax.training.stages import freezes_memory, has_memory_stage, has_teacher
@@ -52,8 +52,7 @@ def compute_dtype(config: Config) -> Any:
 def make_networks(config: Config) -> Networks:
   """Returns the modules in the compute dtype of this run."""
   dtype = compute_dtype(config)
-  discriminator = Discriminator(config.model, dtype)
-  return Networks(make_memory_network(config, dtype), make_inpainting_network(config, dtype), discriminator)
+  return Networks(MemoryNetwork(config, dtype), InpaintingNetwork(config, dtype), Discriminator(config.model, dtype))
 
 
 def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | None = None) -> TrainState:

@@ -158,7 +158,7 @@ def memory_step(
   batch_usage = codebook.mean_weights(recognised.retrieval.log_weights)
   usage = codebook.USAGE_DECAY * state.usage + (1.0 - codebook.USAGE_DECAY) * batch_usage
   metrics["perplexity"] = codebook.perplexity(usage)
-  metrics["used_slots"] = codebook.used_slots(usage, codebook.REVIVE_BELOW)
+  metrics["used_slots"] = codebook.used_slots(usage)
   if config.memory.revive_every:
     state, usage, metrics["revived"] = _revive(config, state, usage, recognised, revive_key)
   return dataclasses.replace(state, usage=usage, step=state.step + 1), metrics
@@ -176,7 +176,6 @@ def _revive(
     usage,
     recognised.query.reshape(recognised.retrieval.read.shape),
     recognised.retrieval.read,
-    revive_below=codebook.REVIVE_BELOW,
   )
   new = jax.tree.map(lambda n, o: jnp.where(due, n, o), new._asdict(), old)
 

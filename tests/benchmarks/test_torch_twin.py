@@ -247,7 +247,7 @@ def test_dead_slots_are_revived_alike():
   usage[[1, 4, 5, 6, 7]] = 0.0  # a slot, and a whole group
   queries, reads = (rng.standard_normal((2, 8, 16)).astype(np.float32) for _ in range(2))
   slots, after, dead = codebook.revive(
-    key, codebook.Slots(**params["codebook"]), *map(jnp.asarray, (usage, queries, reads)), revive_below=0.05
+    key, codebook.Slots(**params["codebook"]), *map(jnp.asarray, (usage, queries, reads))
   )
   assert dead == 5
 

@@ -25,8 +25,8 @@ def test_perplexity_counts_the_slots_in_even_use(scale):
 
 
 def test_used_slots_counts_those_at_or_above_a_share_of_the_uniform_use():
-  usage = jnp.array([0.5, 0.375, 0.125, 0.0])
-  assert [float(codebook.used_slots(usage, share)) for share in (0.25, 0.5, 0.75, 1.6)] == [3, 3, 2, 1]
+  least = np.float32(codebook.REVIVE_BELOW / 4)
+  assert float(codebook.used_slots(jnp.array([1 - 2 * least, least, 0.99 * least, 0.0]))) == 2
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def batch():
 
 def _revive(batch, usage, seed=0):
   slots, queries, reads = batch
-  return codebook.revive(jax.random.key(seed), slots, jnp.asarray(usage), queries, reads, revive_below=0.1)
+  return codebook.revive(jax.random.key(seed), slots, jnp.asarray(usage), queries, reads)
 
 
 def _row_of(row, rows):
@@ -54,7 +54,7 @@ def _row_of(row, rows):
 def test_a_dead_slot_becomes_a_query_of_the_batch_with_what_was_read_there(batch):
   slots, queries, reads = batch
   usage = UNIFORM.copy()
-  usage[[1, 6]] = 0.09 * usage[0]
+  usage[[1, 6]] = 0.9 * codebook.REVIVE_BELOW * usage[0]
   new, new_usage, dead = _revive(batch, usage)
   assert float(dead) == 2
   for group, slot in ((0, 1), (1, 2)):
@@ -104,6 +104,6 @@ def test_a_dead_slot_is_seeded_with_queries_that_are_routed_to_its_group():
   slots = codebook.Slots(anchors, jnp.zeros((2, 3, 2)), jnp.zeros((2, 3, 2)))
   queries = jnp.array([[[2.0, 0.0], [-0.1, 0.0], [3.0, 0.0], [-5.0, 0.0]]])
   usage = jnp.array([0.0, 0.5, 0.0, 0.0, 0.5, 0.0])
-  new, _, _ = codebook.revive(jax.random.key(3), slots, usage, queries, queries, revive_below=0.1)
+  new, _, _ = codebook.revive(jax.random.key(3), slots, usage, queries, queries)
   dead = jnp.array([0, 2])
   assert np.all(new.keys[0, dead, 0] > 0) and np.all(new.keys[1, dead, 0] < 0)

@@ -17,7 +17,7 @@ from gmsrm_jax.models.context import rotate_by_position
 from tests.small import shrink
 
 CONFIG = shrink(demo.get_config())
-MODEL = models.make_inpainting_network(CONFIG)
+MODEL = models.InpaintingNetwork(CONFIG)
 SIDE = CONFIG.model.image_size
 
 
@@ -113,7 +113,7 @@ def test_only_context_blocks_carry_what_is_far_away_into_the_hole(params, run):
   assert np.all(near(run(params, image, mask).prediction) != near(run(params, other, mask).prediction))
 
   config = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, context_blocks=0))
-  module = models.make_inpainting_network(config)
+  module = models.InpaintingNetwork(config)
   local = jax.jit(lambda image: models.inpaint(module, params, image, mask).prediction)
   _equal(near(local(image)), near(local(other)))
   assert np.any(local(image) != local(other))
@@ -162,7 +162,7 @@ def test_noise_is_drawn_anew_for_every_image_and_scale_and_is_one_idea_for_all_p
 
 def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothing():
   config = overrides.override(CONFIG, ["memory.enabled=false", "variation.enabled=false"])
-  module, scene = models.make_inpainting_network(config), _scene()
+  module, scene = models.InpaintingNetwork(config), _scene()
   params = _random_params(module, *scene)
   apply = jax.jit(lambda noise: models.inpaint(module, params, *scene, noise))
   one, two = (apply(models.draw_noise(jax.random.key(seed), config.model, 1)) for seed in (1, 2))
@@ -172,7 +172,7 @@ def test_the_twin_without_memory_and_variation_ignores_noise_and_retrieves_nothi
 
 
 def test_computing_in_bfloat16_agrees_with_float32(params, outputs):
-  module = models.make_inpainting_network(CONFIG, jnp.bfloat16)
+  module = models.InpaintingNetwork(CONFIG, jnp.bfloat16)
   half = jax.jit(lambda image, mask: models.inpaint(module, params, image, mask))(*_scene())
   image, mask = _scene()
   fill = push_pull_fill(image, mask)
@@ -199,7 +199,7 @@ def _count(shapes):
 def _at(size, *assignments):
   config = overrides.override(demo.get_config(), [f"model.size={size}", *assignments])
   side = config.model.image_size
-  module, scene = models.make_inpainting_network(config), (jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side, 1)))
+  module, scene = models.InpaintingNetwork(config), (jnp.zeros((1, side, side, 3)), jnp.zeros((1, side, side, 1)))
   return module, scene, jax.eval_shape(module.init, jax.random.key(0), *scene)["params"]
 
 
@@ -217,7 +217,7 @@ def test_the_twin_without_memory_has_as_many_parameters(size):
 
 
 def test_stage_2_takes_over_the_memory_of_stage_1():
-  learner = memory.make_memory_network(CONFIG)
+  learner = memory.MemoryNetwork(CONFIG)
   image, mask = _scene()
   first, second = (
     jax.tree.map(
@@ -229,7 +229,7 @@ def test_stage_2_takes_over_the_memory_of_stage_1():
 
 
 def test_the_teacher_retrieves_what_stage_1_does_and_needs_no_generator():
-  learner = memory.make_memory_network(CONFIG)
+  learner = memory.MemoryNetwork(CONFIG)
   image, _ = _scene()
   params = _random_params(learner, image)
   lean = {**params, "memory": {name: params["memory"][name] for name in ("codebook", "retrieval")}}

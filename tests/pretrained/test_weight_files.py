@@ -42,7 +42,7 @@ class Evil:
 def test_a_file_that_calls_anything_is_refused(tmp_path, monkeypatch, zipped):
   monkeypatch.chdir(tmp_path)
   torch.save({"weight": Evil()}, "x.pth", _use_new_zipfile_serialization=zipped)
-  with pytest.raises(pickle.UnpicklingError, match=r"pathlib\S* is not allowed"):
+  with pytest.raises(pickle.UnpicklingError, match="is not allowed"):
     weight_files.read_torch(pathlib.Path("x.pth"))
   assert not pathlib.Path("ran").exists()
 
