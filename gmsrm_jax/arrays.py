@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 AnyArray = TypeVar("AnyArray", jax.Array, np.ndarray)
-"""What the conversions take and return: JAX arrays or NumPy's."""
+"""Arrays that the conversions take and return: JAX's or NumPy's."""
 
 Image = Float[Array, "b h w 3"]
 Mask = Float[Array, "b h w 1"]

@@ -12,7 +12,7 @@ from typing import Any
 from gmsrm_jax.errors import one_of, require
 
 STRATEGIES = ("auto", "full", "crop", "resize")
-"""How a large picture is seen while it is filled (see `inference/tiling.py`)."""
+"""Ways to see a large picture while it is filled (see `inference/tiling.py`)."""
 
 PROTOCOLS = ("ours", "edgeconnect", "aotgan", "hint", "mat", "spl")
 """Ways to score a picture: ours, and those of papers whose rows stand beside it (see `evaluation/protocols.py`)."""
@@ -23,7 +23,7 @@ BASELINES = ("telea", "navier_stokes", "biharmonic", "initial", "mean")
 LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
 
 REMAT = ("encoder", "generator", "decoder", "discriminator", "features")
-"""What `run.remat` can name; `encoder` is the recognition encoder, too, `features` the network of the feature terms."""
+"""Names that `run.remat` takes: `encoder` includes the recognition encoder, `features` the feature terms' network."""
 
 MASK_KINDS = (
   *("free_form", "thick", "medium", "thin", "rectangles", "centre", "comodgan", "half", "outpaint"),
@@ -166,8 +166,7 @@ class MaskConfig:
       )
     require(any(getattr(self, kind) > 0 for kind in MASK_KINDS), "every mask weight is 0: give one mask kind a weight")
     require(
-      self.area_min <= self.area_max,
-      f"mask.area_min={self.area_min} exceeds mask.area_max={self.area_max}: swap them",
+      self.area_min <= self.area_max, f"mask.area_min={self.area_min} exceeds area_max={self.area_max}: swap them"
     )
 
   @property

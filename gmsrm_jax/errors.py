@@ -11,7 +11,7 @@ class ConfigError(ValueError):
 
 
 class SharedError(ConfigError):
-  """What all processes of a run raise at the same place, so that they end together."""
+  """An error that all processes of a run raise at the same place, so that they end together."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -140,7 +140,7 @@ def _build(flat: Mapping[str, Any]) -> Config:
 
 
 def _unknown_setting(key: str) -> str:
-  """The one line for a key that names no setting."""
+  """The message for a key that names no setting."""
   keys = list(settings())
   section, _, leaf = key.rpartition(".")
   inside = [other for other in keys if other.startswith(f"{section or key}.")]

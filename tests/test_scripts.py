@@ -131,22 +131,6 @@ def test_a_signal_to_the_loop_reaches_the_command_whose_code_it_ends_with(told, 
   assert lines(tmp_path / "told") == ["SIGTERM" if told == "HUP" else f"SIG{told}"]
 
 
-def test_a_signal_in_a_pause_ends_the_loop(tmp_path):
-  child = script(tmp_path / "child", CHILD)
-  process = subprocess.Popen(
-    [str(LOOP), str(child), "--workdir=run", "3", "0"],
-    cwd=tmp_path,
-    env=environment(PAUSE="60"),
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  assert process.stderr is not None and "starting again in 60 s" in process.stderr.readline()
-  time.sleep(0.3)
-  process.terminate()
-  assert process.wait(timeout=30) == 3 and lines(tmp_path / "starts") == ["start"]
-  process.stderr.close()
-
-
 # The machine's answers are in `states`, one a call; every call is written down.
 GCLOUD = """#!/usr/bin/env bash
 printf '%s\\n' "$(printf '%q ' "$@")" >>calls
