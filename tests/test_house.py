@@ -20,7 +20,7 @@ from scripts import settings_page
 
 ROOT = pathlib.Path(run.__file__).parent
 PACKAGE = ROOT / "gmsrm_jax"
-DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 # The floors from the ground up, each with its rooms, each with its files. A room imports itself and the floors below
 # it, never a room beside or above it. Whoever adds a file writes it down here, so that it has a place.
@@ -186,7 +186,9 @@ def test_experiments_import_the_settings_alone():
 def test_what_is_public_is_documented():
   bare = []
   for module, tree in MODULES.items():
-    public = [node for node in tree.body if isinstance(node, DEFINITIONS) and not node.name.startswith("_")]
+    public = [
+      node for node in tree.body if isinstance(node, (*FUNCTIONS, ast.ClassDef)) and not node.name.startswith("_")
+    ]
     bare += [f"{module}.{node.name}" for node in public if not ast.get_docstring(node)]
     bare += [module] if tree.body and not ast.get_docstring(tree) else []
   assert bare == []
@@ -221,5 +223,9 @@ def test_no_file_names_a_folder_of_one_machine():
   assert [path for path in paths if path.is_file() and pattern.search(path.read_bytes())] == []
 
 
-def test_there_are_few_flat_files():
+def test_files_and_functions_are_short_and_few_files_are_flat():
   assert len(HOMES[GROUND]) <= 8
+  paths = [path for kind in ("py", "js", "css", "html") for path in PACKAGE.rglob(f"*.{kind}")]
+  assert [path for path in paths if len(path.read_text(encoding="utf-8").splitlines()) > 350] == []
+  nodes = [(module, node) for module, tree in MODULES.items() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
+  assert [f"{module}.{node.name}" for module, node in nodes if node.end_lineno - node.lineno >= 60] == []
