@@ -107,10 +107,8 @@ def make_plan(
       left_out.append(f"training of {size} at batch 1: {error}")
   if sizes is None and on_cpu:
     fills.append(("fill", "base", 1))
-  if sizes is None:
-    left_out.append(f"training of larger models: ask with --sizes {'base large' if on_cpu else 'large'}")
-  if batches is None:
-    left_out.append(f"batches above {counts[-1]}: ask with --batches {2 * counts[-1]}")
+  if sizes is None or batches is None:
+    left_out.append("larger models and batches: ask with --sizes base large --batches 8 32")
   return [*fills, *steps], left_out
 
 

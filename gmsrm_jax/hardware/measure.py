@@ -76,14 +76,24 @@ def count_flops(config: Config, stage: str, images: int) -> float:
   return math.nan if cost is None else float(cost["flops"]) * images / run.batch_size
 
 
+def _compile(lower: Callable[[], jax.stages.Lowered]) -> tuple[jax.stages.Lowered, jax.stages.Compiled, dict[str, Any]]:
+  """A program, lowered and compiled, and the row of what that took and of what memory per device the compiler plans."""
+  begin = time.perf_counter()
+  lowered = lower()
+  traced = time.perf_counter()
+  compiled = lowered.compile()
+  row: dict[str, Any] = {"trace_seconds": traced - begin, "compile_seconds": time.perf_counter() - traced}
+  plan, planned = compiled.memory_analysis(), None
+  if plan is not None:
+    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes
+    planned -= plan.alias_size_in_bytes
+  return lowered, compiled, {**row, "memory": {"planned_bytes": planned}}
+
+
 def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
   """Compiles the stage's step with the adversarial term and times it on a random batch that lies on the devices."""
   mesh = sharding.make_mesh(config)
-  begin = time.perf_counter()
-  lowered = lower_step(config, stage, mesh)
-  traced = time.perf_counter()
-  compiled = lowered.compile()
-  done = time.perf_counter()
+  _, compiled, row = _compile(lambda: lower_step(config, stage, mesh))
   state, batch, params = step_arguments(config, stage, mesh)
 
   def advance() -> TrainState:
@@ -95,15 +105,8 @@ def measure_step(config: Config, stage: str, seconds: float) -> dict[str, Any]:
   images = config.run.batch_size / timed["median"]
   # What `run.remat` computes twice is useful once.
   once = dataclasses.replace(config, run=dataclasses.replace(config.run, remat=""))
-  return {
-    "trace_seconds": traced - begin,
-    "compile_seconds": done - traced,
-    "seconds": timed,
-    "images_per_second": images,
-    "images_per_second_per_device": images / mesh.size,
-    "flops": count_flops(once, stage, config.run.batch_size),
-    "memory": {"planned_bytes": _planned_bytes(compiled)},
-  }
+  row |= {"seconds": timed, "images_per_second": images, "images_per_second_per_device": images / mesh.size}
+  return {**row, "flops": count_flops(once, stage, config.run.batch_size)}
 
 
 def _feature_params(config: Config) -> Any:
@@ -141,30 +144,11 @@ def measure_fill(config: Config, batch: int, seconds: float) -> dict[str, Any]:
   holes = np.zeros((batch, size, size, 1), np.uint8)
   holes[:, size // 4 : -(size // 4), size // 4 : -(size // 4)] = 1
   here = jax.device_put((images, holes, jax.random.key(0), jnp.float32(0)))
-  begin = time.perf_counter()
-  lowered = predict.lower(config, params, *here)
-  traced = time.perf_counter()
-  compiled = lowered.compile()
-  done = time.perf_counter()
+  lowered, compiled, row = _compile(lambda: predict.lower(config, params, *here))
   timed = time_calls(lambda: compiled(params, *here), seconds=seconds)
   called = None
   if batch == 1:
     fill = Inpainter(config, params)
     called = time_calls(lambda: fill(images[0], holes[0, ..., 0]), seconds=seconds, together=False)
-  return {
-    "trace_seconds": traced - begin,
-    "compile_seconds": done - traced,
-    "device_seconds": timed,
-    "call_seconds": called,
-    "images_per_second": batch / timed["median"],
-    "flops": (lowered.cost_analysis() or {}).get("flops", math.nan),
-    "memory": {"planned_bytes": _planned_bytes(compiled)},
-  }
-
-
-def _planned_bytes(compiled: jax.stages.Compiled) -> int | None:
-  """Bytes per device that the compiler plans, reused ones once; None where it does not tell."""
-  plan = compiled.memory_analysis()
-  if plan is None:
-    return None
-  return plan.argument_size_in_bytes + plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+  row |= {"device_seconds": timed, "call_seconds": called, "images_per_second": batch / timed["median"]}
+  return {**row, "flops": (lowered.cost_analysis() or {}).get("flops", math.nan)}
