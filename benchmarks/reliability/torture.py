@@ -100,7 +100,7 @@ def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     saved = reader.metadata(folder / "state").item_metadata.tree
     target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=one), saved)
     tree = reader.restore(folder / "state", target)
-  position = json.loads(next((folder / "data").glob("process_0-of-*.json")).read_text())
+  position = json.loads((folder / "data" / "metadata").read_text())
   found = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
   return found | {"position": np.asarray(position["next_index"])}
 

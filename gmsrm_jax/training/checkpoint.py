@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 import shutil
 import sys
 from typing import Any
 
-import grain
 import jax
 import orbax.checkpoint as ocp
 import tensorstore
 from orbax.checkpoint import checkpoint_managers
 
+from gmsrm_jax.config import RunConfig
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.parallel import backend, processes
 from gmsrm_jax.training.state import TrainState
@@ -39,41 +40,23 @@ class SaveError(ConfigError):
   """A checkpoint cannot be written; the ones before it stay."""
 
 
-class _Position:
-  """Where an iterator is now: Orbax asks for it in the background, when the iterator may have gone on."""
-
-  def __init__(self, iterator: Any):
-    self._text = json.dumps(iterator.get_state(), indent=4)
-
-  def get_state(self) -> bytes:
-    """What grain writes into the file."""
-    return self._text.encode()
-
-
 class Checkpointer:
   """The checkpoints of one stage of one run. Saves in the background; a half-written one is never restored.
 
-  Args:
-    workdir: folder of the run.
-    stage: 'memory' or 'inpaint'.
-    keep: newest checkpoints kept.
-    keep_best: kept besides, by the quality that `save` is given.
-    go_on: only report a save that fails.
-    owner: this program writes the run, and removes the remains of a save that was cut off.
+  Keeps the newest ones and, where the settings say so, those of the best quality. The `owner`, who writes the run,
+  removes the remains of a save that was cut off.
   """
 
-  def __init__(
-    self, workdir: str, stage: str, *, keep: int, keep_best: int = 0, go_on: bool = False, owner: bool = False
-  ):
+  def __init__(self, workdir: str | os.PathLike[str], stage: str, settings: RunConfig, *, owner: bool = False):
     self._directory = pathlib.Path(workdir).absolute() / "checkpoints" / stage
-    self._go_on = go_on
-    policies: list[Any] = [checkpoint_managers.LatestN(keep)]
-    if keep_best:
-      best = checkpoint_managers.BestN(get_metric_fn=_quality, n=keep_best, keep_checkpoints_without_metrics=False)
-      policies.append(best)
+    self._go_on = settings.if_save_fails == "go_on"
+    policies: list[Any] = [checkpoint_managers.LatestN(settings.keep)]
+    if settings.keep_best:
+      best = {"get_metric_fn": _quality, "n": settings.keep_best, "keep_checkpoints_without_metrics": False}
+      policies.append(checkpoint_managers.BestN(**best))
     options = ocp.CheckpointManagerOptions(
       preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-      best_fn=_quality if keep_best else None,  # only then is the quality written
+      best_fn=_quality if settings.keep_best else None,  # only then is the quality written
       create=True,
       cleanup_tmp_directories=owner,
     )
@@ -94,9 +77,7 @@ class Checkpointer:
     self.wait()
     if step == self._manager.latest_step():
       return
-    items = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), data=grain.checkpoint.CheckpointSave(_Position(iterator))
-    )
+    items = ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(iterator.get_state()))
     try:
       self._check_room()
       self._manager.save(step, args=items, metrics=None if quality is None else {"quality": quality}, force=True)
@@ -115,7 +96,7 @@ class Checkpointer:
       self._report(error)
 
   def check(self) -> None:
-    """Does the same without waiting: a save that goes on is not asked."""
+    """Raises what `wait` raises, but does not wait."""
     if not self._manager.is_saving_in_progress():
       self.wait()
 
@@ -206,11 +187,7 @@ class Checkpointer:
     return aside
 
   def close(self) -> None:
-    """Waits until everything is on disk, and ends the threads.
-
-    Raises:
-      SaveError: it cannot be written.
-    """
+    """Waits as `wait` does, and ends the threads."""
     try:
       self.wait()
     finally:
@@ -251,8 +228,8 @@ def _damage(folder: pathlib.Path) -> str:
 
 
 def _position(folder: pathlib.Path) -> Any:
-  # Each process wrote the same position; as many files as there were processes then.
-  file = next((folder / "data").glob("process_0-of-*.json"), None)
+  # Older runs hold a file of grain's for each process, all of them alike.
+  file = next((folder / "data").glob("metadata"), None) or next((folder / "data").glob("process_0-of-*.json"), None)
   if file is None:
     raise OSError("the position of the input is missing")
   return json.loads(file.read_text())

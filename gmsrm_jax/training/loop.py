@@ -105,26 +105,15 @@ def _prepare(config: Config, root: pathlib.Path, stop: Stop) -> _Run:
   if jax.process_count() > 1:
     processes.agree(common_facts(config, data))
   with processes.together():
-    saved = {
-      stage: Checkpointer(
-        str(root),
-        stage,
-        keep=config.run.keep,
-        keep_best=config.run.keep_best,
-        go_on=config.run.if_save_fails == "go_on",
-        owner=True,
-      )
-      for stage in planned_stages(config)
-    }
-    begun = [stage for stage, checkpoints in saved.items() if checkpoints.latest() is not None]
+    saved = {stage: Checkpointer(root, stage, config.run, owner=True) for stage in planned_stages(config)}
+    begun = saved["inpaint"].latest() is not None
     # A stage without a checkpoint has not begun, so its settings are still open.
-    free = _FREE_ON_RESUME if "inpaint" in begun else (*_FREE_ON_RESUME, "stage2.")
-    describe_run(config, root, data, free=free)
+    describe_run(config, root, data, free=_FREE_ON_RESUME if begun else (*_FREE_ON_RESUME, "stage2."))
   with processes.together():
     seen = (root / "config.json").exists()
     require(seen, f"--workdir={root} is not the same folder on all hosts: name one that they share")
-  for stage in begun[:-1]:  # it is done, and its memory is in the next stage's checkpoint
-    saved.pop(stage).close()
+  if begun and "memory" in saved:  # it is done, and in the checkpoints of stage 2
+    saved.pop("memory").close()
   return _Run(config, root, mesh, evaluation, saved, stop, Writer(root, active=first), first)
 
 

@@ -51,7 +51,7 @@ def load_state(config: Config, folder: pathlib.Path) -> TrainState:
     (folder / "checkpoints" / "inpaint").is_dir(),
     f"{folder} holds no checkpoint of stage 2: train there first, or name a folder that was",
   )
-  saved = Checkpointer(str(folder), "inpaint", keep=config.run.keep)
+  saved = Checkpointer(folder, "inpaint", config.run)
   return saved.restore(with_shardings(config, "inpaint", make_mesh(config)), None)
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from gmsrm_jax.config import RunConfig
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.checkpoint import Checkpointer, SaveError
@@ -50,8 +51,8 @@ ABSTRACT = jax.tree.map(
 def open_checkpointer(tmp_path):
   with contextlib.ExitStack() as stack:
 
-    def open_it(**options):
-      saved = Checkpointer(str(tmp_path), "inpaint", **{"keep": 2, **options})
+    def open_it(*, owner=False, **settings):
+      saved = Checkpointer(tmp_path, "inpaint", RunConfig(**{"keep": 2, **settings}), owner=owner)
       stack.callback(saved.close)
       return saved
 
@@ -72,8 +73,8 @@ def steps(tmp_path, stage="inpaint"):
   return sorted(int(name) for name in names if name.isdigit())
 
 
-def damage(tmp_path, step):
-  for path in (tmp_path / "checkpoints" / "inpaint" / str(step) / "state").rglob("d/*"):
+def damage(tmp_path, step, files="d/*"):
+  for path in (tmp_path / "checkpoints" / "inpaint" / str(step) / "state").rglob(files):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
@@ -96,7 +97,9 @@ def test_a_damaged_checkpoint_is_put_aside_and_the_one_before_it_is_used(tmp_pat
   for step in (2, 4, 6):
     save(saved, step)
   damage(tmp_path, 6)
-  (tmp_path / "checkpoints" / "inpaint" / "4" / "data" / "process_0-of-1.json").unlink()
+  (tmp_path / "checkpoints" / "inpaint" / "4" / "data" / "metadata").unlink()
+  position = tmp_path / "checkpoints" / "inpaint" / "2" / "data" / "metadata"
+  position.rename(position.with_name("process_0-of-1.json"))  # as older runs have it
   position = Position()
   restored = open_checkpointer(keep=3, owner=True).restore(ABSTRACT, position, fall_back=True)
   assert int(restored.step) == 2 and position.index == 8
@@ -134,12 +137,17 @@ def test_a_process_that_is_gone_is_neither_a_full_disk_nor_a_damaged_file(
   assert steps(tmp_path) == [2, 4]
 
 
-def test_without_an_older_one_a_damaged_checkpoint_is_refused_and_stays(tmp_path, open_checkpointer):
-  save(open_checkpointer(), 2)
-  damage(tmp_path, 2)
-  with pytest.raises(ConfigError, match="2 is damaged .* delete this folder, and the stage starts again"):
+@pytest.mark.parametrize("file", ["d/*", "_METADATA", "manifest.ocdbt"])
+def test_a_damaged_checkpoint_is_refused_where_none_may_take_its_place(tmp_path, open_checkpointer, file):
+  for step in (2, 4):
+    save(open_checkpointer(), step)
+  damage(tmp_path, 4, file)
+  with pytest.raises(ConfigError, match="4 is damaged .* delete this folder, and step 2 is used"):
+    open_checkpointer().restore(ABSTRACT, None)
+  shutil.rmtree(tmp_path / "checkpoints" / "inpaint" / "2")
+  with pytest.raises(ConfigError, match="4 is damaged .* the stage starts again"):
     open_checkpointer().restore(ABSTRACT, None, fall_back=True)
-  assert steps(tmp_path) == [2]
+  assert steps(tmp_path) == [4]
 
 
 def test_a_full_disk_is_seen_before_anything_is_written(tmp_path, open_checkpointer, monkeypatch, capfd):
@@ -177,7 +185,7 @@ def test_where_nothing_more_can_be_written_the_last_checkpoint_stays(tmp_path, o
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_run_that_is_told_to_go_on_saves_again_when_there_is_room(tmp_path, open_checkpointer, capfd):
-  saved = open_checkpointer(keep=1, go_on=True)
+  saved = open_checkpointer(keep=1, if_save_fails="go_on")
   save(saved, 2)
   with no_room():
     save(saved, 4)
