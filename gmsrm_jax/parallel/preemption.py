@@ -20,20 +20,20 @@ class Stopped(SystemExit):
 
 
 class Stop:
-  """Listens to SIGTERM while it is entered; outside `deferred` stretches it stops the program at once.
+  """Listens to SIGTERM while it is entered; outside deferred stretches the signal stops the program at once.
 
   With `jax.distributed` JAX itself takes the signal in deferred stretches, on whichever process it arrives, and all
   processes agree on a step that none has passed.
   """
 
   def __init__(self):
-    self._deferred = False
-    self._told = False
+    self._deferred = self._told = False
     self._previous = None
+    # Only the main thread may; who calls training from another one handles signals himself.
+    self._listens = threading.current_thread() is threading.main_thread()
 
   def __enter__(self) -> Stop:
-    # Only the main thread may; who calls training from another one handles signals himself.
-    if threading.current_thread() is threading.main_thread() and not jax.distributed.is_initialized():
+    if self._listens and not jax.distributed.is_initialized():
       self._previous = signal.signal(signal.SIGTERM, self._handle)
     return self
 
@@ -42,22 +42,22 @@ class Stop:
       signal.signal(signal.SIGTERM, self._previous)
 
   def defer(self) -> None:
-    """From here on a signal waits until `reached` is asked."""
+    """Lets a signal wait until `reached` is asked."""
     self._deferred = True
 
   def resume(self) -> None:
-    """From here on nothing is left to save: a signal, also one that waited, ends the program at once.
+    """Lets a signal, also one that waited, end the program at once: nothing is left to save.
 
-    Processes but the first are done then, wait for it, and end with it.
+    All processes but the first are done by then, and end with it.
     """
     self._deferred = False
-    if threading.current_thread() is threading.main_thread() and jax.distributed.is_initialized():
+    if self._listens and jax.distributed.is_initialized():
       signal.signal(signal.SIGTERM, self._handle if jax.process_index() == 0 else signal.SIG_IGN)
     if self._told:
       self._leave()
 
   def reached(self, count: int) -> bool:
-    """Whether to save and stop now; to be asked once per step, by all processes, with a count that only grows."""
+    """Returns True where to save and stop; all processes ask once per step, with a count that only grows."""
     if jax.distributed.is_initialized():
       return multihost_utils.reached_preemption_sync_point(count)
     return self._told

@@ -20,7 +20,7 @@ MIN_SHARDED_SIZE = 2**16
 
 
 def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
-  """All devices, or those given, as (data, fsdp). Raises ConfigError where they do not divide."""
+  """Returns all devices, or those given, as (data, fsdp). Raises ConfigError where they do not divide."""
   count = jax.device_count() if devices is None else len(devices)
   require(
     count % config.run.fsdp == 0,
@@ -36,22 +36,19 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 
 
 def local_mesh() -> Mesh:
-  """This process's devices as (data, fsdp), for work that the other processes take no part in."""
+  """Returns this process's devices as (data, fsdp), for work that the other processes take no part in."""
   devices = np.array(jax.local_devices()).reshape(-1, 1)
   return Mesh(devices, ("data", "fsdp"), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def check_batch(config: Config, mesh: Mesh) -> None:
   """Raises ConfigError when a training batch cannot be split over all devices."""
-  size, devices, parts = config.run.batch_size, mesh.size, config.run.accumulate
+  size, parts = config.run.batch_size, config.run.accumulate
+  ways = mesh.size * parts
+  split_over = f"the {mesh.size} devices" if parts == 1 else f"{mesh.size} devices x run.accumulate={parts}"
   require(
-    size % devices == 0,
-    f"run.batch_size={size} is not divisible by the {devices} devices: use {max(1, size // devices) * devices}",
-  )
-  require(
-    size % (devices * parts) == 0,
-    f"run.batch_size={size} is not divisible by {devices} devices x run.accumulate={parts}: "
-    f"use {max(1, size // (devices * parts)) * devices * parts}",
+    size % ways == 0,
+    f"run.batch_size={size} is not divisible by {split_over}: use {max(1, size // ways) * ways}",
   )
   require(
     not config.variation.enabled or size % (2 * parts) == 0,
@@ -61,23 +58,23 @@ def check_batch(config: Config, mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Keeps the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis split over all devices."""
+  """Splits the leading axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """`function(params, batch)` where every device works on its own part of the batch, as if it were alone."""
+  """Returns `function(params, batch)` with every device working on its own part of the batch, as if it were alone."""
   split = PartitionSpec(("data", "fsdp"))
   return jax.shard_map(function, mesh=mesh, in_specs=(PartitionSpec(), split), out_specs=split, check_vma=False)
 
 
 def tree_sharding(tree: Any, mesh: Mesh, *, min_size: int = MIN_SHARDED_SIZE) -> Any:
-  """A sharding for every leaf: its largest axis that `fsdp` divides, when the leaf has `min_size` elements."""
+  """Returns a sharding for every leaf: its largest axis that `fsdp` divides, when the leaf has `min_size` elements."""
   ways = mesh.shape["fsdp"]
 
   def rule(leaf: Any) -> NamedSharding:
@@ -91,22 +88,19 @@ def tree_sharding(tree: Any, mesh: Mesh, *, min_size: int = MIN_SHARDED_SIZE) ->
 
 
 def local_rows(batch_size: int, mesh: Mesh) -> list[int]:
-  """The rows of a global batch that the devices of this process hold, in order."""
+  """Returns which rows of a global batch the devices of this process hold, in order."""
   held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
   return sorted({row for (part,) in filter(None, held.values()) for row in range(batch_size)[part]})
 
 
 def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's part of a batch as global arrays."""
+  """Returns this process's part of a batch as global arrays."""
   sharding = batch_sharding(mesh)
   return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
 
 
 def local_copy(tree: Any, mesh: Mesh) -> Any:
-  """The whole tree on one device of this process; every process must call it, because each gives its parts.
-
-  Where there is one process nothing is moved.
-  """
+  """Returns the whole tree on one device of this process; all processes must call it. One alone moves nothing."""
   if jax.process_count() == 1:
     return tree
   whole = jax.device_put(tree, replicated(mesh))

@@ -14,18 +14,10 @@ from gmsrm_jax.config import Config
 def in_parts(objective: Callable, parts: int, groups: int) -> Callable:
   """Returns `value_and_grad` of an objective, over a batch that is split into parts of equal size.
 
-  Value, gradient and `means` are averages over the parts, which are those of the whole batch where the objective is a
-  mean over examples; `examples` is put together again. Part i holds groups i, i + parts, …, so that each device splits
-  the rows that it has.
-
-  Args:
-    objective: (params, *arrays with a leading axis of examples) to (value, (means, examples)).
-    parts: how many.
-    groups: how many groups of rows that belong together each array holds, one after the other; of one array a group
-      may have other rows than of another. A multiple of `parts`.
-
-  Returns:
-    (params, *arrays) to ((value, (means, examples)), gradient).
+  The objective maps (params, *arrays with a leading axis of examples) to (value, (means, examples)). Value, gradient
+  and `means` are averages over the parts: those of the whole batch where the objective is a mean over examples;
+  `examples` is put together again. An array holds `groups` groups of rows that belong together, a multiple of `parts`;
+  part i holds groups i, i + parts, …, so that each device splits the rows that it has.
   """
   whole = jax.value_and_grad(objective, has_aux=True)
   if parts == 1:
