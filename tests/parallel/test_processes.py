@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ import pytest
 from gmsrm_jax.errors import ConfigError, SharedError
 from gmsrm_jax.parallel import processes
 from gmsrm_jax.training import logger
-from tests.training.test_loop import ROOT, STEPS, TRUNCATED, environment, saved_arrays, trained_run
+from tests.training.test_loop import ROOT, STEPS, TRUNCATED, environment, saved_arrays, trained_run, wait_for_step
 
 
 @pytest.fixture(scope="module")
@@ -72,11 +71,7 @@ def test_two_processes_stop_together_and_one_goes_on_with_the_right_data(trained
   workdir = tmp_path / "run"
   flags = trained.flags(workdir, "run.fsdp=2", "run.save_every=100")
   processes = start(trained.cache, 2, [flags, flags])
-  log, deadline = workdir / "metrics.jsonl", time.monotonic() + 150
-  while not (log.exists() and any(r["step"] >= 2 for r in logger.read_metrics(log))):
-    assert all(process.poll() is None for process in processes), ends(processes)
-    assert time.monotonic() < deadline, ends(processes)
-    time.sleep(0.01)
+  wait_for_step(processes, workdir, "memory", 2)
   # One process alone is told.
   processes[1].send_signal(signal.SIGTERM)
   (code, out, err), (other_code, other_out, _) = ends(processes)

@@ -129,6 +129,15 @@ def trained_run(base: pathlib.Path) -> Trained:
   return described._replace(done=done)
 
 
+def wait_for_step(started: Sequence[subprocess.Popen[str]], workdir: pathlib.Path, stage: str, step: int) -> None:
+  """Until a run, which must not end, has logged a step."""
+  log, deadline = workdir / "metrics.jsonl", time.monotonic() + 240
+  while not (log.exists() and any(r["stage"] == stage and r["step"] >= step for r in logger.read_metrics(log))):
+    assert all(process.poll() is None for process in started), [process.communicate() for process in started]
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+
+
 def one_line(err: str) -> str:
   """The only line on standard error."""
   lines = err.splitlines()
@@ -209,15 +218,8 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
   workdir = tmp_path / "run"
   for stage, step in (("memory", 2), ("inpaint", 3)):
     process = start(trained.cache, *trained.flags(workdir))
-    saved, log = workdir / "checkpoints" / stage / "2", workdir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (
-      saved.is_dir()
-      and log.exists()
-      and any(r["stage"] == stage and r["step"] >= step for r in logger.read_metrics(log))
-    ):
-      assert process.poll() is None, process.communicate()
-      assert time.monotonic() < deadline
+    wait_for_step([process], workdir, stage, step)
+    while not (workdir / "checkpoints" / stage / "2").is_dir():
       time.sleep(0.01)
     time.sleep(random.uniform(0, 0.3))
     process.send_signal(signal.SIGKILL)
@@ -243,11 +245,7 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
 def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_the_one_before(trained, tmp_path):
   workdir = tmp_path / "run"
   process = start(trained.cache, *trained.flags(workdir, "run.keep=9"))
-  log, deadline = workdir / "metrics.jsonl", time.monotonic() + 120
-  while not (log.exists() and any(r["stage"] == "inpaint" and r["step"] >= 2 for r in logger.read_metrics(log))):
-    assert process.poll() is None, process.communicate()
-    assert time.monotonic() < deadline
-    time.sleep(0.01)
+  wait_for_step([process], workdir, "inpaint", 2)
   process.terminate()
   out, err = process.communicate()
   assert process.returncode == 143, out + err
