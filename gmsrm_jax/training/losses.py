@@ -126,8 +126,6 @@ def weigh(
 
 def window_corners(key: PRNGKeyArray, batch: int, height: int, width: int, side: int) -> Int[Array, "b 2"]:
   """Returns the upper left corner (row, column) of a random window of each image, uniform over those inside."""
-  if not 0 < side <= min(height, width):
-    raise ValueError(f"side={side} does not fit into {height}x{width} pixels")
   row_key, column_key = jax.random.split(key)
   rows = jax.random.randint(row_key, (batch,), 0, height - side + 1)
   columns = jax.random.randint(column_key, (batch,), 0, width - side + 1)
