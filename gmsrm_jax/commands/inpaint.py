@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import pathlib
-from collections.abc import Collection
 
 import cv2
 import numpy as np
@@ -17,7 +16,7 @@ from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.inference import photos
-from gmsrm_jax.inference.file_pairs import Pair, pair_files
+from gmsrm_jax.inference.file_pairs import pair_files
 from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel import backend
@@ -46,23 +45,20 @@ def run(flags: argparse.Namespace) -> None:
   print(f"weights: {inpainter.source}")
   inpainter.check(1, 1, flags.num_samples, flags.seed, flags.strategy)
   pathlib.Path(flags.output).mkdir(parents=True, exist_ok=True)
-  inputs = {file.resolve() for pair in pairs for file in pair if file is not None}
+  inputs = {file.resolve() for pair in pairs.items() for file in pair if file is not None}
   failed, lossy = [], []
-  for pair in tqdm(pairs, desc="inpaint", unit="image", disable=None):
+  for image, mask in tqdm(pairs.items(), desc="inpaint", unit="image", disable=None):
     try:
-      if not _fill(inpainter, pair, inputs, flags):
-        lossy.append(pair.image.name)
+      if not _fill(inpainter, image, mask, inputs, flags):
+        lossy.append(image.name)
     except ConfigError as error:
       if len(pairs) == 1:
         raise
       failed.append(str(error))
   if lossy:
     _log.warning(
-      "%d of %d pictures are JPEG, which changes pixels outside the hole a little when it is written (%s): "
-      "--format=png keeps every bit",
-      len(lossy),
-      len(pairs),
-      ", ".join(lossy[:3]),
+      f"{len(lossy)} of {len(pairs)} pictures are JPEG, which changes pixels outside the hole a little when it is "
+      f"written ({', '.join(lossy[:3])}): --format=png keeps every bit"
     )
   print(f"{(len(pairs) - len(failed)) * flags.num_samples} pictures in {flags.output}")
   require(
@@ -72,47 +68,50 @@ def run(flags: argparse.Namespace) -> None:
   )
 
 
-def _fill(inpainter: Inpainter, pair: Pair, inputs: Collection[pathlib.Path], flags: argparse.Namespace) -> bool:
+def _fill(
+  inpainter: Inpainter, image: pathlib.Path, mask: pathlib.Path | None, inputs: set, flags: argparse.Namespace
+) -> bool:
   """Fills one picture and writes its samples; returns True if their format keeps every bit outside the hole."""
-  photo = photos.read_photo(pair.image)
-  mask = _read_hole(pair, photo, flags)
-  name = pathlib.Path(flags.output) / photos.output_name(pair.image, photo, flags.format)
-  targets = [name]
+  photo = photos.read_photo(image)
+  hole = _read_hole(image, photo, mask, flags)
+  target = pathlib.Path(flags.output) / photos.output_name(image, photo, flags.format)
+  targets = [target]
   if flags.num_samples > 1:
-    targets = [name.with_name(f"{name.stem}_{sample}{name.suffix}") for sample in range(flags.num_samples)]
-  for target in targets:
-    require(target.resolve() not in inputs, f"--output={flags.output} would overwrite {target}: choose another folder")
-  pictures = {"image": photo.rgb, "hole": np.where(mask[..., None] > 0, np.uint8(255), photo.rgb)}
-  fills = inpainter.fills(photo.rgb, mask, num_samples=flags.num_samples, seed=flags.seed, strategy=flags.strategy)
-  for sample, (target, fill) in enumerate(zip(targets, fills, strict=True)):
-    photos.write_photo(photos.fill_hole(photo, fill, mask, opaque=pair.mask is None), target, flags.format)
-    pictures[f"sample {sample}"] = fill
+    targets = [target.with_name(f"{target.stem}_{sample}{target.suffix}") for sample in range(flags.num_samples)]
+  for path in targets:
+    require(path.resolve() not in inputs, f"--output={flags.output} would overwrite {path}: choose another folder")
+  pictures = {"image": photo.rgb, "hole": np.where(hole[..., None] > 0, np.uint8(255), photo.rgb)}
+  fills = inpainter.fills(photo.rgb, hole, num_samples=flags.num_samples, seed=flags.seed, strategy=flags.strategy)
+  for path, fill in zip(targets, fills, strict=True):
+    photos.write_photo(photos.fill_hole(photo, fill, hole, opaque=mask is None), path, flags.format)
+    pictures[f"sample {len(pictures) - 2}"] = fill
   if flags.contact_sheet:
-    scale = min(1.0, SHEET_SIDE / max(mask.shape))
-    size = (max(1, round(mask.shape[1] * scale)), max(1, round(mask.shape[0] * scale)))
+    scale = min(1.0, SHEET_SIDE / max(hole.shape))
+    size = (max(1, round(hole.shape[1] * scale)), max(1, round(hole.shape[0] * scale)))
     reduced = {title: cv2.resize(p, size, interpolation=cv2.INTER_AREA)[None] for title, p in pictures.items()}
-    save_panel(name.with_name(f"{pair.image.stem}_sheet.png"), reduced)
+    save_panel(target.with_name(f"{image.stem}_sheet.png"), reduced)
   return photos.output_format(photo, flags.format) != "JPEG"
 
 
-def _read_hole(pair: Pair, photo: photos.Photo, flags: argparse.Namespace) -> UInt8[np.ndarray, "h w"]:
+def _read_hole(
+  image: pathlib.Path, photo: photos.Photo, mask: pathlib.Path | None, flags: argparse.Namespace
+) -> UInt8[np.ndarray, "h w"]:
   """Reads a photo's hole from its mask file, or where it is itself less than half opaque.
 
   Raises:
     ConfigError: the mask cannot be decoded or is not of the photo's size, or the photo has no transparency.
   """
-  height, width = photo.rgb.shape[:2]
-  if pair.mask is not None:
-    name, mask = str(pair.mask), hole_files.read_hole(pair.mask, invert=flags.mask_invert, dilate=flags.mask_dilate)
-    require(
-      mask.shape == (height, width),
-      f"{pair.mask} is {mask.shape[1]}x{mask.shape[0]} but {pair.image} is {width}x{height}: "
-      "make the mask as large as its image",
-    )
+  if mask is not None:
+    hole = hole_files.read_hole(mask, invert=flags.mask_invert, dilate=flags.mask_dilate)
   elif photo.alpha is not None:
-    name, opaque = f"{pair.image} (its transparency)", Image.fromarray(photo.alpha)
-    mask = hole_files.read_hole(opaque, invert=not flags.mask_invert, dilate=flags.mask_dilate)
+    opaque = Image.fromarray(photo.alpha)
+    hole = hole_files.read_hole(opaque, invert=not flags.mask_invert, dilate=flags.mask_dilate)
   else:
-    raise ConfigError(f"{pair.image} has no transparency to take as its hole: give --masks")
-  hole_files.warn_area(mask, name)
-  return mask
+    raise ConfigError(f"{image} has no transparency to take as its hole: give --masks")
+  (height, width), (rows, columns) = hole.shape, photo.rgb.shape[:2]
+  require(
+    (height, width) == (rows, columns),
+    f"{mask} is {width}x{height} but {image} is {columns}x{rows}: make the mask as large as its image",
+  )
+  hole_files.warn_area(hole, str(mask or f"{image} (its transparency)"))
+  return hole

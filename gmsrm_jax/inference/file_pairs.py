@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from gmsrm_jax.data import datasets
 from gmsrm_jax.errors import require
 
 
-class Pair(NamedTuple):
-  """A picture file and its mask file; without one the picture's own transparency is the hole."""
+def pair_files(images: str, masks: str | None) -> dict[pathlib.Path, pathlib.Path | None]:
+  """Maps images to the masks of the same stem, in name order; a single mask file goes with all of them.
 
-  image: pathlib.Path
-  mask: pathlib.Path | None
-
-
-def pair_files(images: str, masks: str | None) -> list[Pair]:
-  """Pairs images with the masks of the same stem, in name order; a single mask file goes with all of them.
+  Without masks each image maps to None: its own transparency is the hole.
 
   Raises:
     ConfigError: a path is missing or holds no image, two files share a stem, or an image has no mask.
   """
   image_files = files_by_stem("--images", images)  # Equal stems would write to one output file.
   if masks is None:
-    return [Pair(image, None) for image in image_files.values()]
+    return dict.fromkeys(image_files.values())
   mask_files = masks_by_stem(masks, image_files)
   missing = [image.name for stem, image in image_files.items() if stem not in mask_files]
   require(
@@ -33,7 +27,7 @@ def pair_files(images: str, masks: str | None) -> list[Pair]:
     f"--masks={masks} has no mask for {len(missing)} of {len(image_files)} images ({', '.join(missing[:5])}): "
     "name each mask like its image, or give one mask file for all",
   )
-  return [Pair(image, mask_files[stem]) for stem, image in image_files.items()]
+  return {image: mask_files[stem] for stem, image in image_files.items()}
 
 
 def masks_by_stem(masks: str, stems: Iterable[str]) -> dict[str, pathlib.Path]:

@@ -136,20 +136,11 @@ def write_random_pair(rng, folder, name):
     folder / "images" / f"{name}{suffix}", **({"lossless": True, "exact": True} if suffix == ".webp" else {})
   )
   y, x = rng.integers(height), rng.integers(width)
-  hole = np.zeros((height, width), np.uint8)
-  kind = rng.integers(6)
-  if kind == 1:
-    hole[:] = 255
-  elif kind == 2:
-    hole[y, x] = 255
-  elif kind == 3:
-    hole[:] = 255
-    hole[height // 4 : height - height // 4, width // 4 : width - width // 4] = 0
-  elif kind == 4:
-    hole[rng.random((height, width)) < 0.2] = 255
-  elif kind == 5:
-    hole[: y + 1, x:] = 255
-  Image.fromarray(hole).save(folder / "masks" / f"{name}.png")
+  rows, columns = np.mgrid[:height, :width]
+  inner = (abs(rows - height // 2) < height // 4) & (abs(columns - width // 2) < width // 4)
+  kinds = [rows < 0, rows >= 0, (rows == y) & (columns == x), ~inner, (rows <= y) & (columns >= x)]
+  hole = [*kinds, rng.random(rows.shape) < 0.2][rng.integers(6)]
+  Image.fromarray(hole * np.uint8(255)).save(folder / "masks" / f"{name}.png")
 
 
 def test_pictures_of_any_size_mode_and_hole_change_in_the_hole_alone(folder):

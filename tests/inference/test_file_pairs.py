@@ -20,7 +20,7 @@ def folders(tmp_path):
 
 def test_pairs_go_by_stem_and_one_mask_serves_all(folders):
   def named(masks):
-    return [(image.name, mask and mask.name) for image, mask in pair_files(str(folders[0]), masks)]
+    return [(image.name, mask and mask.name) for image, mask in pair_files(str(folders[0]), masks).items()]
 
   assert named(str(folders[1])) == [("b.jpg", "b.png"), ("a.jpg", "a.png")]
   assert named(str(folders[1] / "b.png")) == [("b.jpg", "b.png"), ("a.jpg", "b.png")]
