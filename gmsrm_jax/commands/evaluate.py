@@ -8,18 +8,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
 from gmsrm_jax import files, overrides
 from gmsrm_jax.commands.flags import configuration, trained, workdir
 from gmsrm_jax.config import Config, EvalConfig
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.errors import require
-from gmsrm_jax.evaluation.baselines import baselines
-from gmsrm_jax.evaluation.from_files import FolderResults
-from gmsrm_jax.evaluation.held_out import METHOD, HeldOutResults, MemoryHealth, make_fill
+from gmsrm_jax.evaluation.baselines import Fill, baselines
+from gmsrm_jax.evaluation.from_files import FolderPictures
+from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, write_report
-from gmsrm_jax.evaluation.scorer import Results, make_measure, score
+from gmsrm_jax.evaluation.scorer import Pictures, make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import REPORT, read_config
@@ -49,12 +50,9 @@ def run(flags: argparse.Namespace) -> None:
 def evaluate_weights(config: Config, weights: Weights, evaluation: pipeline.EvaluationSet, root: pathlib.Path) -> None:
   """Scores the model on the held-out images, and writes the report and a panel of fills per bucket."""
   fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
-  memory = None
-  if weights.teacher is not None:
-    memory = MemoryHealth(config, weights.teacher, weights.params["memory"]["generator"])
-  results = HeldOutResults(config, evaluation, fills, memory, weights.step)
-  _report(config.eval, results, root)
-  results.save_panels(root / "samples")
+  pictures, side = HeldOutPictures(config, evaluation, weights), config.model.image_size
+  _report(config.eval, pictures, fills, (side, side), root)
+  pictures.save_panels(root / "samples")
   print(f"pictures: {root / 'samples'}    report: {root / REPORT}.md")
 
 
@@ -76,18 +74,29 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   else:  # nothing but the settings' own defaults is meant
     config = overrides.override(dataclasses.replace(load("demo"), eval=EvalConfig()), flags.set or [])
   backend.check(flags.platform)
-  results = FolderResults(config.eval, flags.images, flags.inpainted, flags.masks, invert=flags.mask_invert)
-  _report(config.eval, results, pathlib.Path(flags.output), experiment=flags.experiment)
-  print(f"report: {pathlib.Path(flags.output) / REPORT}.md")
+  pictures = FolderPictures(
+    flags.images, flags.inpainted, flags.masks, invert=flags.mask_invert, limit=config.eval.max_images
+  )
+  fills = baselines(config.eval.baselines) if flags.masks else {}
+  root = pathlib.Path(flags.output)
+  _report(config.eval, pictures, fills, pictures.least_size(), root, experiment=flags.experiment)
+  print(f"report: {root / REPORT}.md")
 
 
-def _report(config: EvalConfig, results: Results, root: pathlib.Path, **more: str | None) -> None:
+def _report(
+  config: EvalConfig,
+  pictures: Pictures,
+  fills: Mapping[str, Fill],
+  least_size: tuple[int, int],
+  root: pathlib.Path,
+  **more: str | None,
+) -> None:
   protocol = PROTOCOLS[config.protocol]
-  protocol.check(*results.least_size())
+  protocol.check(*least_size)
   measure = make_measure(config)
-  scores = score(results, measure.program)
-  head = {**more, **results.describe()}
-  head["notes"] = [*head["notes"], *measure.notes]
-  head["protocol"] = {**protocol.describe(*results.least_size()), **head["protocol"]}
+  scores = score(pictures, fills, measure.program, config.batch_size)
+  head = {**more, **pictures.describe()}
+  head["notes"] = [*head["notes"], measure.note]
+  head["protocol"] = {**protocol.describe(*least_size), **head["protocol"]}
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
-  print(write_report(root, make_report(head, scores), results, scores))
+  print(write_report(root, make_report(head, scores), pictures, fills, scores))

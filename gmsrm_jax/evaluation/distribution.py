@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -80,15 +79,8 @@ def fid(a: Moments, b: Moments) -> float:
   return max(0.0, float(step @ step + np.trace(left) + np.trace(right) - 2.0 * overlap))
 
 
-class Kid(NamedTuple):
-  """A kernel distance and its standard error."""
-
-  value: float
-  error: float
-
-
-def kid(a: Features, b: Others) -> Kid:
-  """The kernel distance of two sets (Bińkowski et al. 2018): unbiased squared MMD, kernel (x·y/d + 1)³.
+def kid(a: Features, b: Others) -> tuple[float, float]:
+  """The kernel distance of two sets (Bińkowski et al. 2018) and its standard error; squared MMD, kernel (x·y/d + 1)³.
 
   The mean over SUBSETS random subsets of SUBSET_SIZE images, or fewer where a side has fewer; where a subset is the
   whole of both sides there is but one. Needs 3 images a side. Unbiased, so it may be below 0 for sets alike. The
@@ -105,7 +97,7 @@ def kid(a: Features, b: Others) -> Kid:
     distance, error = _mmd(x, y)
     distances.append(distance)
     errors.append(error**2)
-  return Kid(float(np.mean(distances)), float(np.sqrt(np.mean(errors) * size / least)))
+  return float(np.mean(distances)), float(np.sqrt(np.mean(errors) * size / least))
 
 
 def _mmd(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m d"]) -> tuple[float, float]:
@@ -123,15 +115,8 @@ def _mmd(x: Float[np.ndarray, "m d"], y: Float[np.ndarray, "m d"]) -> tuple[floa
   return float(value), float(np.sqrt((size - 1) * np.var(others)))
 
 
-class Ids(NamedTuple):
-  """Shares of fills that a linear classifier takes for real, in [0, 1]: larger is better."""
-
-  paired: float
-  unpaired: float
-
-
-def ids(fake: Features, real: Features) -> Ids:
-  """P-IDS and U-IDS of fills and the true image of each (Zhao et al. 2021, CoModGAN, section 5).
+def ids(fake: Features, real: Features) -> tuple[float, float]:
+  """P-IDS and U-IDS, in [0, 1], of fills and the true image of each (Zhao et al. 2021, CoModGAN, section 5).
 
   A linear support vector machine is fitted to tell the sets apart. P-IDS is the share of fills that it finds more real
   than their own truth, U-IDS the share of all images on the wrong side; 0.5 is the best to hope for. With no more
@@ -144,7 +129,7 @@ def ids(fake: Features, real: Features) -> Ids:
   machine = LinearSVC(dual=False).fit(features, labels)  # pyright: ignore[reportArgumentType]
   realness = machine.decision_function(features)
   wrong = np.mean((realness > 0) != labels)
-  return Ids(float(np.mean(realness[len(real) :] > realness[: len(real)])), float(wrong))
+  return float(np.mean(realness[len(real) :] > realness[: len(real)])), float(wrong)
 
 
 def distances(

@@ -7,22 +7,23 @@ import io
 import math
 import pathlib
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
+from gmsrm_jax.evaluation.baselines import Fill
 from gmsrm_jax.evaluation.distribution import FULL_SIZE, interval
 from gmsrm_jax.evaluation.metrics import means
-from gmsrm_jax.evaluation.scorer import ALL, Results, Scores
+from gmsrm_jax.evaluation.scorer import ALL, Pictures, Scores, fill_all
 from gmsrm_jax.files import write_json, write_text
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.training.run_folder import REPORT
 
-Tree = dict[str, dict[str, dict[str, Any]]]
+Tree = dict[str, dict[str, dict[str, Any]]]  # method, bucket, metric
 
 _MORE, _LESS = "higher is better", "lower is better"
 _METRICS: dict[str, tuple[str, int]] = {
@@ -53,8 +54,8 @@ _DISTANCES: dict[str, tuple[str, int]] = {
 
 _CELL = 176  # pixels, side of a picture on the page
 _GREY = 110  # what a hole is shown in
-_RANKED_BY = ("lpips_hole", "lpips", "psnr_hole", "psnr")  # the first that the protocol has
-_CAPTION = {"psnr": ("PSNR", 2), "lpips": ("LPIPS", 3), "lpips_hole": ("LPIPS, hole", 3)}
+_CAPTION = ("psnr", "lpips", "lpips_hole")
+_RANKED_BY = ("lpips_hole", "lpips", "psnr")  # the first that the protocol has
 
 
 def make_report(head: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def make_report(head: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
 
 
 def summarise(scores: Scores) -> tuple[Tree, Tree]:
-  """Means, and 95 % bootstrap intervals over images, by method, bucket (and 'all') and metric."""
+  """Means, and 95 % bootstrap intervals over images (none of one image), by method, bucket (and 'all') and metric."""
   averages: Tree = {method: {} for method in scores.values}
   intervals: Tree = {method: {} for method in scores.values}
   for method, buckets in scores.values.items():
@@ -96,16 +97,17 @@ def _by_image(scores: Scores, method: str, metric: str) -> np.ndarray:
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
-  """None of one image: drawn again and again it says nothing of others."""
   return list(interval(values)) if len(values) > 1 else None
 
 
-def write_report(root: pathlib.Path, report: Mapping[str, Any], results: Results, scores: Scores) -> str:
+def write_report(
+  root: pathlib.Path, report: Mapping[str, Any], pictures: Pictures, fills: Mapping[str, Fill], scores: Scores
+) -> str:
   """Writes the four files and returns the Markdown."""
   text = markdown(report)
   write_json(root / f"{REPORT}.json", report)
   write_text(root / f"{REPORT}.csv", table(scores))
-  save_panel(root / f"{REPORT}.png", _page(results, scores))
+  save_panel(root / f"{REPORT}.png", _page(pictures, fills, scores))
   write_text(root / f"{REPORT}.md", text)
   return text
 
@@ -114,7 +116,7 @@ def table(scores: Scores) -> str:
   """CSV, a line per method, bucket and image, a column per metric; 'inf' is a PSNR of equal pictures."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["method", "bucket", "image", *_names(scores)])
+  writer.writerow(["method", "bucket", "image", *next(iter(next(iter(scores.values.values())).values()))])
   for method, buckets in scores.values.items():
     for bucket, values in buckets.items():
       for name, *numbers in zip(scores.names[bucket], *values.values(), strict=True):
@@ -122,25 +124,20 @@ def table(scores: Scores) -> str:
   return text.getvalue()
 
 
-def _names(scores: Scores) -> list[str]:
-  """The metrics."""
-  return list(next(iter(next(iter(scores.values.values())).values())))
-
-
 def markdown(report: Mapping[str, Any]) -> str:
   """The report as a page: one table per metric, a line per method, a column per bucket."""
-  counts = report["images"]
-  notes = [*report["notes"], *_outside_notes(report), _check_note(report["self_check"])]
+  protocol, counts = report["protocol"], report["images"]
   sections = [
     f"# {report['title']}",
     report["summary"],
-    f"Protocol {report['protocol']['name']}: {report['protocol']['source']}.",
-    "\n".join(f"- {note}" for note in notes),
+    f"Protocol {protocol['name']}: {protocol['source']}.",
+    "\n".join(f"- {note}" for note in (*report["notes"], *_outside_notes(report), _check_note(report["self_check"]))),
     "Numbers that papers print, under other protocols: docs/published.md of the project.",
     "Pictures: " + ", ".join(f"{count} in {bucket}" for bucket, count in counts.items()) + ".",
     *_metric_sections(report),
     "## Distances of sets",
-    _set_sizes(counts),
+    "A bucket needs 2 pictures for a Fréchet distance, 3 for a kernel distance, more than features for the IDS. Below "
+    f"{FULL_SIZE} pictures the Fréchet distance is biased upwards: prefer the kernel distance.",
     *_distance_sections(report),
   ]
   if "memory" in report:
@@ -150,44 +147,40 @@ def markdown(report: Mapping[str, Any]) -> str:
       f"Perplexity {health['perplexity']:.0f} of {health['slots']} slots, {health['used_slots']:.0f} in use; whole "
       f"held-out images drawn from their read alone: {health['reconstruction_psnr']:.2f} dB.",
     ]
-  return "\n\n".join(section for section in sections if section) + "\n"
+  return "\n\n".join(sections) + "\n"
 
 
-def _metric_sections(report: Mapping[str, Any]) -> Iterable[str]:
-  buckets = list(report["images"])
+def _metric_sections(report: Mapping[str, Any]) -> Iterator[str]:
   first = next(iter(report["scores"]))
   for name, (title, digits) in _METRICS.items():
     if name in report["scores"][first][ALL]:
-      lines = {
-        method: [_number(values[bucket][name], digits) for bucket in buckets]
-        for method, values in report["scores"].items()
-      }
-      bounds = [report["intervals"][first][bucket][name] for bucket in buckets]
-      shown = [" – ".join(_number(bound, digits) for bound in pair) if pair else "–" for pair in bounds]
-      own = {first: lines.pop(first), "*95 % interval*": shown}
-      yield from (f"## {title}", report["protocol"][name], _table({**own, **lines}, buckets))
+      lines = {}
+      for method, buckets in report["scores"].items():
+        lines[method] = [_number(buckets[bucket][name], digits) for bucket in report["images"]]
+        if method == first:
+          bounds = [report["intervals"][method][bucket][name] for bucket in report["images"]]
+          lines["*95 % interval*"] = [
+            " – ".join(_number(bound, digits) for bound in pair) if pair else "–" for pair in bounds
+          ]
+      yield from (f"## {title}", report["protocol"][name], _table(lines, report))
 
 
-def _distance_sections(report: Mapping[str, Any]) -> Iterable[str]:
-  buckets = list(report["images"])
+def _distance_sections(report: Mapping[str, Any]) -> Iterator[str]:
   for name, (title, digits) in _DISTANCES.items():
     scale = 1000.0 if name.startswith("kid") else 1.0
-    lines = {}
-    for method, by_bucket in report["distribution"].items():
-      values = [by_bucket[bucket].get(name, math.nan) * scale for bucket in buckets]
-      errors = [by_bucket[bucket].get(f"{name}_standard_error", math.nan) * scale for bucket in buckets]
-      lines[method] = [
-        _number(value, digits) + ("" if math.isnan(error) else f" ± {_number(error, digits)}")
-        for value, error in zip(values, errors, strict=True)
-      ]
+    lines: dict[str, list[str]] = {}
+    for method, buckets in report["distribution"].items():
+      values = [buckets[bucket].get(name, math.nan) * scale for bucket in report["images"]]
+      errors = [buckets[bucket].get(f"{name}_standard_error", math.nan) * scale for bucket in report["images"]]
+      pairs = zip(values, errors, strict=True)
+      lines[method] = [" ± ".join(_number(x, digits) for x in pair if not math.isnan(x)) or "–" for pair in pairs]
     if any(cell != "–" for cells in lines.values() for cell in cells):
-      yield from (f"### {title}", _table(lines, buckets))
+      yield from (f"### {title}", _table(lines, report))
 
 
-def _table(lines: Mapping[str, Sequence[str]], buckets: Sequence[str]) -> str:
-  """A Markdown table of numbers that are written already."""
+def _table(lines: Mapping[str, Sequence[str]], report: Mapping[str, Any]) -> str:
   cells = [[name, *numbers] for name, numbers in lines.items()]
-  return tabulate(cells, headers=["", *buckets], tablefmt="github", disable_numparse=True)
+  return tabulate(cells, headers=["", *report["images"]], tablefmt="github", disable_numparse=True)
 
 
 def _number(value: float, digits: int) -> str:
@@ -207,70 +200,46 @@ def _outside_notes(report: Mapping[str, Any]) -> list[str]:
 
 
 def _check_note(check: Mapping[str, Any]) -> str:
-  psnr = check["psnr"] if isinstance(check["psnr"], str) else f"{check['psnr']:.0f}"
-  lpips = "".join(f", {name} {value:.0e}" for name, value in check["off_by"].items() if name.startswith("lpips"))
   frechet = "".join(f", {name} {value:.0e}" for name, value in check["frechet_distance"].items())
   return (
-    f"Self-check, the truth of {check['images']} pictures scored against itself: PSNR {psnr}{lpips}, all within "
+    f"Self-check, the truth of {check['images']} pictures scored against itself: PSNR {check['psnr']}, all else within "
     f"{max(check['off_by'].values()):.0e} of perfect{frechet}: {'passed' if check['passed'] else 'FAILED'}."
   )
 
 
-def _set_sizes(counts: Mapping[str, int]) -> str:
-  """The conclusions that so many pictures allow."""
-  if counts[ALL] < 2:
-    return "None: one picture is no set; score at least 2 for a Fréchet distance and 3 for a kernel distance."
-  text = "A bucket needs 2 pictures for a Fréchet distance, 3 for a kernel distance, more than features for the IDS."
-  if min(counts.values()) < FULL_SIZE:
-    text += f" Below {FULL_SIZE} pictures the Fréchet distance is biased upwards: prefer the kernel distance."
-  return text
-
-
-class Chosen(NamedTuple):
-  """One image of a bucket and why it is shown."""
-
-  rank: str  # best, median or worst
-  name: str
-  row: int  # in the values of its bucket
-
-
-def choose(scores: Scores, method: str, bucket: str) -> list[Chosen]:
-  """Best, median and worst image of a method by LPIPS over the hole; fewer where there are not three."""
+def choose(scores: Scores, method: str, bucket: str) -> dict[str, int]:
+  """Maps best, median and worst to a place in the bucket, by LPIPS over the hole; fewer where there are not three."""
   values = scores.values[method][bucket]
   metric = next(name for name in _RANKED_BY if name in values)
   # Ties in name order, which is the order of the values.
-  order = np.argsort(-values[metric] if metric.startswith("psnr") else values[metric], kind="stable")
-  places = {"best": 0, "median": (len(order) - 1) // 2, "worst": len(order) - 1}
-  rows = {rank: int(order[place]) for rank, place in places.items()}
-  shown = {1: ["best"], 2: ["best", "worst"]}.get(len(order), list(places))
-  return [Chosen(rank, scores.names[bucket][rows[rank]], rows[rank]) for rank in shown]
+  order = np.argsort(-values[metric] if metric == "psnr" else values[metric], kind="stable").tolist()
+  median = {"median": order[(len(order) - 1) // 2]} if len(order) > 2 else {}
+  return {"best": order[0], **median, **({"worst": order[-1]} if len(order) > 1 else {})}
 
 
-def _page(results: Results, scores: Scores) -> dict[str, UInt8[np.ndarray, "n side side 3"]]:
+def _page(pictures: Pictures, fills: Mapping[str, Fill], scores: Scores) -> dict[str, np.ndarray]:
   """Columns of the page: numbers, truth, masked, filled and the first baseline; the chosen images of each bucket."""
-  shown = list(scores.values)[:2]
+  methods = list(scores.values)[:2]
+  fills = {method: fill for method, fill in fills.items() if method in methods}
   columns: dict[str, list[np.ndarray]] = {}
-  for bucket in scores.names:
-    for chosen in choose(scores, shown[0], bucket):
-      example = results.example(bucket, chosen.name, shown)
-      image, mask = example.images[0], example.masks[0]
-      pictures = {"": _caption(scores, bucket, chosen, shown), "truth": _fitted(image)}
-      if results.has_masks:
-        pictures["masked"] = _fitted(np.where(mask > 0, np.uint8(_GREY), image))
-      pictures |= {method: _fitted(np.where(mask > 0, example.fills[method][0], image)) for method in shown}
-      for title, picture in pictures.items():
-        columns.setdefault(title, []).append(picture)
-  return {title: np.stack(pictures) for title, pictures in columns.items()}
+  for bucket, names in scores.names.items():
+    for rank, row in choose(scores, methods[0], bucket).items():
+      picture = pictures.again(bucket, names[row])
+      hole, filled = picture.mask > 0, fill_all([picture], fills)
+      cells = {"": _caption([f"{bucket} {rank}", *textwrap.wrap(names[row], 24)], scores, bucket, row)}
+      cells |= {"truth": _fitted(picture.image), "masked": _fitted(np.where(hole, np.uint8(_GREY), picture.image))}
+      cells |= {method: _fitted(np.where(hole, filled[method][0], picture.image)) for method in methods}
+      for title, cell in cells.items():
+        columns.setdefault(title, []).append(cell)
+  return {title: np.stack(cells) for title, cells in columns.items()}
 
 
-def _caption(scores: Scores, bucket: str, chosen: Chosen, methods: Sequence[str]) -> UInt8[np.ndarray, "side side 3"]:
-  lines = [f"{bucket} {chosen.rank}", *textwrap.wrap(chosen.name, 24)]
-  for method in methods:
-    values = scores.values[method][bucket]
+def _caption(lines: list[str], scores: Scores, bucket: str, row: int) -> UInt8[np.ndarray, "side side 3"]:
+  for method in list(scores.values)[:2]:
     lines += ["", method]
-    lines += [
-      f"  {title} {values[name][chosen.row]:.{digits}f}" for name, (title, digits) in _CAPTION.items() if name in values
-    ]
+    for metric, array in scores.values[method][bucket].items():
+      if metric in _CAPTION:
+        lines.append(f"  {metric} {array[row]:.{_METRICS[metric][1]}f}")
   cell = Image.new("RGB", (_CELL, _CELL), "white")
   ImageDraw.Draw(cell).multiline_text((4, 2), "\n".join(lines), fill="black")
   return np.array(cell)

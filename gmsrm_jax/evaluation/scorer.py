@@ -1,8 +1,7 @@
 """The one way results are scored: those of a model during and after training, and anybody's from folders.
 
-Results come as batches, in any order; one value per (method, bucket, image) stays, so means, intervals and pictures are
-made from the same numbers. All methods are composited: the truth stands outside the hole. Features stay, too: with
-Inception about 10 KB per method, bucket and image.
+One value per (method, bucket, image) stays, so means, intervals and pictures are made from the same numbers. Features
+stay, too, with Inception about 10 KB each. All methods are composited: the truth stands outside the hole.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from gmsrm_jax.arrays import Rgb8, image_from_uint8
 from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation import distribution
+from gmsrm_jax.evaluation.baselines import Fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
 from gmsrm_jax.pretrained import inception, lpips, vgg16, weight_files
@@ -32,41 +32,39 @@ ALL = "all"
 CHECKED = 16
 """At most so many images of one size, the first that come, are scored against themselves as a check."""
 
+_BEST = {"ssim": 1.0, "ms_ssim": 1.0}  # of equal pictures; every other error is 0, and PSNR has no end
 
-class Batch(NamedTuple):
-  """Results for some images of one size; `fills`, by method, need not be composited."""
 
-  buckets: list[str]
-  names: list[str]
-  images: UInt8[np.ndarray, "b h w 3"]
-  masks: UInt8[np.ndarray, "b h w 1"]
-  fills: Mapping[str, UInt8[np.ndarray, "b h w 3"]]
+class Picture(NamedTuple):
+  """A true image with its hole, in a bucket; without a mask, in bucket 'all', the whole image counts as hole."""
+
+  bucket: str
+  name: str
+  image: UInt8[np.ndarray, "h w 3"]
+  mask: UInt8[np.ndarray, "h w 1"]
+  fills: Mapping[str, UInt8[np.ndarray, "h w 3"]] = {}  # by method, as far as they are there already
 
 
 @runtime_checkable
-class Results(Protocol):
+class Pictures(Protocol):
   """What can be scored."""
 
-  has_masks: bool  # without masks the whole image counts as hole
+  def __len__(self) -> int: ...
 
-  def least_size(self) -> tuple[int, int]:
-    """Height and width of the image with the shortest side."""
+  def __iter__(self) -> Iterator[Picture]:
+    """Each image decoded and each mask drawn or read once."""
     ...
 
-  def count(self) -> int:
-    """How many images `batches` gives at most, each bucket counted."""
+  def again(self, bucket: str, name: str) -> Picture:
+    """One of them, to be shown."""
     ...
 
-  def batches(self) -> Iterator[Batch]:
-    """All results, each image decoded and each mask drawn or read once."""
-    ...
-
-  def example(self, bucket: str, name: str, methods: Sequence[str]) -> Batch:
-    """One image again, filled by some of the methods."""
+  def see(self, batch: Sequence[Picture], fills: Mapping[str, UInt8[np.ndarray, "b h w 3"]]) -> None:
+    """Takes notes of a batch and its fills by method."""
     ...
 
   def describe(self) -> dict[str, Any]:
-    """What a report says of them, the hashes of images and masks included; whole after the batches."""
+    """The head of a report, with the hashes of images and masks; whole after the iteration."""
     ...
 
 
@@ -86,15 +84,7 @@ class Measure(NamedTuple):
 
   program: ByImage
   weights: dict[str, str]  # file of the networks to its sha256
-  notes: list[str]
-
-
-def _vgg16(networks: Any, pixels: Rgb8) -> jax.Array:
-  return vgg16.vgg16_embedding(networks["vgg"], image_from_uint8(pixels))
-
-
-def _inception(networks: Any, pixels: Rgb8) -> jax.Array:
-  return inception.inception_features(networks["inception"], image_from_uint8(pixels))
+  note: str
 
 
 def make_measure(config: EvalConfig) -> Measure:
@@ -103,54 +93,72 @@ def make_measure(config: EvalConfig) -> Measure:
   Raises:
     ConfigError: a file of weights is lost or altered, or `eval.inception_weights` names none.
   """
-  protocol = PROTOCOLS[config.protocol]
+  protocol, setting = PROTOCOLS[config.protocol], config.inception_weights
   networks: dict[str, Any] = {"alex": lpips.load_alexnet(), "vgg": vgg16.load_vgg16()}
   weights = {name: weight_files.SHA256[name] for name in ("alexnet", "vgg16")}
-  embeddings = {"vgg16": _vgg16}
-  setting = config.inception_weights
   path = inception.download() if setting == "download" else pathlib.Path(setting) if setting else None
   path = path or inception.find_inception()
-  if path is None:
-    note = f"No FID: it needs {inception.NAME}; set eval.inception_weights to its path, or to download."
-  else:
+  note = f"No FID: it needs {inception.NAME}; set eval.inception_weights to its path, or to download."
+  if path is not None:
     networks["inception"], weights["inception"] = inception.load_inception(path), inception.SHA256
-    embeddings["inception"] = _inception
     note = f"FID's pictures are resized to {inception.SIDE}x{inception.SIDE}: {inception.RESIZE}."
+
+  def embed(networks: Any, pixels: Rgb8) -> dict[str, jax.Array]:
+    image = image_from_uint8(pixels)
+    embeddings = {"vgg16": vgg16.vgg16_embedding(networks["vgg"], image)}
+    if "inception" in networks:
+      embeddings["inception"] = inception.inception_features(networks["inception"], image)
+    return embeddings
 
   def measure(networks: Any, fills: jax.Array, truth: jax.Array, masks: jax.Array) -> Any:
     # One program for all methods: what is done to the truth is done once.
     scores = jax.vmap(protocol.score, in_axes=(None, 1, None, None), out_axes=1)(networks, fills, truth, masks)
-    of_fills = {name: jax.vmap(embed, (None, 1), 1)(networks, fills) for name, embed in embeddings.items()}
-    return scores, of_fills, {name: embed(networks, truth) for name, embed in embeddings.items()}
+    return scores, jax.vmap(embed, (None, 1), 1)(networks, fills), embed(networks, truth)
 
-  return Measure(in_fixed_batches(measure, networks), weights, [note])
+  return Measure(in_fixed_batches(measure, networks), weights, note)
 
 
-def score(results: Results, measure: ByImage) -> Scores:
-  """Scores every method; independent of batches, their order and the number of devices."""
+def batches(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+  """Neighbours of equal height and width, at most `size` of them."""
+  for _, alike in itertools.groupby(pictures, lambda picture: picture.image.shape):
+    while batch := list(itertools.islice(alike, size)):
+      yield batch
+
+
+def fill_all(batch: Sequence[Picture], fills: Mapping[str, Fill]) -> dict[str, UInt8[np.ndarray, "b h w 3"]]:
+  """The pictures of each method, those that are there already first; they need not be composited."""
+  images, masks = np.stack([picture.image for picture in batch]), np.stack([picture.mask for picture in batch])
+  given = {method: np.stack([picture.fills[method] for picture in batch]) for method in batch[0].fills}
+  return given | {method: fill(images, masks) for method, fill in fills.items() if method not in given}
+
+
+def score(pictures: Pictures, fills: Mapping[str, Fill], measure: ByImage, batch_size: int) -> Scores:
+  """Scores the pictures' own fills and those of `fills`; neither batches, their order nor devices change a number."""
   keys: list[tuple[str, str]] = []  # bucket and name of each row
-  pieces: list[Any] = []
-  methods: tuple[str, ...] = ()
-  checked: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # name to truth and mask
-  with tqdm(total=results.count(), desc="evaluate", unit="image", disable=None) as progress:
-    for batch in results.batches():
-      methods = tuple(batch.fills)  # the one that is judged first, then those beside it
-      keys += zip(batch.buckets, batch.names, strict=True)
-      pieces.append(_measured(batch, measure))
-      for name, truth, mask in zip(batch.names, batch.images, batch.masks, strict=True):
-        if len(checked) < CHECKED and all(truth.shape == other.shape for other, _ in checked.values()):
-          checked.setdefault(name, (truth, mask))
-      progress.update(len(batch.names))
+  measured: list[Any] = []
+  methods: list[str] = []
+  checked: dict[str, Picture] = {}
+  with tqdm(total=len(pictures), desc="evaluate", unit="image", disable=None) as progress:
+    for batch in batches(pictures, batch_size):
+      filled = fill_all(batch, fills)
+      methods = list(filled)
+      keys += [(picture.bucket, picture.name) for picture in batch]
+      measured.append(_measured(batch, np.stack(list(filled.values()), axis=1), measure))
+      pictures.see(batch, filled)
+      for picture in batch:
+        if len(checked) < CHECKED and all(picture.image.shape == other.image.shape for other in checked.values()):
+          checked.setdefault(picture.name, picture)
+      progress.update(len(batch))
   order = sorted(range(len(keys)), key=keys.__getitem__)
-  values, of_fills, of_truth, apart = jax.tree.map(lambda *rows: np.concatenate(rows)[order], *pieces)
+  values, of_fills, of_truth, apart = jax.tree.map(lambda *parts: np.concatenate(parts)[order], *measured)
   keys.sort()
-  buckets = {bucket: list(rows) for bucket, rows in itertools.groupby(range(len(keys)), lambda row: keys[row][0])}
-  if not results.has_masks:
-    values = {name: array for name, array in values.items() if _of_whole(name)}
+  buckets = {bucket: list(group) for bucket, group in itertools.groupby(range(len(keys)), lambda row: keys[row][0])}
   return Scores(
     names={bucket: [keys[row][1] for row in rows] for bucket, rows in buckets.items()},
     values={
-      method: {bucket: {name: array[rows, place] for name, array in values.items()} for bucket, rows in buckets.items()}
+      method: {
+        bucket: {name: array[group, place] for name, array in values.items()} for bucket, group in buckets.items()
+      }
       for place, method in enumerate(methods)
     },
     distances=_distances(methods, keys, buckets, of_fills, of_truth),
@@ -158,25 +166,34 @@ def score(results: Results, measure: ByImage) -> Scores:
       method: {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum()), "most": int(most.max())}
       for method, pixels, most in zip(methods, apart["pixels"].T, apart["most"].T, strict=True)
     },
-    check=self_check(*_truth_against_itself(checked, measure, len(methods), results.has_masks)),
+    check=_check_truth(list(checked.values()), measure, len(methods)),
   )
 
 
-def _measured(batch: Batch, measure: ByImage) -> tuple[Any, Any, Any, Any]:
+def _measured(
+  batch: Sequence[Picture], fills: UInt8[np.ndarray, "b m h w 3"], measure: ByImage
+) -> tuple[dict[str, np.ndarray], Any, Any, dict[str, np.ndarray]]:
   """The scores, in float64, and features of a batch, and how it differs from the truth outside the hole."""
-  masks, truth, fills = batch.masks[:, None], batch.images[:, None], np.stack(list(batch.fills.values()), axis=1)
-  composited = np.where(masks > 0, fills, truth)
-  scores, of_fills, of_truth = measure(composited, batch.images, batch.masks)
+  images, masks = np.stack([picture.image for picture in batch]), np.stack([picture.mask for picture in batch])
+  truth, hole = images[:, None], masks[:, None] > 0
+  composited = np.where(hole, fills, truth)
+  scores, of_fills, of_truth = measure(composited, images, masks)
   scores = {name: array.astype(np.float64) for name, array in scores.items()}
   # A compiler may round fills and truth on ways of its own; whether they are equal the integers tell.
   equal = (composited == truth).all(axis=(2, 3, 4))
-  for name in ("psnr", "psnr_hole"):
-    if name in scores:  # what a protocol cuts off at 100 dB stays
-      scores[name] = np.where(equal & (scores[name] > 100), np.inf, scores[name])
-  area = batch.masks.mean(axis=(1, 2, 3), dtype=np.float64)
-  scores["hole_area"] = np.repeat(area[:, None], len(batch.fills), axis=1)
-  apart = np.where(masks > 0, 0, np.abs(fills.astype(np.int16) - truth)).max(axis=-1)
+  for name in scores.keys() & {"psnr", "psnr_hole"}:  # what a protocol cuts off at 100 dB stays
+    scores[name] = np.where(equal & (scores[name] > 100), np.inf, scores[name])
+  if batch[0].bucket == ALL:
+    scores = {name: array for name, array in scores.items() if _of_whole(name)}
+  else:
+    scores["hole_area"] = np.repeat(masks.mean(axis=(1, 2, 3), dtype=np.float64)[:, None], fills.shape[1], axis=1)
+  apart = np.where(hole, 0, np.abs(fills.astype(np.int16) - truth)).max(axis=-1)
   return scores, of_fills, of_truth, {"pixels": (apart > 0).sum(axis=(2, 3)), "most": apart.max(axis=(2, 3))}
+
+
+def _of_whole(metric: str) -> bool:
+  """Whether it has a meaning where there was no mask."""
+  return "hole" not in metric and "boundary" not in metric
 
 
 def _distances(
@@ -188,44 +205,33 @@ def _distances(
 ) -> dict[str, dict[str, dict[str, float]]]:
   """The distances of each method by bucket and over all; rows are sorted by their keys, bucket and name."""
   values = {method: {bucket: {} for bucket in (*buckets, ALL)} for method in methods}
-  sample, merge = distribution.sample(keys), distribution.Moments.merge
-  once = dict(sorted({name: row for row, (_, name) in enumerate(keys)}.items()))
+  sample, moments_of = distribution.sample(keys), distribution.Moments.of
+  once = [row for _, row in sorted({name: row for row, (_, name) in enumerate(keys)}.items())]
   for network, truth in of_truth.items():
-    moments_of_truth = {bucket: distribution.Moments.of(truth[rows]) for bucket, rows in buckets.items()}
-    truth_of_all = functools.reduce(merge, moments_of_truth.values())
+    of_bucket = {bucket: moments_of(truth[rows]) for bucket, rows in buckets.items()}
     for place, method in enumerate(methods):
       fills = of_fills[network][:, place]
-      moments = {bucket: distribution.Moments.of(fills[rows]) for bucket, rows in buckets.items()}
+      pairs = {bucket: (moments_of(fills[rows]), of_bucket[bucket]) for bucket, rows in buckets.items()}
+      whole = functools.reduce(lambda a, b: (a[0].merge(b[0]), a[1].merge(b[1])), pairs.values())
       for bucket, rows in buckets.items():
-        both = (moments[bucket], moments_of_truth[bucket])
-        values[method][bucket] |= distribution.distances(network, both, fills[rows], truth[rows], truth[rows])
-      both = (functools.reduce(merge, moments.values()), truth_of_all)
-      whole = distribution.distances(network, both, fills[sample], truth[list(once.values())], truth[sample])
-      values[method][ALL] |= whole
+        values[method][bucket] |= distribution.distances(network, pairs[bucket], fills[rows], truth[rows], truth[rows])
+      values[method][ALL] |= distribution.distances(network, whole, fills[sample], truth[once], truth[sample])
   return values
 
 
-def _truth_against_itself(
-  pictures: Mapping[str, tuple[np.ndarray, np.ndarray]], measure: ByImage, methods: int, has_masks: bool
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+def _check_truth(pictures: Sequence[Picture], measure: ByImage, methods: int) -> dict[str, Any]:
   """In the place of every method stands the truth, so that it is scored by the very program that scores them."""
-  truth, masks = (np.stack(arrays) for arrays in zip(*pictures.values(), strict=True))
-  fills = np.repeat(truth[:, None], methods, axis=1)
-  scores, of_fills, of_truth = measure(fills, truth, masks)
+  truth, masks = np.stack([picture.image for picture in pictures]), np.stack([picture.mask for picture in pictures])
+  scores, of_fills, of_truth = measure(np.repeat(truth[:, None], methods, axis=1), truth, masks)
   frechet: dict[str, float] = {}
   for network, own in of_truth.items():
     moments = (distribution.Moments.of(of_fills[network][:, 0]), distribution.Moments.of(own))
     frechet |= distribution.distances(network, moments, of_fills[network][:, 0], own, own)
-  frechet = {name: value for name, value in frechet.items() if name.startswith(("fd", "fid"))}
-  return {name: array[:, 0] for name, array in scores.items() if has_masks or _of_whole(name)}, frechet
-
-
-def _of_whole(metric: str) -> bool:
-  """Whether it has a meaning where there was no mask."""
-  return "hole" not in metric and "boundary" not in metric
-
-
-_BEST = {"ssim": 1.0, "ms_ssim": 1.0}  # of equal pictures; every other error is 0, and PSNR has no end
+  has_masks = pictures[0].bucket != ALL
+  return self_check(
+    {name: array[:, 0] for name, array in scores.items() if has_masks or _of_whole(name)},
+    {name: value for name, value in frechet.items() if name.startswith(("fd", "fid"))},
+  )
 
 
 def self_check(values: Mapping[str, np.ndarray], frechet: Mapping[str, float]) -> dict[str, Any]:
@@ -233,17 +239,13 @@ def self_check(values: Mapping[str, np.ndarray], frechet: Mapping[str, float]) -
 
   HINT's protocol ends PSNR at 100 dB, and a compiler's rounding may leave more than that instead of infinity.
   """
-  psnr = float(values["psnr"].min())
-  off = {
-    name: float(np.abs(array - _BEST.get(name, 0.0)).max())
-    for name, array in values.items()
-    if not name.startswith("psnr")
-  }
-  perfect = psnr >= 100.0 and all(value < 1e-5 for value in off.values())
+  psnr, errors = float(values["psnr"].min()), values.keys() - {"psnr", "psnr_hole"}
+  off = {name: float(np.abs(values[name] - _BEST.get(name, 0.0)).max()) for name in sorted(errors)}
+  perfect = psnr >= 100.0 and max(off.values()) < 1e-5 and max(frechet.values(), default=0.0) < 1e-3
   return {
     "images": len(values["psnr"]),
     "psnr": "inf" if np.isposinf(psnr) else psnr,
     "off_by": off,
     "frechet_distance": dict(frechet),
-    "passed": bool(perfect and all(value < 1e-3 for value in frechet.values())),
+    "passed": bool(perfect),
   }

@@ -175,7 +175,7 @@ def test_one_picture_has_no_distance_of_sets(copied, tmp_path):
   found = evaluate(copied, tmp_path / "out")
   assert found["images"][ALL] == 1 and found["distribution"]["filled"][ALL] == {}
   text = (tmp_path / "out" / "report.md").read_text()
-  assert "one picture is no set" in text
+  assert "Fréchet distance of" not in text and "needs 2 pictures" in text
   assert re.search(r"\*95 % interval\* \| – +\|", text)
 
 

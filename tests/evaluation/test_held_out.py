@@ -18,8 +18,7 @@ from gmsrm_jax import files, overrides
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed
 from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
-from gmsrm_jax.evaluation.baselines import mean_fill
-from gmsrm_jax.evaluation.held_out import HeldOutResults, make_fill
+from gmsrm_jax.evaluation.held_out import HeldOutPictures, make_fill
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import weights
 from tests.evaluation.test_scorer import one_device
@@ -102,20 +101,13 @@ def test_evaluating_again_repeats_the_report_elsewhere(trained, report, tmp_path
 
 def test_a_fill_depends_on_neither_batch_nor_devices(config, trained, monkeypatch):
   params = weights.load_weights(config, trained.workdir).params
-  evaluation = pipeline.evaluation_set(config)
-
-  def filled(batch_size):
-    smaller = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=batch_size))
-    batches = list(HeldOutResults(smaller, evaluation, {"model": make_fill(config, params)}).batches())
-    keys = [key for batch in batches for key in zip(batch.buckets, batch.names, strict=True)]
-    return dict(zip(keys, np.concatenate([batch.fills["model"] for batch in batches]), strict=True))
-
-  whole = filled(3)
+  pictures = list(HeldOutPictures(config, pipeline.evaluation_set(config)))
+  images, masks = np.stack([picture.image for picture in pictures]), np.stack([picture.mask for picture in pictures])
+  whole = make_fill(config, params)(images, masks)
   monkeypatch.setattr(sharding, "local_mesh", one_device)
-  single = filled(1)
-  assert single.keys() == whole.keys() and len(whole) == 3 * len(BUCKETS)
-  for key, fill in whole.items():
-    np.testing.assert_array_equal(single[key], fill)
+  fill = make_fill(config, params)
+  alone = [fill(image[None], mask[None]) for image, mask in zip(images[:7], masks[:7], strict=True)]
+  np.testing.assert_array_equal(np.concatenate(alone), whole[:7])
 
 
 def test_each_image_is_decoded_once_and_each_hole_drawn_once(config, monkeypatch):
@@ -124,8 +116,7 @@ def test_each_image_is_decoded_once_and_each_hole_drawn_once(config, monkeypatch
   decode, draw = pipeline.EvaluationSet.__getitem__, pipeline.EvaluationSet.mask
   monkeypatch.setattr(pipeline.EvaluationSet, "__getitem__", lambda s, i: decoded.update([i]) or decode(s, i))
   monkeypatch.setattr(pipeline.EvaluationSet, "mask", lambda s, i, b: drawn.update([(i, b)]) or draw(s, i, b))
-  for _ in HeldOutResults(config, evaluation, {"mean fill": mean_fill}).batches():
-    pass
+  assert len(list(HeldOutPictures(config, evaluation))) == 3 * len(BUCKETS)
   assert decoded == dict.fromkeys(range(3), 1)
   assert drawn == dict.fromkeys(itertools.product(range(3), BUCKETS), 1)
 
@@ -135,5 +126,5 @@ def test_an_undecodable_image_is_left_out_of_every_number(config, trained, tmp_p
   broken = folder / "photo01.jpg"
   broken.write_bytes(broken.read_bytes()[:1000])
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, val=str(folder)))
-  results = HeldOutResults(config, pipeline.evaluation_set(config), {})
-  assert {name for batch in results.batches() for name in batch.names} == {"photo00.png", "photo02.png"}
+  pictures = HeldOutPictures(config, pipeline.evaluation_set(config))
+  assert {picture.name for picture in pictures} == {"photo00.png", "photo02.png"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 
 import jax
 import numpy as np
@@ -22,47 +21,33 @@ BUCKETS = ("10-20%", "20-30%")
 PHOTOS = (skimage.data.astronaut(), skimage.data.coffee())
 
 
-class Pictures:
-  """Crops of two photographs with a box as hole, in memory; bucket b's box is larger."""
+FILLS = {"telea": telea_fill, "mean": mean_fill, "inverse": lambda images, masks: 255 - images}
 
-  has_masks = True
 
-  def __init__(self, batch_size: int, shuffled: int | None = None, methods=None, count: int = COUNT):
-    self.batch_size, self.shuffled, self.total = batch_size, shuffled, count
-    self.fills = methods or {
-      "perfect": lambda images, masks: images,
-      "telea": telea_fill,
-      "mean": mean_fill,
-      "inverse": lambda images, masks: 255 - images,
-    }
+class Crops:
+  """Crops of two photographs with a box as hole and a perfect fill; the second bucket's box is larger."""
 
-  def least_size(self) -> tuple[int, int]:
-    return 36, 36
+  def __init__(self, order=range(COUNT)):
+    self.order = order
+
+  def __len__(self) -> int:
+    return len(self.order) * len(BUCKETS)
+
+  def again(self, bucket: str, name: str) -> scorer.Picture:
+    i, side = int(name[1:]), 16 + 3 * BUCKETS.index(bucket)
+    image = PHOTOS[i % 2][30 * i : 30 * i + 36, 150 + i : 186 + i]
+    mask = np.zeros((36, 36, 1), np.uint8)
+    mask[8 : 8 + side, 12 : 12 + side] = 1
+    return scorer.Picture(bucket, name, image, mask, {"perfect": image})
+
+  def __iter__(self):
+    return (self.again(bucket, f"p{i}") for i in self.order for bucket in BUCKETS)
+
+  def see(self, batch, fills) -> None:
+    pass
 
   def describe(self) -> dict:
     return {}
-
-  def count(self) -> int:
-    return self.total * len(BUCKETS)
-
-  def example(self, bucket: str, name: str, methods) -> scorer.Batch:
-    return self._batch(bucket, [int(name[1:])])
-
-  def _batch(self, bucket: str, rows: list[int]) -> scorer.Batch:
-    images = np.stack([PHOTOS[i % 2][30 * i : 30 * i + 36, 150 + i : 186 + i] for i in rows])
-    masks = np.zeros((*images.shape[:3], 1), np.uint8)
-    side = 16 + 3 * BUCKETS.index(bucket)
-    masks[:, 8 : 8 + side, 12 : 12 + side] = 1
-    fills = {name: fill(images, masks) for name, fill in self.fills.items()}
-    return scorer.Batch([bucket] * len(rows), [f"p{i}" for i in rows], images, masks, fills)
-
-  def batches(self):
-    rows = list(range(self.total))
-    if self.shuffled is not None:
-      random.Random(self.shuffled).shuffle(rows)
-    for start in range(0, len(rows), self.batch_size):
-      for bucket in BUCKETS:
-        yield self._batch(bucket, rows[start : start + self.batch_size])
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +57,7 @@ def measure():
 
 @pytest.fixture(scope="module")
 def scores(measure):
-  return scorer.score(Pictures(64), measure)
+  return scorer.score(Crops(), FILLS, measure, 64)
 
 
 @pytest.fixture(scope="module")
@@ -90,14 +75,14 @@ def one_device() -> Mesh:
   return Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-@pytest.mark.parametrize("other", ["batches of 5", "another order", "one device"])
+@pytest.mark.parametrize("other", ["batches of 5, another order", "one device"])
 def test_neither_batches_nor_order_nor_devices_change_a_number(other, scores, measure, monkeypatch):
   assert len(jax.local_devices()) == 4
   if other == "one device":
     monkeypatch.setattr(sharding, "local_mesh", one_device)
-    again = scorer.score(Pictures(7), scorer.make_measure(EvalConfig()).program)
+    again = scorer.score(Crops(), FILLS, scorer.make_measure(EvalConfig()).program, 7)
   else:
-    again = scorer.score(Pictures(5) if other == "batches of 5" else Pictures(64, shuffled=3), measure)
+    again = scorer.score(Crops((3, 0, 5, 1, 4, 2)), FILLS, measure, 5)
   assert again.names == scores.names == {bucket: [f"p{i}" for i in range(COUNT)] for bucket in BUCKETS}
   before, after = flat(scores.values), flat(again.values)
   assert before.keys() == after.keys()
@@ -174,6 +159,5 @@ def test_the_self_check_passes_and_would_fail(scores):
 
 
 def test_the_self_check_notices_a_program_that_measures_wrongly(measure):
-  results = Pictures(64, count=2)
-  check = scorer.score(results, lambda fills, truth, masks: measure(np.roll(fills, 1, axis=3), truth, masks)).check
+  check = scorer.score(Crops(range(2)), FILLS, lambda fills, *rest: measure(np.roll(fills, 1, axis=3), *rest), 64).check
   assert not check["passed"] and check["psnr"] < 60
