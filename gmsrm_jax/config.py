@@ -11,20 +11,13 @@ from typing import Any
 
 from gmsrm_jax.errors import one_of, require
 
+# Names that settings and flags choose from; their owners are inference/tiling.py, evaluation/ and data/.
 STRATEGIES = ("auto", "full", "crop", "resize")
-"""Ways to see a large picture while it is filled (see `inference/tiling.py`)."""
-
 PROTOCOLS = ("ours", "edgeconnect", "aotgan", "hint", "mat", "spl")
-"""Ways to score a picture: ours, and those of papers whose rows stand beside it (see `evaluation/protocols.py`)."""
-
 BASELINES = ("telea", "navier_stokes", "biharmonic", "initial", "mean")
-"""Fills without learning (see `evaluation/baselines.py`)."""
-
 LAYOUTS = ("auto", "folder", "paris", "celebahq", "places2", "arrayrecord")
-
+# `encoder` includes the recognition encoder; `features` is the network of the feature terms.
 REMAT = ("encoder", "generator", "decoder", "discriminator", "features")
-"""Names that `run.remat` takes: `encoder` includes the recognition encoder, `features` the feature terms' network."""
-
 MASK_KINDS = (
   *("free_form", "thick", "medium", "thin", "rectangles", "centre", "comodgan", "half", "outpaint"),
   *("lines", "objects", "occlusions"),
