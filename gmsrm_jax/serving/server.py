@@ -125,7 +125,8 @@ class Service:
       async with asyncio.timeout(seconds):
         fields = await _read_fields(request, self.limits.upload_bytes)
       photo, hole = await run_in_threadpool(read_picture, fields, self.limits.pixels)
-      self.inpainter.check(*hole.shape, fields.num_samples, fields.seed, fields.strategy)
+      height, width = hole.shape
+      self.inpainter.check(height, width, fields.num_samples, fields.seed, fields.strategy)
       stop = threading.Event()
       job = self._thread.submit(fill_picture, self.inpainter, fields, photo, hole, stop)
       # Not before the thread is free, though nobody may wait by then.
