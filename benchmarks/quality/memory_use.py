@@ -91,13 +91,17 @@ def main(argv: Sequence[str] | None = None) -> None:
   measured = functools.partial(measure, weights.params, {**weights.teacher}, alexnet)
   rows: dict[str, dict[str, dict[str, Any]]] = {}
   for bucket in tqdm(BUCKETS, unit="bucket", disable=None):
-    batches = evaluation.batches(bucket, flags.batch_size)
-    parts = [(jax.device_get(measured(batch.images, batch.masks)), batch.valid) for batch in batches]
+    parts = []
+    for start in range(0, len(evaluation), flags.batch_size):
+      indices = range(start, min(start + flags.batch_size, len(evaluation)))
+      images = np.stack([evaluation[index][1] for index in indices])
+      masks = np.stack([evaluation.mask(index, bucket) for index in indices])[..., None]
+      parts.append(jax.device_get(measured(images, masks)))
     row = rows.setdefault(bucket_name(bucket), {})
     for name in READS:
       row[name] = {}
       for metric in ("psnr", "lpips"):
-        values, own = (np.concatenate([part[n][metric][valid] for part, valid in parts]) for n in (name, "own"))
+        values, own = (np.concatenate([part[n][metric] for part in parts]) for n in (name, "own"))
         row[name][metric] = float(values.mean())
         row[name][f"{metric}_minus_own"] = [float((values - own).mean()), *interval(values - own)]
   for bucket, row in rows.items():

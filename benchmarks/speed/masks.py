@@ -110,12 +110,11 @@ def count_misses(kind: str, config: MaskConfig, draws: int, size: int) -> int:
 
 def nvidia_areas(path: str) -> list[dict[str, float]]:
   """Measured areas of the test masks, by the bucket of their index."""
-  folder = hole_files.nvidia_folder(path)
-  opened = hole_files.FolderMasks(str(folder), "--nvidia") if folder else hole_files.PackedMasks(path, "--nvidia")
+  opened = hole_files.MaskFiles(path, "--nvidia")
   areas = np.array([opened[index].mean() for index in tqdm(range(len(opened)), unit="mask", disable=None)])
   rows = []
   for position, (low, high) in enumerate(BUCKETS):
-    inside = areas[[hole_files.index_bucket(index) == position for index in range(len(areas))]]
+    inside = areas[np.arange(len(areas)) // hole_files.NVIDIA_PER_BUCKET == position]
     outside = np.mean((inside <= low) | (inside > high))
     by_area = int(np.sum((areas > low) & (areas <= high)))
     row = {"n": len(inside), "min": inside.min(), "mean": inside.mean(), "max": inside.max(), "outside": outside}

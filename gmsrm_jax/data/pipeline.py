@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import cv2
 import grain
 import numpy as np
-from jaxtyping import Bool, UInt8
+from jaxtyping import UInt8
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import sources
@@ -126,15 +125,6 @@ def _synthetic_iterator(config: Config, stream: str, rows: Sequence[int]) -> gra
   return iter(grain.MapDataset.source([batch]).repeat().to_iter_dataset(grain.ReadOptions(0, 0)))
 
 
-class EvaluationBatch(NamedTuple):
-  """Held-out images and their holes; what is not `valid` is padding and must count zero."""
-
-  names: list[str]
-  images: UInt8[np.ndarray, "b h w 3"]
-  masks: UInt8[np.ndarray, "b h w 1"]
-  valid: Bool[np.ndarray, " b"]
-
-
 class EvaluationSet:
   """The held-out images in name order, square, and the fixed hole of each for every bucket."""
 
@@ -166,23 +156,6 @@ class EvaluationSet:
   def mask_source(self) -> str:
     """Where the holes come from, in words."""
     return self._masks.source
-
-  def batches(self, bucket: tuple[float, float], batch_size: int) -> Iterator[EvaluationBatch]:
-    """All images in batches of one size; the last is padded with copies of its last example.
-
-    The stand-in of an undecodable file is padding too: it is evaluated under its own name.
-    """
-    for start in range(0, len(self), batch_size):
-      indices = range(start, min(start + batch_size, len(self)))
-      padded = [indices[min(i, len(indices) - 1)] for i in range(batch_size)]
-      rows = {index: (*self[index], self.mask(index, bucket)) for index in indices}
-      names, images, holes = zip(*(rows[index] for index in padded), strict=True)
-      yield EvaluationBatch(
-        names=list(names),
-        images=np.stack(images),
-        masks=np.stack(holes)[..., None],
-        valid=np.array([i < len(indices) and names[i] == self.names[padded[i]] for i in range(batch_size)]),
-      )
 
 
 def evaluation_set(config: Config) -> EvaluationSet:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from gmsrm_jax.config import Config, EvalConfig, MaskConfig
 from gmsrm_jax.data.masks import draw, hole_files
-from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.errors import require
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -95,38 +95,31 @@ class PickedMasks:
   """Holes picked by hash from the files whose area lies in the bucket; the nearest pixel where sizes differ."""
 
   def __init__(self, config: EvalConfig, size: int):
-    setting = "eval.masks"
-    path = Path(config.masks).expanduser()
-    require(path.exists(), f"{setting}={config.masks!r} does not exist: give a folder of masks or NVIDIA's .npz file")
-    nvidia = path.is_file() or hole_files.nvidia_folder(config.masks) is not None
-    if path.is_file():
-      require(path.suffix == ".npz", f"{setting}={config.masks!r} is no .npz file: give one, or a folder of mask files")
-      _refuse_changes(config, "packed masks, white in the hole")
-      self._files = hole_files.PackedMasks(config.masks, setting)
-    else:
-      folder = str(hole_files.nvidia_folder(config.masks) or path)
-      self._files = hole_files.FolderMasks(folder, setting, invert=config.mask_invert, dilate=config.mask_dilate)
+    setting = f"eval.masks={config.masks!r}"
+    self._files = hole_files.MaskFiles(config.masks, "eval.masks", invert=config.mask_invert, dilate=config.mask_dilate)
     self._size, self._seed = size, config.mask_seed
     count = len(self._files)
     if config.mask_bucket == "index":
+      whole = len(BUCKETS) * hole_files.NVIDIA_PER_BUCKET
       require(
-        nvidia and count == hole_files.NVIDIA_MASKS,
-        f"eval.mask_bucket='index' needs NVIDIA's {hole_files.NVIDIA_MASKS} test masks, but {setting}={config.masks!r} "
-        f"holds {count} masks: use eval.mask_bucket=area",
+        count == whole,
+        f"eval.mask_bucket='index' needs NVIDIA's {whole} test masks, but {setting} holds {count} masks: "
+        "use eval.mask_bucket=area",
       )
-      self._buckets = {b: [i for i in range(count) if BUCKETS[hole_files.index_bucket(i)] == b] for b in BUCKETS}
+      by_bucket = np.arange(count).reshape(len(BUCKETS), -1).tolist()
+      self._buckets = dict(zip(BUCKETS, by_bucket, strict=True))
     else:
       indices = tqdm(range(count), desc="mask areas", unit="mask", disable=None)
       areas = np.array([self._resized(index).mean() for index in indices])
       self._buckets = {b: np.flatnonzero((areas > b[0]) & (areas <= b[1])).tolist() for b in BUCKETS}
-    empty = [mask_path("", bucket).partition("/")[0] for bucket, members in self._buckets.items() if not members]
+    empty = [bucket_name(bucket) for bucket, members in self._buckets.items() if not members]
     require(
       not empty,
-      f"{setting}={config.masks!r}: none of its {count} masks covers {' or '.join(empty)} % of the image: "
+      f"{setting}: none of its {count} masks covers {' or '.join(empty)} of the image: "
       "add masks of that area, or leave eval.masks empty to draw them",
     )
     self.source = (
-      f"{count} masks of {path.name}{', inverted' * config.mask_invert}"
+      f"{count} masks of {Path(config.masks).name}{', inverted' * config.mask_invert}"
       f"{f', dilated by {config.mask_dilate} pixels' if config.mask_dilate else ''}, buckets by {config.mask_bucket}, "
       f"picked by name, bucket and eval.mask_seed={config.mask_seed}"
     )
@@ -139,11 +132,6 @@ class PickedMasks:
     return self._resized(members[draw.fixed_seed(name, bucket, self._seed) % len(members)])
 
 
-def _refuse_changes(config: EvalConfig, what: str) -> None:
-  for name, value in (("mask_invert", config.mask_invert), ("mask_dilate", config.mask_dilate)):
-    require(not value, f"eval.{name}={value} changes a folder of mask files, not {what}: leave it out")
-
-
 EvaluationMasks = DrawnMasks | ManifestMasks | PickedMasks
 
 
@@ -153,15 +141,13 @@ def open_masks(config: Config, names: Sequence[str]) -> EvaluationMasks:
   Raises:
     ConfigError: `eval.masks` cannot be read, or lacks masks of an image or a bucket.
   """
-  size = config.model.image_size
-  if not config.eval.masks:
-    _refuse_changes(config.eval, "drawn masks")
-    return DrawnMasks(config.mask, config.eval.mask_seed, size)
-  folder = Path(config.eval.masks).expanduser()
-  if (folder / MANIFEST).is_file():
-    _refuse_changes(config.eval, "masks that --mode=masks wrote")
-    return ManifestMasks(folder, size, names)
-  return PickedMasks(config.eval, size)
+  size, settings = config.model.image_size, config.eval
+  folder = Path(settings.masks).expanduser()
+  if settings.masks and not (folder / MANIFEST).is_file():
+    return PickedMasks(settings, size)
+  for name, value in (("mask_invert", settings.mask_invert), ("mask_dilate", settings.mask_dilate)):
+    require(not value, f"eval.{name}={value} changes mask files, not drawn masks: leave it out")
+  return ManifestMasks(folder, size, names) if settings.masks else DrawnMasks(config.mask, settings.mask_seed, size)
 
 
 def read_manifest(folder: Path) -> dict:
@@ -173,9 +159,9 @@ def read_manifest(folder: Path) -> dict:
   path = folder / MANIFEST
   try:
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    rows = [(row["name"], row["bucket"], row["sha256"]) for row in manifest["masks"]]
-    known = manifest["version"] == VERSION and {"size", "seed", "source", "masks_sha256"} <= manifest.keys() and rows
+    whole = {"size", "seed", "source", "masks_sha256"} <= manifest.keys() and manifest["version"] == VERSION
+    whole = whole and all({"name", "bucket", "sha256"} <= mask.keys() for mask in manifest["masks"])
   except (ValueError, KeyError, TypeError, AttributeError):
-    raise ConfigError(f"{path} is no manifest of masks: write it again with --mode=masks") from None
-  require(bool(known), f"{path} is of another version than {VERSION}: write it again with --mode=masks")
+    whole = False
+  require(whole, f"{path} is no manifest of masks, or of another version: write it again with --mode=masks")
   return manifest

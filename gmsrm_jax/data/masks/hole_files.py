@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import zipfile
 from pathlib import Path
 
@@ -21,8 +20,7 @@ THRESHOLD = 127
 LARGE = 0.7
 """A mask that covers more than this share of its image may be upside down: white and black exchanged."""
 
-NVIDIA_MASKS = 12_000
-NVIDIA_PER_BUCKET = 2_000
+NVIDIA_PER_BUCKET = 2_000  # test masks, in the order of their numbers
 _NVIDIA_SIDE = 256  # pixels, of the packed file
 
 _log = logging.getLogger(__name__)
@@ -111,61 +109,49 @@ def mask_paths(folder: str, setting: str) -> tuple[Path, ...]:
   Raises:
     ConfigError: the folder is missing, is a file, or holds no image.
   """
-  root = Path(os.path.expanduser(folder))
-  require(folder != "", f"{setting}='' names no folder: give a folder of mask files, white in the hole")
-  require(root.exists(), f"{setting}={folder!r} does not exist: give a folder of mask files, white in the hole")
-  require(root.is_dir(), f"{setting}={folder!r} is a file, not a folder: give a folder of mask files")
+  root, way_out = Path(folder).expanduser(), "give a folder of mask files, white in the hole"
+  require(folder != "", f"{setting}='' names no folder: {way_out}")
+  require(root.exists(), f"{setting}={folder!r} does not exist: {way_out}")
+  require(root.is_dir(), f"{setting}={folder!r} is a file: {way_out}")
   paths = tuple(root / name for name in datasets.image_names(root))
-  require(bool(paths), f"{setting}={folder!r} holds no image ({' '.join(datasets.SUFFIXES)}): give a folder that does")
+  require(bool(paths), f"{setting}={folder!r} holds no image ({' '.join(datasets.SUFFIXES)}): {way_out}")
   return paths
 
 
-class FolderMasks:
-  """The mask files below a folder, in name order, read by `read_hole`."""
+class MaskFiles:
+  """The mask files below a folder, in name order, or NVIDIA's test masks: in their folder, or packed in one file.
 
-  def __init__(self, folder: str, setting: str, *, invert: bool = False, dilate: int = 0):
-    self._paths = mask_paths(folder, setting)
+  Raises:
+    ConfigError: there are none.
+  """
+
+  def __init__(self, path: str, setting: str, *, invert: bool = False, dilate: int = 0):
+    root = Path(path).expanduser()
+    if root.is_file():
+      self._files = _packed(root, f"{setting}={path!r}")
+    else:
+      below = (root / "testing_mask_dataset", root / "mask" / "testing_mask_dataset")  # as NVIDIA's archive has them
+      self._files = mask_paths(next((str(folder) for folder in below if folder.is_dir()), path), setting)
     self._invert, self._dilate = invert, dilate
 
   def __len__(self) -> int:
-    return len(self._paths)
+    return len(self._files)
 
   def __getitem__(self, index: int) -> UInt8[np.ndarray, "h w"]:
-    return read_hole(self._paths[index], invert=self._invert, dilate=self._dilate)
+    file = self._files[index]
+    if isinstance(file, np.ndarray):
+      file = np.unpackbits(file).reshape(_NVIDIA_SIDE, _NVIDIA_SIDE)
+    return read_hole(file, invert=self._invert, dilate=self._dilate)
 
 
-class PackedMasks:
-  """NVIDIA's 12,000 test masks in one file: `bits`, a row of packed bits per mask of 256x256."""
-
-  def __init__(self, path: str, setting: str):
-    try:
-      with np.load(os.path.expanduser(path), allow_pickle=False) as file:
-        bits = file["bits"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-      reason = f"{setting}={path!r} holds no packed masks ({error})"
-      raise ConfigError(f"{reason}: give an .npz file with `bits`, uint8 rows of {_NVIDIA_SIDE**2 // 8}") from error
-    require(
-      bits.ndim == 2 and bits.dtype == np.uint8 and bits.shape[1] == _NVIDIA_SIDE**2 // 8 and len(bits) > 0,
-      f"{setting}={path!r}: bits is {bits.dtype} {bits.shape}, not uint8 rows of {_NVIDIA_SIDE**2 // 8}: "
-      f"pack each mask of {_NVIDIA_SIDE}x{_NVIDIA_SIDE} with np.packbits",
-    )
-    self._bits = bits
-
-  def __len__(self) -> int:
-    return len(self._bits)
-
-  def __getitem__(self, index: int) -> UInt8[np.ndarray, "256 256"]:
-    return np.unpackbits(self._bits[index]).reshape(_NVIDIA_SIDE, _NVIDIA_SIDE)
-
-
-def nvidia_folder(folder: str) -> Path | None:
-  """Where NVIDIA's test masks lie in, at or below a folder: 00000.png … 11999.png; None where they do not."""
-  root = Path(os.path.expanduser(folder))
-  places = (root, root / "testing_mask_dataset", root / "mask" / "testing_mask_dataset")
-  last = f"{NVIDIA_MASKS - 1:05d}.png"
-  return next((place for place in places if (place / "00000.png").exists() and (place / last).exists()), None)
-
-
-def index_bucket(index: int) -> int:
-  """The position in BUCKETS that NVIDIA's numbering gives to a test mask."""
-  return index // NVIDIA_PER_BUCKET
+def _packed(path: Path, setting: str) -> UInt8[np.ndarray, "n _"]:
+  """Rows of packed bits, one per mask."""
+  way_out = f"give an .npz file with `bits`, uint8 rows of {_NVIDIA_SIDE**2 // 8}, each a mask under np.packbits"
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      bits = file["bits"]
+  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError) as error:
+    raise ConfigError(f"{setting} holds no packed masks ({error}): {way_out}") from error
+  whole = bits.ndim == 2 and bits.dtype == np.uint8 and bits.shape[1] == _NVIDIA_SIDE**2 // 8 and len(bits) > 0
+  require(whole, f"{setting}: bits is {bits.dtype} {bits.shape}: {way_out}")
+  return bits

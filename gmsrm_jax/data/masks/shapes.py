@@ -114,11 +114,16 @@ def _line_distance(height: int, width: int, gap: float, angle: float, start: flo
   return np.minimum(across, gap - across)
 
 
-@functools.lru_cache(maxsize=256)
-def _shape(path: Path) -> UInt8[np.ndarray, "_ _"]:
-  """The hole of a file, 255 in it, cut out and of moderate size."""
+def _painted(path: Path) -> UInt8[np.ndarray, "h w"]:
   mask = hole_files.read_hole(path)
   require(bool(mask.any()), f"{path} is black everywhere, so it holds no shape: paint the shape white, or remove it")
+  return mask
+
+
+@functools.lru_cache(maxsize=256)
+def _object(path: Path) -> UInt8[np.ndarray, "_ _"]:
+  """The hole of a file, 255 in it, cut out and of moderate size."""
+  mask = _painted(path)
   left, top, width, height = cv2.boundingRect(mask)
   shape = mask[top : top + height, left : left + width] * np.uint8(255)
   scale = _LARGEST / max(height, width)
@@ -130,16 +135,14 @@ def _shape(path: Path) -> UInt8[np.ndarray, "_ _"]:
 @functools.lru_cache(maxsize=256)
 def _occlusion(path: Path) -> UInt8[np.ndarray, "_ _"]:
   """A file of raw occlusions, 255 in the hole, whole and of moderate size."""
-  mask = hole_files.read_hole(path)
-  require(bool(mask.any()), f"{path} is black everywhere, so it holds no occlusion: paint it white, or remove it")
-  height, width = mask.shape
-  scale = _LARGEST / max(height, width)
-  if scale >= 1:
-    return mask * np.uint8(255)
-  # By maxima, because a hair's breadth must not vanish.
-  mask = cv2.dilate(mask, np.ones((math.ceil(1 / scale),) * 2, np.uint8))
-  size = max(1, round(height * scale)), max(1, round(width * scale))
-  return hole_files.resize_mask(mask, *size) * np.uint8(255)
+  mask = _painted(path)
+  scale = _LARGEST / max(mask.shape)
+  if scale < 1:
+    size = [max(1, round(side * scale)) for side in mask.shape]
+    # By maxima, because a hair's breadth must not vanish.
+    mask = cv2.dilate(mask, np.ones((math.ceil(1 / scale),) * 2, np.uint8))
+    mask = hole_files.resize_mask(mask, *size)
+  return mask * np.uint8(255)
 
 
 def _placed(
@@ -170,7 +173,7 @@ def add_objects(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], target
     missing = target - count
     if missing < 0.03 * target:
       return
-    shape = _shape(_pick(rng, paths))
+    shape = _object(_pick(rng, paths))
     shape = shape[:, ::-1] if rng.random() < 0.5 else shape
     point = ((shape.shape[1] - 1) / 2, (shape.shape[0] - 1) / 2)
     place = (rng.uniform(0, width - 1), rng.uniform(0, height - 1))

@@ -41,18 +41,10 @@ BRUSHES = {
 }
 
 
-def _discs() -> list[UInt8[np.ndarray, "d d"]]:
-  """Every distinct disc of whole pixels, by growing radius: 1, sqrt 2, 2, sqrt 5, …"""
-  offsets = np.arange(-_RING_RADIUS, _RING_RADIUS + 1)
-  squares = offsets[:, None] ** 2 + offsets**2
-  discs = []
-  for square in np.unique(squares[squares <= _RING_RADIUS**2])[1:]:
-    cut = _RING_RADIUS - math.isqrt(int(square))
-    discs.append((squares <= square).astype(np.uint8)[cut : len(offsets) - cut, cut : len(offsets) - cut])
-  return discs
-
-
-_DISCS = _discs()
+# Every distinct disc of whole pixels, by growing radius: 1, sqrt 2, 2, sqrt 5, …
+_OFFSETS = np.arange(-_RING_RADIUS, _RING_RADIUS + 1)
+_SQUARES = _OFFSETS[:, None] ** 2 + _OFFSETS**2
+_DISCS = [(square >= _SQUARES).astype(np.uint8) for square in np.unique(_SQUARES[_SQUARES <= _RING_RADIUS**2])[1:]]
 
 
 def keep_nearest(
@@ -134,12 +126,6 @@ def walk(rng: np.random.Generator, height: int, width: int, brush: Brush, thickn
 
 def folded(places: Float[np.ndarray, " m"], height: int, width: int) -> Int32[np.ndarray, "_ 2"]:
   """Corners from x0, y0, x1, y1, …: reflected at the image's borders until they lie inside, and rounded."""
-  if height == width > 1:
-    last = width - 1
-    places %= 2 * last
-    places -= last
-    np.subtract(last, np.abs(places, out=places), out=places)
-    return np.rint(places, out=places).astype(np.int32).reshape(-1, 2)
   last = np.array((max(width - 1, 1), max(height - 1, 1)))
   corners = last - np.abs(places.reshape(-1, 2) % (2 * last) - last)
   return np.minimum(np.rint(corners), (width - 1, height - 1)).astype(np.int32)

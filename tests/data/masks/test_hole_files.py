@@ -167,7 +167,7 @@ def test_empty_and_huge_holes_are_warned_about(caplog):
 def test_packed_masks_are_what_was_packed(tmp_path):
   drawn = np.random.default_rng(0).integers(0, 2, (5, 256, 256), dtype=np.uint8)
   np.savez(tmp_path / "m.npz", bits=np.packbits(drawn.reshape(5, -1), axis=1))
-  packed = hole_files.PackedMasks(str(tmp_path / "m.npz"), "eval.masks")
+  packed = hole_files.MaskFiles(str(tmp_path / "m.npz"), "eval.masks")
   assert len(packed) == 5
   for index in (4, 0, 2):
     np.testing.assert_array_equal(packed[index], drawn[index])
@@ -184,30 +184,25 @@ def test_other_archives_are_refused(tmp_path, content):
   else:
     np.savez(path, **content)
   with pytest.raises(ConfigError, match="eval.masks='.*m.npz'.*8192"):
-    hole_files.PackedMasks(str(path), "eval.masks")
+    hole_files.MaskFiles(str(path), "eval.masks")
 
 
 @pytest.mark.parametrize("below", ["", "testing_mask_dataset", "mask/testing_mask_dataset"])
-def test_nvidias_folder_is_found_in_and_below_what_is_named(tmp_path, below, monkeypatch):
-  monkeypatch.setattr(hole_files, "NVIDIA_MASKS", 3)
+def test_nvidias_folder_is_seen_in_and_below_what_is_named(tmp_path, below):
   (tmp_path / below).mkdir(parents=True, exist_ok=True)
   for index in range(3):
     picture = np.zeros((64, 64), np.uint8)
     picture[: index + 1] = 255
     Image.fromarray(picture).save(tmp_path / below / f"{index:05d}.png")
-  found = hole_files.nvidia_folder(str(tmp_path))
-  assert found == tmp_path / below
-  files = hole_files.FolderMasks(str(found), "eval.masks")
+  files = hole_files.MaskFiles(str(tmp_path), "eval.masks")
   assert [int(files[index].sum()) for index in range(len(files))] == [64, 128, 192]
-  (found / "00002.png").unlink()
-  assert hole_files.nvidia_folder(str(tmp_path)) is None
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="NVIDIA's masks are not here")
 def test_the_real_masks_lie_in_the_bucket_of_their_index():
-  masks = hole_files.PackedMasks(str(REAL), "eval.masks")
-  assert len(masks) == hole_files.NVIDIA_MASKS
+  masks = hole_files.MaskFiles(str(REAL), "eval.masks")
+  assert len(masks) == 12_000
   for index in range(0, len(masks), 97):
-    low, high = BUCKETS[hole_files.index_bucket(index)]
+    low, high = BUCKETS[index // hole_files.NVIDIA_PER_BUCKET]
     # They were sorted at 512x512; halving them moves an area by less than this.
     assert low - 0.002 < masks[index].mean() < high + 0.002
