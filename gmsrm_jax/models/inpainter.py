@@ -21,7 +21,7 @@ from gmsrm_jax.models.retrieval import Retrieval
 Rows = Callable[[Array], Array]
 """Picks, repeats or keeps the examples of a batch."""
 
-Noise = tuple[Float[Array, "b 1 1 _c"], ...]
+Noise = tuple[Float[Array, "r 1 1 _c"], ...]  # r rows: one for every fill
 """Standard normal vectors, one per image and scale, finest first."""
 
 
