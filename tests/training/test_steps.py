@@ -13,6 +13,7 @@ import skimage.data
 
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
+from gmsrm_jax.models import codebook
 from gmsrm_jax.training import stages, state, steps
 from tests.small import shrink
 
