@@ -37,19 +37,12 @@ def step_key(config: Config, stage: str, step: jax.Array) -> Key[Array, ""]:
 
 
 class Phase(NamedTuple):
-  """What a stage switches on or off on its way; a step is compiled for each. By default all that the settings ask for.
+  """What a stage switches on or off on its way, a step compiled for each. By default all that the settings ask for."""
 
-  Attributes:
-    adversarial: the adversarial term, and the discriminator's own step.
-    features: the perceptual and style terms.
-    varied: stage 2: every second image is filled twice.
-    half: images of half the size.
-  """
-
-  adversarial: bool = True
-  features: bool = True
-  varied: bool = True
-  half: bool = False
+  adversarial: bool = True  # the adversarial term, and the discriminator's own step
+  features: bool = True  # the perceptual and style terms
+  varied: bool = True  # stage 2: every second image is filled twice
+  half: bool = False  # images of half the size
 
 
 FULL = Phase()

@@ -8,14 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-import run
 from gmsrm_jax import overrides
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.parallel.sharding import make_mesh
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import abstract_state, release_params, with_shardings
 from gmsrm_jax.training.weights import load_weights
-from tests.training.test_loop import STEPS, finish, one_line, restore, trained_run
+from tests.training.test_loop import STEPS, finish, refused, restore, trained_run
 
 # One step so small that the weights after it are those before it.
 TINY = ("stage2.steps=1", "stage2.warmup=0", "stage2.learning_rate=1e-9", "stage2.discriminator_rate=1e-9")
@@ -86,9 +85,7 @@ def test_a_memory_that_was_frozen_may_be_trained_on_and_a_teacher_left_behind(tr
   assert new.frozen == {} and "memory" in new.params
   assert_equal(new.params, release_params(old), 1e-7)
   # Then there is none to be had from this run.
-  assert run.main(trained.flags(tmp_path / "run", f"run.init_from={lean}")) == 2
-  assert "no teacher (its losses needed none)" in one_line(capsys.readouterr().err)
-  assert not (tmp_path / "run").exists()
+  assert "no teacher (its losses needed none)" in refused(capsys, *trained.flags(tmp_path, f"run.init_from={lean}"))
 
 
 def test_a_teacher_is_kept_after_a_stage_1_and_in_fine_tuning_only_if_a_term_asks(trained):
@@ -100,29 +97,18 @@ def test_a_teacher_is_kept_after_a_stage_1_and_in_fine_tuning_only_if_a_term_ask
   assert "teacher" in abstract_state(overrides.override(from_weights, ["loss.read=1"]), "inpaint").frozen
 
 
-def test_the_shipped_weights_are_fine_tuned_only_without_a_teacher_and_as_the_model_they_are(trained, tmp_path, capsys):
-  shipped = f"run.init_from={SHIPPED}"
-  assert run.main(trained.flags(tmp_path / "run", shipped)) == 2
-  line = one_line(capsys.readouterr().err)
-  assert "is another model (" in line and "model.image_size" in line and "memory.num_groups" in line
-  street = ["--experiment=street", "--set", f"data.train={trained.photos}", f"data.val={trained.held_out}", shipped]
-  assert run.main([f"--workdir={tmp_path / 'run'}", *street]) == 2
-  line = one_line(capsys.readouterr().err)
-  assert "no teacher" in line and "loss.retrieval=0 loss.read=0" in line
-  assert not (tmp_path / "run").exists()
+def test_what_cannot_begin_a_run_is_refused_before_anything_is_written(trained, tmp_path, capsys):
+  workdir = tmp_path / "run"
 
+  def line(source, *changes):
+    return refused(capsys, *trained.flags(workdir, f"run.init_from={source}", *changes))
 
-def test_another_discriminator_than_the_run_has_is_refused(trained, tmp_path, capsys):
-  changes = f"run.init_from={trained.workdir}", "model.discriminator_width=4"
-  assert run.main(trained.flags(tmp_path / "run", *changes)) == 2
-  assert "is another model (model.discriminator_width" in one_line(capsys.readouterr().err)
-  assert not (tmp_path / "run").exists()
-
-
-def test_a_folder_without_a_model_is_refused(trained, tmp_path, capsys):
-  assert run.main(trained.flags(tmp_path / "run", f"run.init_from={tmp_path}")) == 2
-  assert "run.init_from=" in (line := one_line(capsys.readouterr().err)) and "no checkpoint of stage 2" in line
+  assert all(name in line(SHIPPED) for name in ("another model", "model.image_size", "memory.num_groups"))
+  assert "another model (model.discriminator_width" in line(trained.workdir, "model.discriminator_width=4")
+  assert "no checkpoint of stage 2" in line(tmp_path)
   shutil.copytree(trained.workdir / "checkpoints", tmp_path / "halved" / "checkpoints")
-  assert run.main(trained.flags(tmp_path / "run", f"run.init_from={tmp_path / 'halved'}")) == 2
-  assert "holds no config.json" in one_line(capsys.readouterr().err)
-  assert not (tmp_path / "run").exists()
+  assert "holds no config.json" in line(tmp_path / "halved")
+  data = f"data.train={trained.photos}", f"data.val={trained.held_out}", f"run.init_from={SHIPPED}"
+  teacher = refused(capsys, f"--workdir={workdir}", "--experiment=street", "--set", *data)
+  assert "no teacher" in teacher and "loss.retrieval=0 loss.read=0" in teacher
+  assert not workdir.exists()
