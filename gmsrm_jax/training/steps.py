@@ -237,7 +237,9 @@ def inpaint_step(
   return dataclasses.replace(state, step=state.step + 1), metrics
 
 
-def _observed(out: Inpainted, inpainted: Image, mask: Mask, masks: Mask, *, varied: bool) -> Metrics:
+def _observed(
+  out: Inpainted, inpainted: Float[Array, "r h w 3"], mask: Mask, masks: Float[Array, "r h w 1"], *, varied: bool
+) -> Metrics:
   """Returns what is only logged: the holes' area, the use of the memory, how far two fills of an image differ."""
   metrics = {"hole_area": jnp.mean(hole_area(mask))}
   if out.retrieval is not None:
