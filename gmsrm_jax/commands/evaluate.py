@@ -20,7 +20,7 @@ from gmsrm_jax.evaluation.from_files import FolderPictures
 from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, write_report
-from gmsrm_jax.evaluation.scorer import Pictures, make_measure, score
+from gmsrm_jax.evaluation.scorer import Watch, make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import REPORT, read_config
@@ -51,7 +51,7 @@ def evaluate_weights(config: Config, weights: Weights, evaluation: pipeline.Eval
   """Scores the model on the held-out images, and writes the report and a panel of fills per bucket."""
   fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
   pictures, side = HeldOutPictures(config, evaluation, weights), config.model.image_size
-  _report(config.eval, pictures, fills, (side, side), root)
+  _report(config.eval, pictures, fills, (side, side), root, pictures.watch)
   pictures.save_panels(root / "samples")
   print(f"pictures: {root / 'samples'}    report: {root / REPORT}.md")
 
@@ -79,24 +79,24 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   )
   fills = baselines(config.eval.baselines) if flags.masks else {}
   root = pathlib.Path(flags.output)
-  _report(config.eval, pictures, fills, pictures.least_size(), root, experiment=flags.experiment)
+  _report(config.eval, pictures, fills, pictures.least_size(), root)
   print(f"report: {root / REPORT}.md")
 
 
 def _report(
   config: EvalConfig,
-  pictures: Pictures,
+  pictures: HeldOutPictures | FolderPictures,
   fills: Mapping[str, Fill],
   least_size: tuple[int, int],
   root: pathlib.Path,
-  **more: str | None,
+  watch: Watch | None = None,
 ) -> None:
   protocol = PROTOCOLS[config.protocol]
   protocol.check(*least_size)
   measure = make_measure(config)
-  scores = score(pictures, fills, measure.program, config.batch_size)
-  head = {**more, **pictures.describe()}
+  scores = score(pictures, fills, measure.program, config.batch_size, watch)
+  head = pictures.describe()
   head["notes"] = [*head["notes"], measure.note]
   head["protocol"] = {**protocol.describe(*least_size), **head["protocol"]}
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
-  print(write_report(root, make_report(head, scores), pictures, fills, scores))
+  print(write_report(root, make_report(head, scores), pictures.again, fills, scores))

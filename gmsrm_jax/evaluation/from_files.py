@@ -39,7 +39,7 @@ class Case(NamedTuple):
 
 
 class FolderPictures:
-  """Filled pictures in a folder beside the truth in another; see `scorer.Pictures`.
+  """Filled pictures in a folder beside the truth in another; to be scored.
 
   Without masks all pictures are in the one bucket 'all'. Headers are read at once, so that sizes that differ are
   refused before anything is scored; the files themselves once, in the order of their stems.
@@ -101,6 +101,7 @@ class FolderPictures:
     require(scored > 0, f"no mask of --masks={self._masks} has a hole (white is hole): see --mask_invert")
 
   def again(self, bucket: str, name: str) -> Picture:
+    """One of them, to be shown."""
     case = self._cases[name]
     return self._picture(name, case.result.read_bytes(), self._mask(case))
 
@@ -123,10 +124,8 @@ class FolderPictures:
       self._transparent.add(path)
     return photo.rgb
 
-  def see(self, batch: Sequence[Picture], fills: Mapping[str, np.ndarray]) -> None:
-    pass
-
   def describe(self) -> dict[str, Any]:
+    """The head of a report, with the hashes of pictures and masks; whole after the iteration."""
     notes = list(self._notes)
     if self._deep:
       notes.append(f"{len(self._deep)} files have 16 bits per channel, taken to the nearest of 256 levels")
@@ -137,7 +136,6 @@ class FolderPictures:
       f"masks of {self._masks}, bucket by measured area, sha256 {masks_hash:.12}" if masks_hash else "without masks"
     )
     return {
-      "step": None,
       "title": f"{self._inpainted} against {self._images}",
       "summary": f"Pictures as files, sha256 {results_hash:.12}; {holes}.",
       "notes": notes,

@@ -84,7 +84,7 @@ class MemoryHealth:
 
 
 class HeldOutPictures:
-  """Each held-out image with its hole of every bucket; see `scorer.Pictures`.
+  """Each held-out image with its hole of every bucket, to be scored: decoded once, each hole drawn once.
 
   `weights` are those that fill them; with a teacher the memory's health is looked at, too.
   """
@@ -115,11 +115,13 @@ class HeldOutPictures:
           yield Picture(bucket_name(bucket), name, image, mask[..., None])
 
   def again(self, bucket: str, name: str) -> Picture:
+    """One of them, to be shown."""
     index = self._evaluation.names.index(name)
     mask = self._evaluation.mask(index, next(bounds for bounds in BUCKETS if bucket_name(bounds) == bucket))
     return Picture(bucket, name, self._evaluation[index][1], mask[..., None])
 
-  def see(self, batch: Sequence[Picture], fills: Mapping[str, np.ndarray]) -> None:
+  def watch(self, batch: Sequence[Picture], fills: Mapping[str, np.ndarray]) -> None:
+    """Keeps the fills of a few images, which `save_panels` shows."""
     for row, (bucket, name, image, mask, _) in enumerate(batch):
       if name in self._on_panels:
         columns = {"image": image, "masked": np.where(mask > 0, np.uint8(255), image)}
@@ -133,6 +135,7 @@ class HeldOutPictures:
       save_panel(folder / f"eval_{bucket.rstrip('%')}.png", panel)
 
   def describe(self) -> dict[str, Any]:
+    """The head of a report, with the hashes of images and masks; whole after the iteration."""
     count, size, holes = len(self._evaluation), self._config.model.image_size, self._evaluation.mask_source
     images_hash, masks_hash = split_hash(self._evaluation.source), self._digest.hexdigest()
     return {

@@ -6,7 +6,6 @@ same kind of thing, not the same formula: a number is comparable only within its
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -20,20 +19,16 @@ from gmsrm_jax.pretrained import lpips, weight_files
 Networks = dict[str, weight_files.Params]
 """Feature networks by their LPIPS names, 'alex' and 'vgg'."""
 
-
-class Metric(NamedTuple):
-  """A number of each image, and what it is, for the report."""
-
-  description: str
-  formula: Callable[[Image, Image, Mask, Networks], PerImage]
+Metric = tuple[str, Callable[[Image, Image, Mask, Networks], PerImage]]
+"""What a number is, for the report, and its formula: of fill, truth, mask and networks."""
 
 
 class Protocol(NamedTuple):
   """One way to score; `PROTOCOLS` has them by name."""
 
   name: str
-  source: str
   least: int  # pixels that the shorter side must have
+  source: str
   metrics: Mapping[str, Metric]
 
   def check(self, height: int, width: int) -> None:
@@ -47,7 +42,7 @@ class Protocol(NamedTuple):
   def describe(self, height: int, width: int) -> dict[str, str]:
     """What each number is, for pictures of that size."""
     scales = metrics.ms_ssim_scales(height, width)
-    described = {name: metric.description.format(scales=scales) for name, metric in self.metrics.items()}
+    described = {name: description.format(scales=scales) for name, (description, _) in self.metrics.items()}
     return {"name": self.name, "source": self.source, **described}
 
   def score(self, networks: Networks, filled: Rgb8, truth: Rgb8, mask: Mask8) -> dict[str, PerImage]:
@@ -61,24 +56,24 @@ class Protocol(NamedTuple):
     """
     self.check(*truth.shape[1:3])
     a, b, hole = image_from_uint8(filled), image_from_uint8(truth), mask_from_uint8(mask)
-    return {name: metric.formula(a, b, hole, networks) for name, metric in self.metrics.items()}
+    return {name: formula(a, b, hole, networks) for name, (_, formula) in self.metrics.items()}
 
 
 def _whole(description: str, metric: Callable[[Image, Image], PerImage]) -> Metric:
-  return Metric(description, lambda a, b, mask, networks: metric(a, b))
+  return description, lambda a, b, mask, networks: metric(a, b)
 
 
 def _hole(description: str, metric: Callable[[Image, Image, Mask], PerImage]) -> Metric:
-  return Metric(description, lambda a, b, mask, networks: metric(a, b, mask))
+  return description, lambda a, b, mask, networks: metric(a, b, mask)
 
 
 def _lpips(description: str, net: str) -> Metric:
-  return Metric(description, lambda a, b, mask, networks: lpips.lpips(networks[net], a, b, net=net))
+  return description, lambda a, b, mask, networks: lpips.lpips(networks[net], a, b, net=net)
 
 
 def _flat_ssim(side: int) -> Metric:
   text = f"flat window of {side} pixels, sample covariance, RGB (scikit-image's structural_similarity)"
-  return _whole(text, functools.partial(metrics.ssim_uniform, side=side))
+  return _whole(text, lambda a, b: metrics.ssim_uniform(a, b, side))
 
 
 def _grey(image: Image) -> metrics.Picture:
@@ -91,88 +86,80 @@ def _mean(image: Image) -> metrics.Picture:
 
 
 _PSNR = _whole("dB over RGB, mean of the images' dB", metrics.psnr)
-_SSIM = _whole(
-  "Gaussian window of 11 pixels, sigma 1.5, population covariance, 'valid' places, mean over RGB", metrics.ssim
-)
+_WINDOW = "Gaussian window of 11 pixels, sigma 1.5, population covariance, 'valid' places, mean over RGB"
+_SSIM = _whole(_WINDOW, metrics.ssim)
+_SCALES = "{scales} scales (five from 161 pixels on), Wang et al. 2003, weights over their sum; window as ssim"
 _L1 = _whole("mean of |a - b| over RGB", metrics.l1)
 _MAE = _whole("sum of |a - b| over sum of a + b over RGB", metrics.mae_relative)
-_LPIPS_ALEX, _LPIPS_VGG = _lpips("v0.1, AlexNet", "alex"), _lpips("v0.1, VGG16", "vgg")
+_ALEX, _VGG = _lpips("v0.1, AlexNet", "alex"), _lpips("v0.1, VGG16", "vgg")
+_HOLE_ALEX: Metric = (
+  "v0.1, AlexNet, spatial, mean over the hole's pixels",
+  lambda a, b, mask, networks: lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), mask),
+)
+_SEAM = "mean error of the steps between neighbours across the hole's boundary"
+_GREY_SSIM = "flat window of 51 pixels, sample covariance, grey pictures (scikit-image's structural_similarity)"
+_GREY_MAE = "sum of |a - b| over sum of a + b of grey pictures"
+_L1_OF_MEANS = "mean of |a - b| of the means over RGB: errors of opposite sign cancel"
 
 _ALL = (
   Protocol(
     "ours",
-    "this project: composited uint8 RGB, every metric in the range of [0, 1] values",
     32,
+    "this project: composited uint8 RGB, every metric in the range of [0, 1] values",
     {
       "psnr": _PSNR,
       "ssim": _SSIM,
-      "ms_ssim": _whole(
-        "{scales} scales (five from 161 pixels on), Wang et al. 2003, weights over their sum; window as ssim",
-        metrics.ms_ssim,
-      ),
+      "ms_ssim": _whole(_SCALES, metrics.ms_ssim),
       "l1": _L1,
-      "lpips": _LPIPS_ALEX,
-      "lpips_vgg": _LPIPS_VGG,
+      "lpips": _ALEX,
+      "lpips_vgg": _VGG,
       "psnr_hole": _hole("psnr over the hole's pixels alone", metrics.psnr_hole),
       "l1_hole": _hole("l1 over the hole's pixels alone", metrics.l1_hole),
-      "lpips_hole": Metric(
-        "v0.1, AlexNet, spatial, mean over the hole's pixels",
-        lambda a, b, mask, networks: lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), mask),
-      ),
-      "boundary_error": _hole(
-        "mean error of the steps between neighbours across the hole's boundary", metrics.boundary_error
-      ),
+      "lpips_hole": _HOLE_ALEX,
+      "boundary_error": _hole(_SEAM, metrics.boundary_error),
     },
   ),
   Protocol(
     "edgeconnect",
-    "edge-connect, scripts/metrics.py: grey pictures (scikit-image's rgb2gray)",
     51,
+    "edge-connect, scripts/metrics.py: grey pictures (scikit-image's rgb2gray)",
     {
       "psnr": _whole("dB of grey pictures", lambda a, b: metrics.psnr(_grey(a), _grey(b))),
-      "ssim": _whole(
-        "flat window of 51 pixels, sample covariance, grey pictures (scikit-image's structural_similarity)",
-        lambda a, b: metrics.ssim_uniform(_grey(a), _grey(b), 51),
-      ),
-      "mae": _whole(
-        "sum of |a - b| over sum of a + b of grey pictures", lambda a, b: metrics.mae_relative(_grey(a), _grey(b))
-      ),
+      "ssim": _whole(_GREY_SSIM, lambda a, b: metrics.ssim_uniform(_grey(a), _grey(b), 51)),
+      "mae": _whole(_GREY_MAE, lambda a, b: metrics.mae_relative(_grey(a), _grey(b))),
     },
   ),
   Protocol(
     "aotgan",
-    "AOT-GAN-for-Inpainting, src/metric/metric.py",
     7,
+    "AOT-GAN-for-Inpainting, src/metric/metric.py",
     {"psnr": _PSNR, "ssim": _flat_ssim(7), "mae": _MAE},
   ),
   Protocol(
     "hint",
-    "HINT, src/HINT.py (SEM-Net, MxT alike); there uint8 is cut off, not rounded; l1, lpips of floats",
     32,
+    "HINT, src/HINT.py (SEM-Net, MxT alike); there uint8 is cut off, not rounded; l1, lpips of floats",
     {
-      "psnr": _whole(f"{_PSNR.description}, at most 100", lambda a, b: jnp.minimum(metrics.psnr(a, b), 100.0)),
+      "psnr": _whole(f"{_PSNR[0]}, at most 100", lambda a, b: jnp.minimum(metrics.psnr(a, b), 100.0)),
       "ssim": _flat_ssim(7),
       "l1": _L1,
-      "lpips": _LPIPS_VGG,
+      "lpips": _VGG,
     },
   ),
   Protocol(
     "mat",
-    "MAT, evaluatoin/cal_psnr_ssim_l1.py and cal_lpips.py",
     32,
-    {"psnr": _PSNR, "ssim": _SSIM, "l1": _L1, "lpips": _LPIPS_ALEX},
+    "MAT, evaluatoin/cal_psnr_ssim_l1.py and cal_lpips.py",
+    {"psnr": _PSNR, "ssim": _SSIM, "l1": _L1, "lpips": _ALEX},
   ),
   Protocol(
     "spl",
-    "SPL, eval_final.py; there uint8 is cut off, not rounded",
     11,
+    "SPL, eval_final.py; there uint8 is cut off, not rounded",
     {
       "psnr": _PSNR,
       "ssim": _flat_ssim(11),
-      "l1": _whole(
-        "mean of |a - b| of the means over RGB: errors of opposite sign cancel",
-        lambda a, b: metrics.l1(_mean(a), _mean(b)),
-      ),
+      "l1": _whole(_L1_OF_MEANS, lambda a, b: metrics.l1(_mean(a), _mean(b))),
     },
   ),
 )

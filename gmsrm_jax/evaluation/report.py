@@ -7,7 +7,7 @@ import io
 import math
 import pathlib
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,12 @@ from tabulate import tabulate
 from gmsrm_jax.evaluation.baselines import Fill
 from gmsrm_jax.evaluation.distribution import FULL_SIZE, interval
 from gmsrm_jax.evaluation.metrics import means
-from gmsrm_jax.evaluation.scorer import ALL, Pictures, Scores, fill_all
+from gmsrm_jax.evaluation.scorer import ALL, Picture, Scores, fill_all
 from gmsrm_jax.files import write_json, write_text
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.training.run_folder import REPORT
 
+Again = Callable[[str, str], Picture]  # a picture by bucket and name
 Tree = dict[str, dict[str, dict[str, Any]]]  # method, bucket, metric
 
 _MORE, _LESS = "higher is better", "lower is better"
@@ -101,13 +102,13 @@ def _interval(values: np.ndarray) -> list[float] | None:
 
 
 def write_report(
-  root: pathlib.Path, report: Mapping[str, Any], pictures: Pictures, fills: Mapping[str, Fill], scores: Scores
+  root: pathlib.Path, report: Mapping[str, Any], again: Again, fills: Mapping[str, Fill], scores: Scores
 ) -> str:
-  """Writes the four files and returns the Markdown."""
+  """Writes the four files, with pictures that `again` reads and `fills` fill, and returns the Markdown."""
   text = markdown(report)
   write_json(root / f"{REPORT}.json", report)
   write_text(root / f"{REPORT}.csv", table(scores))
-  save_panel(root / f"{REPORT}.png", _page(pictures, fills, scores))
+  save_panel(root / f"{REPORT}.png", _page(again, fills, scores))
   write_text(root / f"{REPORT}.md", text)
   return text
 
@@ -217,14 +218,14 @@ def choose(scores: Scores, method: str, bucket: str) -> dict[str, int]:
   return {"best": order[0], **median, **({"worst": order[-1]} if len(order) > 1 else {})}
 
 
-def _page(pictures: Pictures, fills: Mapping[str, Fill], scores: Scores) -> dict[str, np.ndarray]:
+def _page(again: Again, fills: Mapping[str, Fill], scores: Scores) -> dict[str, np.ndarray]:
   """Columns of the page: numbers, truth, masked, filled and the first baseline; the chosen images of each bucket."""
   methods = list(scores.values)[:2]
   fills = {method: fill for method, fill in fills.items() if method in methods}
   columns: dict[str, list[np.ndarray]] = {}
   for bucket, names in scores.names.items():
     for rank, row in choose(scores, methods[0], bucket).items():
-      picture = pictures.again(bucket, names[row])
+      picture = again(bucket, names[row])
       hole, filled = picture.mask > 0, fill_all([picture], fills)
       cells = {"": _caption([f"{bucket} {rank}", *textwrap.wrap(names[row], 24)], scores, bucket, row)}
       cells |= {"truth": _fitted(picture.image), "masked": _fitted(np.where(hole, np.uint8(_GREY), picture.image))}

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import operator
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -45,27 +46,8 @@ class Picture(NamedTuple):
   fills: Mapping[str, UInt8[np.ndarray, "h w 3"]] = {}  # by method, as far as they are there already
 
 
-@runtime_checkable
-class Pictures(Protocol):
-  """What can be scored."""
-
-  def __len__(self) -> int: ...
-
-  def __iter__(self) -> Iterator[Picture]:
-    """Each image decoded and each mask drawn or read once."""
-    ...
-
-  def again(self, bucket: str, name: str) -> Picture:
-    """One of them, to be shown."""
-    ...
-
-  def see(self, batch: Sequence[Picture], fills: Mapping[str, UInt8[np.ndarray, "b h w 3"]]) -> None:
-    """Takes notes of a batch and its fills by method."""
-    ...
-
-  def describe(self) -> dict[str, Any]:
-    """The head of a report, with the hashes of images and masks; whole after the iteration."""
-    ...
+Watch = Callable[[Sequence[Picture], Mapping[str, UInt8[np.ndarray, "b h w 3"]]], None]
+"""What sees each batch and its fills by method, too."""
 
 
 @dataclasses.dataclass
@@ -132,19 +114,22 @@ def fill_all(batch: Sequence[Picture], fills: Mapping[str, Fill]) -> dict[str, U
   return given | {method: fill(images, masks) for method, fill in fills.items() if method not in given}
 
 
-def score(pictures: Pictures, fills: Mapping[str, Fill], measure: ByImage, batch_size: int) -> Scores:
+def score(
+  pictures: Iterable[Picture], fills: Mapping[str, Fill], measure: ByImage, batch_size: int, watch: Watch | None = None
+) -> Scores:
   """Scores the pictures' own fills and those of `fills`; neither batches, their order nor devices change a number."""
   keys: list[tuple[str, str]] = []  # bucket and name of each row
   measured: list[Any] = []
   methods: list[str] = []
   checked: dict[str, Picture] = {}
-  with tqdm(total=len(pictures), desc="evaluate", unit="image", disable=None) as progress:
+  with tqdm(total=operator.length_hint(pictures), desc="evaluate", unit="image", disable=None) as progress:
     for batch in batches(pictures, batch_size):
       filled = fill_all(batch, fills)
       methods = list(filled)
       keys += [(picture.bucket, picture.name) for picture in batch]
       measured.append(_measured(batch, np.stack(list(filled.values()), axis=1), measure))
-      pictures.see(batch, filled)
+      if watch:
+        watch(batch, filled)
       for picture in batch:
         if len(checked) < CHECKED and all(picture.image.shape == other.image.shape for other in checked.values()):
           checked.setdefault(picture.name, picture)

@@ -33,21 +33,15 @@ class Crops:
   def __len__(self) -> int:
     return len(self.order) * len(BUCKETS)
 
-  def again(self, bucket: str, name: str) -> scorer.Picture:
-    i, side = int(name[1:]), 16 + 3 * BUCKETS.index(bucket)
+  def picture(self, bucket: str, i: int) -> scorer.Picture:
+    side = 16 + 3 * BUCKETS.index(bucket)
     image = PHOTOS[i % 2][30 * i : 30 * i + 36, 150 + i : 186 + i]
     mask = np.zeros((36, 36, 1), np.uint8)
     mask[8 : 8 + side, 12 : 12 + side] = 1
-    return scorer.Picture(bucket, name, image, mask, {"perfect": image})
+    return scorer.Picture(bucket, f"p{i}", image, mask, {"perfect": image})
 
   def __iter__(self):
-    return (self.again(bucket, f"p{i}") for i in self.order for bucket in BUCKETS)
-
-  def see(self, batch, fills) -> None:
-    pass
-
-  def describe(self) -> dict:
-    return {}
+    return (self.picture(bucket, i) for i in self.order for bucket in BUCKETS)
 
 
 @pytest.fixture(scope="module")
