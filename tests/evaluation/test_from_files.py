@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import hashlib
 import json
 import re
 import shutil
 
 import cv2
-import jax
 import numpy as np
 import pytest
 import skimage.data
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 import run
-from gmsrm_jax.data.masks.fixed import bucket_name
-from gmsrm_jax.evaluation import from_files
+from gmsrm_jax.data.masks.fixed import bucket_name, mask_bytes
+from gmsrm_jax.evaluation.from_files import FolderPictures, area_bounds
 from gmsrm_jax.evaluation.scorer import ALL
-from tests.training.test_loop import finish, one_line
+from gmsrm_jax.inference import photos
+from tests.training.test_loop import one_line
 
 PHOTO = skimage.data.astronaut()
 NAMES = ("a", "b", "c", "d")
-CACHE = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-QUICK = ["--set", "eval.protocol=aotgan", "eval.baselines=mean"]
 
 
 def write(path, pixels):
@@ -32,251 +31,183 @@ def write(path, pixels):
   Image.fromarray(pixels).save(path)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-  """Every evaluation builds its program anew: this keeps what was compiled."""
-  before = {name: getattr(jax.config, name) for name in CACHE}
-  jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("cache")))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+def pixels(path):
+  return np.asarray(Image.open(path))
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory):
+@pytest.fixture
+def tree(tmp_path):
   """Four crops, filled grey, with holes of 20, 20, 45 and 70 % of the picture; one of another size."""
-  root = tmp_path_factory.mktemp("folders")
   for index, (name, share) in enumerate(zip(NAMES, (0.2, 0.2, 0.45, 0.7), strict=True)):
     side = 40 if name != "b" else 48
     truth = PHOTO[40 * index : 40 * index + 40, 200 : 200 + side].copy()
     mask = np.zeros(truth.shape[:2], np.uint8)
     mask[: round(40 * share)] = 255
-    write(root / "truth" / f"{name}.png", truth)
-    write(root / "masks" / f"{name}.png", mask)
-    write(root / "filled" / f"{name}.png", np.where(mask[..., None] > 0, np.uint8(128), truth))
-  return root
+    write(tmp_path / "truth" / f"{name}.png", truth)
+    write(tmp_path / "masks" / f"{name}.png", mask)
+    write(tmp_path / "filled" / f"{name}.png", np.where(mask[..., None] > 0, np.uint8(128), truth))
+  return tmp_path
 
 
-@pytest.fixture
-def copied(tree, tmp_path):
-  shutil.copytree(tree, tmp_path / "tree")
-  return tmp_path / "tree"
+def opened(tree, **options):
+  return FolderPictures(str(tree / "truth"), str(tree / "filled"), str(tree / "masks"), **options)
 
 
-def flags(tree, output, *more, masks=True):
-  where = [f"--images={tree / 'truth'}", f"--inpainted={tree / 'filled'}", f"--output={output}"]
-  return ["--mode=evaluate", *where, *([f"--masks={tree / 'masks'}"] if masks else []), *QUICK, *more]
+def flags(tree, *more):
+  names = {"images": "truth", "inpainted": "filled", "output": "out"}
+  where = [f"--{flag}={tree / folder}" for flag, folder in names.items()]
+  return ["--mode=evaluate", *where, *more, "--set", "eval.baselines=mean"]
 
 
-def evaluate(tree, output, *more, masks=True):
-  assert run.main(flags(tree, output, *more, masks=masks)) == 0
-  return json.loads((output / "report.json").read_text(), parse_constant=lambda text: pytest.fail(text))
+def report(tree, *more):
+  assert run.main([*flags(tree, *more), "eval.protocol=aotgan"]) == 0
+  return json.loads((tree / "out" / "report.json").read_text(), parse_constant=lambda text: pytest.fail(text))
 
 
-@pytest.fixture(scope="module")
-def report(tree, tmp_path_factory):
-  output = tmp_path_factory.mktemp("output")
-  return evaluate(tree, output), output
+def test_pictures_are_paired_by_stem_put_into_buckets_by_area_and_read_once(tree, monkeypatch):
+  read, read_photo = collections.Counter(), photos.read_photo
+  monkeypatch.setattr(photos, "read_photo", lambda data, name: read.update([name]) or read_photo(data, name))
+  folder = opened(tree)
+  pictures = {picture.name: picture for picture in folder}
+  assert set(read.values()) == {1} and len(read) == 8
+  assert [(p.name, p.bucket) for p in pictures.values()] == list(
+    zip(NAMES, ("10-20%", "10-20%", "40-50%", "60-100%"), strict=True)
+  )
+  digest = hashlib.sha256()
+  for name, picture in pictures.items():
+    np.testing.assert_array_equal(picture.image, pixels(tree / "truth" / f"{name}.png"))
+    np.testing.assert_array_equal(picture.fills["filled"], pixels(tree / "filled" / f"{name}.png"))
+    np.testing.assert_array_equal(picture.mask[..., 0] * 255, pixels(tree / "masks" / f"{name}.png"))
+    digest.update(mask_bytes(name, area_bounds(float(picture.mask.mean())), picture.mask[..., 0]))
+  assert folder.describe()["protocol"]["masks_sha256"] == digest.hexdigest()
 
 
-def numbers(tree, prefix=""):
-  """Every number of a report by its path."""
-  if isinstance(tree, dict):
-    return {key: value for name, item in tree.items() for key, value in numbers(item, f"{prefix}/{name}").items()}
-  if isinstance(tree, list):
-    return {key: value for i, item in enumerate(tree) for key, value in numbers(item, f"{prefix}/{i}").items()}
-  return {prefix: tree} if isinstance(tree, (int, float)) else {}
-
-
-def test_eight_devices_and_another_batch_give_the_same_report(tmp_path):
-  """Twenty pictures, in processes of their own."""
-  rng = np.random.default_rng(0)
-  for index in range(20):
-    truth = PHOTO[20 * index : 20 * index + 32, 180:212]
-    mask = np.zeros((32, 32), np.uint8)
-    mask[: 6 + index % 12, 3:28] = 255
-    noisy = np.clip(truth + rng.normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
-    for folder, pixels in (("truth", truth), ("masks", mask), ("filled", noisy)):
-      write(tmp_path / folder / f"p{index:02d}.png", pixels)
-  reports = []
-  for devices, batch_size in ((1, 64), (8, 7)):
-    output = tmp_path / f"out{devices}"
-    more = ["eval.protocol=ours", f"eval.batch_size={batch_size}", "eval.baselines=telea,initial"]
-    given = [flag for flag in flags(tmp_path, output) if "=aotgan" not in flag and "=mean" not in flag]
-    done = finish(tmp_path, *given, *more, devices=devices)
-    assert done.returncode == 0, done.stderr
-    reports.append(json.loads((output / "report.json").read_text()))
-  before, after = map(numbers, reports)
-  assert before.keys() == after.keys() and len(before) > 200
-  for key, value in before.items():
-    np.testing.assert_allclose(after[key], value, rtol=1e-6, atol=1e-6, err_msg=key)
-
-
-def test_pictures_are_paired_by_stem_and_put_into_buckets_by_measured_area(report, tree):
-  found, output = report
-  assert found["images"] == {"10-20%": 2, "40-50%": 1, "60-100%": 1, "all": 4}
-  assert list(found["scores"]) == ["filled", "mean fill"] and found["self_check"]["passed"]
-  with (output / "report.csv").open() as file:
-    rows = {(row["method"], row["image"]): row for row in csv.DictReader(file)}
-  assert len(rows) == 8
+def test_a_report_has_their_numbers_and_what_differs_outside_the_hole(tree):
+  truth, filled = ({name: pixels(tree / folder / f"{name}.png") for name in NAMES} for folder in ("truth", "filled"))
+  changed = filled["a"].copy()
+  changed[-1, :3] ^= 16  # three pixels below the hole
+  write(tree / "filled" / "a.png", changed)
+  numbers = report(tree, f"--masks={tree / 'masks'}")
+  assert numbers["images"] == {"10-20%": 2, "40-50%": 1, "60-100%": 1, "all": 4}
+  assert list(numbers["scores"]) == ["filled", "mean fill"] and numbers["self_check"]["passed"]
+  assert numbers["outside_hole"]["filled"] == {"images": 1, "pixels": 3, "most": 16}
+  with (tree / "out" / "report.csv").open() as file:
+    lines = {(line["method"], line["image"]): float(line["psnr"]) for line in csv.DictReader(file)}
+  assert len(lines) == 8
   for name in NAMES:
-    truth = np.asarray(Image.open(tree / "truth" / f"{name}.png")).astype(float)
-    filled = np.asarray(Image.open(tree / "filled" / f"{name}.png")).astype(float)
-    psnr = 10 * np.log10(255**2 / np.mean((truth - filled) ** 2))
-    np.testing.assert_allclose(float(rows["filled", name]["psnr"]), psnr, rtol=1e-5)
-  mean = np.mean([float(rows["filled", name]["psnr"]) for name in NAMES])
-  np.testing.assert_allclose(found["scores"]["filled"]["all"]["psnr"], mean, rtol=1e-6)
-  assert found["protocol"]["name"] == "aotgan" and len(found["protocol"]["masks_sha256"]) == 64
+    error = np.float64(truth[name]) - filled[name]
+    np.testing.assert_allclose(lines["filled", name], 10 * np.log10(255**2 / np.mean(error**2)), rtol=1e-5)
+  mean = np.mean([lines["filled", name] for name in NAMES])
+  np.testing.assert_allclose(numbers["scores"]["filled"]["all"]["psnr"], mean, rtol=1e-6)
 
 
-def test_the_page_has_a_row_per_bucket_and_shows_the_pictures(report):
-  with Image.open(report[1] / "report.png") as page:
-    pixels = np.asarray(page)
-  assert pixels.shape[2] == 3 and pixels.std() > 20
-  assert "PSNR" in (report[1] / "report.md").read_text()
+def test_without_masks_whole_pictures_are_compared_and_one_picture_is_no_set(tree):
+  for name in NAMES[1:]:
+    (tree / "filled" / f"{name}.png").unlink()
+  numbers = report(tree)
+  assert numbers["images"] == {ALL: 1} and set(numbers["scores"]["filled"][ALL]) == {"psnr", "ssim", "mae"}
+  assert numbers["distribution"] == {"filled": {ALL: {}}}
+  text = (tree / "out" / "report.md").read_text()
+  assert "nothing was composited" in text and re.search(r"\*95 % interval\* \| – +\|", text)
 
 
-def test_what_differs_outside_the_hole_is_counted_and_put_back(copied, tmp_path, report):
-  path = copied / "filled" / "a.png"
-  pixels = np.asarray(Image.open(path)).copy()
-  pixels[-1, :3] ^= 16  # three pixels below the hole
-  write(path, pixels)
-  found = evaluate(copied, tmp_path / "out")
-  assert found["outside_hole"]["filled"] == {"images": 1, "pixels": 3, "most": 16}
-  assert found["scores"] == report[0]["scores"]
-  text = (tmp_path / "out" / "report.md").read_text()
-  assert "filled: 1 pictures differed from the truth outside the hole, in 3 pixels, by at most 16 levels" in text
-  assert "All pictures equalled the truth outside the hole already." in (report[1] / "report.md").read_text()
+def test_what_has_no_partner_or_no_hole_is_named_and_the_others_are_scored(tree, caplog):
+  (tree / "filled" / "b.png").unlink()
+  (tree / "masks" / "c.png").unlink()
+  write(tree / "masks" / "d.png", np.zeros((40, 40), np.uint8))
+  folder = opened(tree)
+  assert [picture.name for picture in folder] == ["a"]
+  notes = folder.describe()["notes"]
+  assert [(note[0], note[-1]) for note in notes] == [("1", "b"), ("1", "c"), ("1", "d")]
+  assert all(note in caplog.text for note in notes)
 
 
-def test_without_masks_whole_pictures_are_compared_in_one_bucket(tree, tmp_path):
-  found = evaluate(tree, tmp_path, masks=False)
-  assert found["images"] == {ALL: 4} and list(found["scores"]) == ["filled"]
-  assert {name for name in found["scores"]["filled"][ALL]} == {"psnr", "ssim", "mae"}
-  assert not found["protocol"]["composite"]
-  assert "nothing was composited" in (tmp_path / "report.md").read_text()
-
-
-def test_a_missing_stem_is_named_and_the_others_are_scored(copied, tmp_path, caplog):
-  (copied / "filled" / "b.png").unlink()
-  (copied / "masks" / "c.png").unlink()
-  found = evaluate(copied, tmp_path / "out")
-  assert found["images"][ALL] == 2
-  assert "1 not scored, no picture of that name in --inpainted" in caplog.text and ": b" in caplog.text
-  assert any("no mask of that name" in note and note.endswith(": c") for note in found["notes"])
-  assert all(note in (tmp_path / "out" / "report.md").read_text() for note in found["notes"])
-
-
-def test_one_picture_has_no_distance_of_sets(copied, tmp_path):
-  for name in "bcd":
-    (copied / "filled" / f"{name}.png").unlink()
-  found = evaluate(copied, tmp_path / "out")
-  assert found["images"][ALL] == 1 and found["distribution"]["filled"][ALL] == {}
-  text = (tmp_path / "out" / "report.md").read_text()
-  assert "Fréchet distance of" not in text and "needs 2 pictures" in text
-  assert re.search(r"\*95 % interval\* \| – +\|", text)
-
-
-def test_16_bits_and_alpha_are_converted_by_the_stated_rule(copied, tmp_path, report):
-  rgb = np.asarray(Image.open(copied / "filled" / "a.png"))
-  deep = rgb.astype(np.uint16) * 257 + 100  # less than half a level off
-  deep[rgb == 255] = 65535
-  assert cv2.imwrite(str(copied / "filled" / "a.png"), deep[..., ::-1])
-  for folder in ("truth", "filled"):
-    image = Image.open(copied / folder / "c.png").convert("RGBA")
-    image.putalpha(255)
-    image.save(copied / folder / "c.png")
-  opaque = evaluate(copied, tmp_path / "out")
-  assert opaque["scores"] == report[0]["scores"]
-  assert any("1 files have 16 bits per channel, taken to the nearest" in note for note in opaque["notes"])
-  assert not any("transparent" in note for note in opaque["notes"])
-  image = Image.open(copied / "filled" / "c.png")
+def test_16_bits_and_alpha_are_converted_by_the_stated_rule(tree):
+  before = {picture.name: picture.fills["filled"] for picture in opened(tree)}
+  deep = before["a"].astype(np.uint16) * 257 + 100  # less than half a level off
+  deep[before["a"] == 255] = 65535
+  assert cv2.imwrite(str(tree / "filled" / "a.png"), deep[..., ::-1])
+  image = Image.fromarray(before["c"])
   alpha = np.full(image.size[::-1], 255, np.uint8)
-  alpha[0, :] = 0  # in the hole
+  alpha[0, :] = 0
   image.putalpha(Image.fromarray(alpha))
-  image.save(copied / "filled" / "c.png")
-  clear = evaluate(copied, tmp_path / "again")
-  assert any("1 files have transparent pixels, laid on white" in note for note in clear["notes"])
-  assert clear["scores"]["filled"]["40-50%"] != opaque["scores"]["filled"]["40-50%"]
+  image.save(tree / "filled" / "c.png")
+  folder = opened(tree)
+  after = {picture.name: picture.fills["filled"] for picture in folder}
+  np.testing.assert_array_equal(after["a"], before["a"])
+  assert (after["c"][0] == 255).all()
+  np.testing.assert_array_equal(after["c"][1:], before["c"][1:])
+  assert [note[:12] for note in folder.describe()["notes"]] == ["1 files have"] * 2
 
 
-def test_inverted_masks_are_turned_by_a_flag(copied, tmp_path, report):
-  for path in (copied / "masks").iterdir():
-    write(path, 255 - np.asarray(Image.open(path)))
-  assert evaluate(copied, tmp_path / "out", "--mask_invert")["scores"] == report[0]["scores"]
+def test_inverted_masks_are_turned_by_a_flag(tree):
+  masks = [picture.mask for picture in opened(tree)]
+  for path in (tree / "masks").iterdir():
+    write(path, 255 - pixels(path))
+  for mask, picture in zip(masks, opened(tree, invert=True), strict=True):
+    np.testing.assert_array_equal(mask, picture.mask)
 
 
 @pytest.mark.parametrize(
-  ("case", "parts"),
+  ("case", "named"),
   [
-    ("empty", ["--inpainted=", "holds no image", "give a folder that does"]),
+    ("empty", ["--inpainted=", "holds no image", "give a folder"]),
     ("missing", ["--inpainted=", "does not exist"]),
-    ("no stem", ["no picture of --inpainted=", "so nothing can be scored", "name results like their truth"]),
-    ("other size", ["filled/a.png is 20x30", "truth/a.png is 40x40", "make all of one size"]),
-    ("other mask", ["masks/a.png is 20x30", "truth/a.png is 40x40"]),
-    ("no holes", ["no mask of --masks=", "has a hole (white is hole)"]),
-    ("twins", ["--inpainted", "share the name 'a'", "rename one"]),
-    ("broken", ["filled/a.png cannot be decoded", "replace the file"]),
-    ("too small", ["protocol=ours needs pictures of at least 32x32", "30x20"]),
+    ("no stem", ["--inpainted=", "--images=", "name results like their truth"]),
+    ("other size", ["filled/a.png", "20x30", "truth/a.png", "40x40", "make all of one size"]),
+    ("other mask", ["masks/a.png", "20x30", "truth/a.png", "40x40"]),
+    ("no holes", ["--masks=", "white is hole", "--mask_invert"]),
+    ("twins", ["--inpainted", "'a'", "rename one"]),
+    ("broken", ["filled/a.png", "cannot be decoded", "replace the file"]),
+    ("too small", ["protocol=ours", "32x32", "30x20"]),
   ],
 )
-def test_what_cannot_be_scored_is_one_line_and_exit_code_2(case, parts, copied, tmp_path, capsys):
+def test_what_cannot_be_scored_is_one_line_and_exit_code_2(case, named, tree, capsys):
   small = np.zeros((30, 20, 3), np.uint8)
-  more = []
   if case in ("empty", "missing"):
-    shutil.rmtree(copied / "filled")
-    if case == "empty":
-      (copied / "filled").mkdir()
+    shutil.rmtree(tree / "filled")
+  if case == "empty":
+    (tree / "filled").mkdir()
   elif case == "no stem":
-    (copied / "filled").rename(copied / "old")
-    write(copied / "filled" / "else.png", small)
+    (tree / "filled").rename(tree / "old")
+    write(tree / "filled" / "else.png", small)
   elif case == "other size":
-    write(copied / "filled" / "a.png", small)
+    write(tree / "filled" / "a.png", small)
   elif case == "other mask":
-    write(copied / "masks" / "a.png", small)
+    write(tree / "masks" / "a.png", small)
   elif case == "no holes":
     for name in NAMES:
-      write(copied / "masks" / f"{name}.png", np.zeros((40, 48 if name == "b" else 40), np.uint8))
+      write(tree / "masks" / f"{name}.png", np.zeros((40, 48 if name == "b" else 40), np.uint8))
   elif case == "twins":
-    write(copied / "filled" / "a.jpg", small)
+    write(tree / "filled" / "a.jpg", small)
   elif case == "broken":
-    path = copied / "filled" / "a.png"
+    path = tree / "filled" / "a.png"
     path.write_bytes(path.read_bytes()[:200])
-  else:
-    for folder in ("truth", "filled"):
-      write(copied / folder / "e.png", small)
-    write(copied / "masks" / "e.png", small + 255)
-    more = ["eval.protocol=ours"]
-  arguments = flags(copied, tmp_path / "out", *more)
-  arguments = [flag for flag in arguments if not (more and flag == "eval.protocol=aotgan")]
-  assert run.main(arguments) == 2
-  line = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-  assert len(line) == 1
-  for part in parts:
-    assert part in line[0]
-  assert not (tmp_path / "out").exists()
+  elif case == "too small":
+    for folder, picture in (("truth", small), ("filled", small), ("masks", small + 255)):
+      write(tree / folder / "e.png", picture)
+  assert run.main(flags(tree, f"--masks={tree / 'masks'}")) == 2
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+  assert all(fragment in line for fragment in named), line
+  assert not (tree / "out").exists()
 
 
 @pytest.mark.parametrize(
-  ("given", "message"),
+  ("given", "named"),
   [
-    (["--images=x", "--inpainted=y"], "needs --output, too"),
-    (["--images=x", "--output=z"], "needs --inpainted, too"),
-    (["--masks=x"], "needs --images, too"),
-    (["--images=x", "--inpainted=y", "--output=z", "--workdir=w"], "--workdir is not read where --inpainted"),
-    (["--images=x", "--inpainted=y", "--output=z", "--checkpoint=w"], "--checkpoint is not read where --inpainted"),
-    (["--images=x", "--inpainted=y", "--output=z", "--mask_invert"], "--mask_invert without --masks"),
+    ("--images=x --inpainted=y", "needs --output"),
+    ("--images=x --output=z", "needs --inpainted"),
+    ("--masks=x", "needs --images"),
+    ("--images=x --inpainted=y --output=z --workdir=w", "--workdir is not read"),
+    ("--images=x --inpainted=y --output=z --checkpoint=w", "--checkpoint is not read"),
+    ("--images=x --inpainted=y --output=z --mask_invert", "--mask_invert without --masks"),
   ],
 )
-def test_flags_that_do_not_go_together_are_refused(given, message, capsys):
-  assert run.main(["--mode=evaluate", *given]) == 2
-  assert message in one_line(capsys.readouterr().err)
+def test_flags_that_do_not_go_together_are_refused(given, named, capsys):
+  assert run.main(["--mode=evaluate", *given.split()]) == 2
+  assert named in one_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(
-  ("area", "name"), [(1e-5, "0-10%"), (0.1, "0-10%"), (0.1001, "10-20%"), (0.6, "50-60%"), (1.0, "60-100%")]
-)
-def test_a_bucket_holds_its_upper_end(area, name):
-  assert bucket_name(from_files.area_bounds(area)) == name
+def test_a_bucket_holds_its_upper_end():
+  areas = {1e-5: "0-10%", 0.1: "0-10%", 0.1001: "10-20%", 0.6: "50-60%", 1.0: "60-100%"}
+  assert {area: bucket_name(area_bounds(area)) for area in areas} == areas

@@ -1,101 +1,131 @@
+"""Each metric beside the tool that everybody else uses, or beside its definition in NumPy."""
+
 from __future__ import annotations
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import skimage.data
-import skimage.metrics
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from gmsrm_jax.arrays import image_from_uint8
+from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.evaluation import metrics
-from tests import reference
+from tests import photographs, reference
+
+
+@pytest.fixture(scope="module", params=["built in", "shared"])
+def pairs(request):
+  """Filled and true pictures of 176 x 176 and their holes, uint8: scikit-image's and real data's."""
+  clean = photographs.built_in(176) if request.param == "built in" else photographs.real(176)
+  if clean is None:
+    pytest.skip("shared data are not at hand")
+  filled, mask = photographs.damage(clean)
+  return filled, clean, mask
 
 
 @pytest.fixture(scope="module")
-def pixels():
-  """Four pairs of 96 x 80 photographs, uint8: each with noise, darkened, shifted and with a box painted over."""
-  astronaut, cat = skimage.data.astronaut(), skimage.data.chelsea()
-  clean = np.stack([astronaut[:96, 180:260], astronaut[300:396, 100:180], cat[60:156, 120:200], cat[:96, :80]])
-  noise = np.random.default_rng(0).normal(scale=20, size=clean.shape[1:])
-  damaged = np.stack([clean[0] + noise, clean[1] * 0.7, np.roll(clean[2], 2, axis=0), clean[3]])
-  damaged[3, 20:60, 20:60] = 128
-  return clean, np.clip(np.round(damaged), 0, 255).astype(np.uint8)
+def images(pairs):
+  filled, clean, mask = (jnp.asarray(x) for x in pairs)
+  return image_from_uint8(filled), image_from_uint8(clean), mask_from_uint8(mask)
 
 
-@pytest.fixture(scope="module")
-def images(pixels):
-  return tuple(image_from_uint8(jnp.asarray(x)) for x in pixels)
-
-
-@pytest.fixture(scope="module")
-def mask():
-  return jnp.zeros((4, 96, 80, 1)).at[:, 10:50, 15:60].set(1)
-
-
-def test_psnr_equals_scikit_image(pixels, images):
-  expected = [skimage.metrics.peak_signal_noise_ratio(a, b, data_range=255) for a, b in zip(*pixels, strict=True)]
-  actual = metrics.psnr(*images)
-  assert actual.dtype == jnp.float32
-  np.testing.assert_allclose(actual, expected, atol=1e-4)
-
-
-def test_ssim_equals_scikit_image(pixels, images):
-  expected = [
-    skimage.metrics.structural_similarity(
-      a, b, data_range=255, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+similarity = functools.partial(structural_similarity, data_range=255, channel_axis=-1)
+TOOLS = {
+  "psnr": (metrics.psnr, functools.partial(peak_signal_noise_ratio, data_range=255)),
+  "ssim": (metrics.ssim, functools.partial(similarity, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)),
+  **{
+    f"ssim_uniform {side}": (
+      functools.partial(metrics.ssim_uniform, side=side),
+      functools.partial(similarity, win_size=side),
     )
-    for a, b in zip(*pixels, strict=True)
-  ]
-  assert max(expected) < 0.95
-  np.testing.assert_allclose(jax.jit(metrics.ssim)(*images), expected, atol=1e-4)
+    for side in (7, 11, 51)
+  },
+  "l1": (metrics.l1, lambda a, b: np.abs(np.float64(a) - b).mean() / 255),
+  "mae_relative": (metrics.mae_relative, lambda a, b: np.abs(np.float64(a) - b).sum() / (np.float64(a) + b).sum()),
+}
 
 
-def test_ssim_equals_numpy_window_by_window(images):
-  a, b = (x[:, 20:44, 20:40] for x in images)
-  expected = [reference.ssim(x, y) for x, y in zip(a, b, strict=True)]
-  np.testing.assert_allclose(jax.jit(metrics.ssim)(a, b), expected, atol=1e-5)
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_metric_equals_the_tool(name, pairs, images):
+  ours, tool = TOOLS[name]
+  expected = [tool(a, b) for a, b in zip(*pairs[:2], strict=True)]
+  actual = jax.jit(ours)(*images[:2])
+  assert actual.dtype == jnp.float32
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-5)
 
 
-def test_hole_metrics_equal_numpy_and_ignore_the_rest(images, mask):
-  a, b = images
+def test_ms_ssim_equals_its_definition_at_every_number_of_scales(images):
+  for side, scales in ((176, 5), (128, 4), (64, 3), (32, 2), (12, 1)):
+    assert metrics.ms_ssim_scales(side, side) == scales
+    top, left = (0, 0) if side == 176 else (40, 48)
+    a, b = (x[:, top : top + side, left : left + side] for x in images[:2])
+    expected = [reference.ms_ssim(x, y, scales) for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(jax.jit(metrics.ms_ssim)(a, b), expected, atol=1e-4, err_msg=f"{side}")
+
+
+def test_ms_ssim_equals_pytorch_msssim(pairs, images):
+  torch = pytest.importorskip("torch")
+  package = pytest.importorskip("pytorch_msssim")
+  a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in pairs[:2])
+  expected = package.ms_ssim(a, b, data_range=255, size_average=False).numpy()
+  np.testing.assert_allclose(metrics.ms_ssim(*images[:2]), expected, atol=1e-4)
+
+
+def test_the_scales_are_those_that_hold_a_window_and_odd_sides_are_as_good():
+  sides = {11: 1, 20: 1, 21: 2, 40: 2, 41: 3, 80: 3, 81: 4, 160: 4, 161: 5, 400: 5}
+  assert {side: metrics.ms_ssim_scales(side, 500) for side in sides} == sides
+  a, b = jnp.full((1, 161, 163, 3), 0.2), jnp.full((1, 161, 163, 3), -0.4)
+  luminance = (2 * 0.6 * 0.3 + 0.01**2) / (0.6**2 + 0.3**2 + 0.01**2)
+  np.testing.assert_allclose(metrics.ms_ssim(a, b), luminance**0.1333, rtol=1e-4, err_msg="odd sides darken nothing")
+  with pytest.raises(ValueError, match="10x40 .*11"):
+    metrics.ms_ssim(a[:, :10, :40], b[:, :10, :40])
+
+
+def test_structure_turned_around_counts_as_no_similarity():
+  stripes = jnp.tile(jnp.array([-1.0, 1.0]), 32).reshape(1, 1, 64, 1) * jnp.ones((1, 64, 1, 3))
+  np.testing.assert_array_equal(metrics.ms_ssim(stripes, -stripes), 0)
+
+
+def test_hole_metrics_equal_numpy_and_ignore_the_rest(images):
+  a, b, mask = images
   np.testing.assert_allclose(metrics.l1_hole(a, b, mask), reference.masked_l1(a, b, mask) / 2, atol=1e-6)
-  expected = [reference.psnr(*pair) for pair in zip(a, b, mask, strict=True)]
+  expected = [reference.psnr(*one) for one in zip(a, b, mask, strict=True)]
   np.testing.assert_allclose(metrics.psnr_hole(a, b, mask), expected, atol=1e-4)
-  elsewhere = jnp.where(mask > 0, b, -b)
-  np.testing.assert_array_equal(metrics.psnr_hole(a, elsewhere, mask), metrics.psnr_hole(a, b, mask))
-  np.testing.assert_array_equal(metrics.l1_hole(a, elsewhere, mask), metrics.l1_hole(a, b, mask))
+  elsewhere, whole = jnp.where(mask > 0, b, -b), jnp.ones_like(mask)
+  for of_hole, of_all in ((metrics.psnr_hole, metrics.psnr), (metrics.l1_hole, metrics.l1)):
+    np.testing.assert_array_equal(of_hole(a, elsewhere, mask), of_hole(a, b, mask))
+    np.testing.assert_allclose(of_hole(a, b, whole), of_all(a, b), rtol=1e-5)
 
 
-def test_hole_metrics_over_everything_are_the_plain_ones(images, mask):
-  a, b = images
-  whole = jnp.ones_like(mask)
-  np.testing.assert_allclose(metrics.psnr_hole(a, b, whole), metrics.psnr(a, b), rtol=1e-5)
-  np.testing.assert_allclose(metrics.l1_hole(a, b, whole), metrics.l1(a, b), rtol=1e-5)
+def test_boundary_error_equals_numpy_pair_by_pair(images):
+  expected = [reference.boundary_error(*one) for one in zip(*images, strict=True)]
+  assert min(expected) > 0.01
+  np.testing.assert_allclose(metrics.boundary_error(*images), expected, rtol=1e-4)
 
 
-def test_black_against_white_and_one_grey_level():
-  black, white = -jnp.ones((1, 12, 12, 3)), jnp.ones((1, 12, 12, 3))
-  np.testing.assert_allclose(metrics.psnr(black, white), 0, atol=1e-6)
-  np.testing.assert_allclose(metrics.l1(black, white), 1)
-  np.testing.assert_allclose(metrics.psnr(black, black + 2 / 255), 20 * np.log10(255), rtol=1e-5)
+def test_boundary_error_sees_the_seam_and_nothing_else():
+  truth = jnp.broadcast_to(jnp.linspace(-1, 1, 24).reshape(1, 1, 24, 1), (1, 24, 24, 3))
+  mask = jnp.zeros((1, 24, 24, 1)).at[:, 6:16, 6:16].set(1)
+  measure = lambda filled: float(metrics.boundary_error(filled, truth, mask)[0])  # noqa: E731
+  assert measure(truth) == 0 and measure(truth + 0.1) == pytest.approx(0, abs=1e-7)
+  assert measure(jnp.where(mask > 0, truth + 0.2, truth)) == pytest.approx(0.1, rel=1e-5)
+  inner = jnp.zeros_like(mask).at[:, 7:15, 7:15].set(1)
+  assert measure(jnp.where(inner > 0, 0.0, truth)) == 0, "what lies inside is no seam"
 
 
-def test_equal_images(images, mask):
-  a, _ = images
-  assert np.all(np.isposinf(metrics.psnr(a, a))) and np.all(np.isposinf(metrics.psnr_hole(a, a, mask)))
+def test_equal_images_and_black_against_white(images):
+  a, _, mask = images
+  black, none = -jnp.ones((1, 12, 12, 3)), jnp.zeros_like(mask)
+  assert np.all(np.isposinf(metrics.psnr(a, a))) and np.all(np.isposinf(metrics.psnr_hole(a, -a, none)))
   np.testing.assert_allclose(metrics.ssim(a, a), 1, atol=1e-6)
-  np.testing.assert_array_equal(metrics.l1(a, a), 0)
-
-
-def test_without_a_hole_there_is_no_error_in_it(images, mask):
-  assert np.all(np.isposinf(metrics.psnr_hole(*images, jnp.zeros_like(mask))))
-  np.testing.assert_array_equal(metrics.l1_hole(*images, jnp.zeros_like(mask)), 0)
-
-
-def test_ssim_refuses_images_smaller_than_its_window(images):
-  with pytest.raises(ValueError, match="10x80 pixels are smaller than SSIM's window of 11"):
-    metrics.ssim(images[0][:, :10], images[1][:, :10])
+  for value in (metrics.l1(a, a), metrics.l1_hole(a, -a, none), metrics.boundary_error(a, -a, none)):
+    np.testing.assert_array_equal(value, 0)
+  np.testing.assert_allclose(metrics.psnr(black, -black), 0, atol=1e-6)
+  np.testing.assert_allclose([metrics.l1(black, -black), metrics.mae_relative(black, -black)], 1)
+  np.testing.assert_array_equal(metrics.mae_relative(black, black), 0)
+  np.testing.assert_allclose(metrics.psnr(black, black + 2 / 255), 20 * np.log10(255), rtol=1e-5)
 
 
 def test_infinite_psnr_is_counted_apart_and_nan_is_not_hidden():

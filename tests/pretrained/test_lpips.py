@@ -1,4 +1,4 @@
-"""LPIPS beside a slow reference; tests/evaluation/test_quality_metrics.py compares it with the PyTorch package."""
+"""LPIPS beside a slow reference and the PyTorch package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import scipy.ndimage
 
 from gmsrm_jax.arrays import image_from_uint8
-from gmsrm_jax.pretrained.lpips import load_alexnet, lpips
+from gmsrm_jax.pretrained.lpips import hole_distance, load_alexnet, lpips, lpips_maps, mean_distance
 from gmsrm_jax.pretrained.vgg16 import load_vgg16
 from tests import photographs, reference
 
@@ -66,3 +66,34 @@ def test_its_gradient_is_finite_where_images_agree_and_features_vanish(alexnet, 
 def test_small_images_are_refused(alexnet, photos):
   with pytest.raises(ValueError, match="16x40 .*32x32"):
     lpips(alexnet, photos[:, :16], photos[:, :16])
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_it_equals_the_package_over_all_and_over_the_hole(net, alexnet):
+  torch = pytest.importorskip("torch")
+  lpips_package = pytest.importorskip("benchmarks.torch_twin.lpips_package")
+  params = {"alex": alexnet, "vgg": load_vgg16()}[net]
+  try:
+    whole, spatial = (lpips_package.model(net, params, spatial=spatial) for spatial in (False, True))
+  except ImportError as error:
+    pytest.skip(f"the lpips package is not at hand: {error}")
+  clean = photographs.built_in(176)
+  filled, mask = photographs.damage(clean)
+  with torch.no_grad():
+    pair = lpips_package.pixels(filled), lpips_package.pixels(clean)
+    expected, spatial_maps = whole(*pair).reshape(-1).numpy(), spatial(*pair)[:, 0].numpy()
+  over_hole = [m[hole].mean() for m, hole in zip(spatial_maps, mask[..., 0] > 0, strict=True)]
+  a, b = (image_from_uint8(jnp.asarray(x)) for x in (filled, clean))
+  maps = jax.jit(lpips_maps, static_argnames="net")(params, a, b, net=net)
+  assert expected.min() > 0.01 and np.all(over_hole > 1.2 * expected)
+  np.testing.assert_allclose(mean_distance(maps), expected, atol=1e-4)
+  np.testing.assert_allclose(hole_distance(maps, jnp.asarray(mask, jnp.float32)), over_hole, atol=1e-4)
+
+
+def test_the_hole_is_all_that_its_distance_averages(alexnet, photos, distorted):
+  maps = lpips_maps(alexnet, photos, distorted)
+  mask = jnp.zeros((2, 40, 40, 1)).at[:, 5:20, 10:36].set(1)
+  np.testing.assert_array_equal(hole_distance(maps, jnp.zeros_like(mask)), 0)
+  share = mask.mean()
+  whole = share * hole_distance(maps, mask) + (1 - share) * hole_distance(maps, 1 - mask)
+  np.testing.assert_allclose(whole, hole_distance(maps, jnp.ones_like(mask)), rtol=1e-4)
