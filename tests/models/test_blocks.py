@@ -26,17 +26,11 @@ def fill():
   return jax.jit(blocks.push_pull_fill)
 
 
-def test_depth_to_space_inverts_space_to_depth():
-  x = _normal(0, (2, 6, 4, 5))
-  np.testing.assert_array_equal(blocks.depth_to_space(blocks.space_to_depth(x)), x)
-
-
-def test_space_to_depth_lays_the_four_pixels_of_a_cell_side_by_side():
-  x = np.asarray(_normal(1, (1, 4, 6, 3)))
-  folded = np.asarray(blocks.space_to_depth(jnp.asarray(x)))
-  np.testing.assert_array_equal(
-    folded[0, 1, 2], np.concatenate([x[0, 2, 4], x[0, 2, 5], x[0, 3, 4], x[0, 3, 5]], axis=-1)
-  )
+def test_space_to_depth_lays_the_four_pixels_of_a_cell_side_by_side_and_is_inverted():
+  x = _normal(0, (1, 6, 4, 5))
+  folded = blocks.space_to_depth(x)
+  np.testing.assert_array_equal(folded[0, 2, 1], np.concatenate([x[0, 4, 2], x[0, 4, 3], x[0, 5, 2], x[0, 5, 3]]))
+  np.testing.assert_array_equal(blocks.depth_to_space(folded), x)
 
 
 def test_hole_shares_is_the_exact_share_of_hole_in_every_cell():
@@ -87,37 +81,16 @@ def _reference_fill(image, mask):
 @pytest.mark.parametrize(("height", "width"), [(13, 7), (16, 16), (1, 5)])
 def test_push_pull_equals_the_slow_reference(fill, height, width):
   image, mask = _scene(3, height, width, share=0.8)
+  mask[0] = 1  # nothing known
   expected = [_reference_fill(i, m) for i, m in zip(image, mask, strict=True)]
   np.testing.assert_allclose(fill(image, mask), expected, atol=1e-6)
 
 
-def test_push_pull_keeps_known_pixels_to_the_bit_and_stays_within_their_range(fill):
-  image, mask = _scene(4, 13, 7, share=0.8)
-  filled = np.asarray(fill(image, mask))
-  known = np.broadcast_to(mask < 0.5, image.shape)
-  np.testing.assert_array_equal(filled[known], image[known])
-  for f, i, k in zip(filled, image, known, strict=True):
-    for channel in range(3):
-      seen = i[..., channel][k[..., channel]]
-      assert f[..., channel].min() >= seen.min() - 1e-6 and f[..., channel].max() <= seen.max() + 1e-6
-
-
-@pytest.mark.parametrize("garbage", [np.nan, np.inf, 7.0])
-def test_push_pull_never_looks_into_the_hole(fill, garbage):
+def test_push_pull_never_looks_into_the_hole_and_keeps_known_pixels_to_the_bit(fill):
   image, mask = _scene(5, 13, 7)
-  np.testing.assert_array_equal(fill(np.where(mask > 0.5, garbage, image), mask), fill(image, mask))
-
-
-def test_push_pull_continues_a_constant_colour(fill):
-  _, mask = _scene(6, 13, 7, share=0.9)
-  colour = np.array([0.3, -0.7, 0.9], np.float32)
-  filled = fill(np.where(mask > 0.5, 5.0, colour).astype(np.float32), mask)
-  np.testing.assert_allclose(filled, np.broadcast_to(colour, filled.shape), atol=1e-6)
-
-
-def test_push_pull_of_nothing_known_is_zero(fill):
-  image, mask = _scene(7, 13, 7)
-  assert not np.any(fill(image, np.ones_like(mask)))
+  filled, known = fill(image, mask), np.broadcast_to(mask < 0.5, image.shape)
+  np.testing.assert_array_equal(fill(np.where(known, image, np.nan), mask), filled)
+  np.testing.assert_array_equal(np.asarray(filled)[known], image[known])
 
 
 def test_channel_norm_is_zero_mean_unit_variance_at_each_position_whatever_the_others_hold():
@@ -144,32 +117,16 @@ def test_a_residual_block_sees_two_positions_far_and_no_farther(residual_block):
   assert (rows.min(), rows.max(), columns.min(), columns.max()) == (3, 7, 3, 7)
 
 
-def test_a_residual_block_moves_with_its_input(residual_block):
-  x, mask = _normal(9, (1, 16, 16, 8)), _normal(10, (1, 16, 16, 1))
-  moved = residual_block(jnp.roll(x, (1, 3), (1, 2)), jnp.roll(mask, (1, 3), (1, 2)))
-  expected = jnp.roll(residual_block(x, mask), (1, 3), (1, 2))
-  np.testing.assert_allclose(moved[:, 4:-4, 6:-4], expected[:, 4:-4, 6:-4], atol=1e-5)
-
-
 def test_the_mask_gates_a_residual_block_where_it_is(residual_block):
   x, mask = _normal(9, (1, 16, 16, 8)), jnp.zeros((1, 16, 16, 1))
   changed = np.any(np.asarray(residual_block(x, mask.at[0, 8, 8].set(1.0)) != residual_block(x, mask))[0], axis=-1)
   assert changed[8, 8] and changed.sum() == 9
 
 
-@pytest.mark.parametrize(("module", "shift"), [(blocks.Downsample(4), (2, 1)), (blocks.Upsample(4), (1, 2))])
-def test_resampling_moves_with_its_input(module, shift):
-  x = _normal(11, (1, 8, 8, 4))
-  y, params = module.init_with_output(jax.random.key(2), x)
-  moved = module.apply(params, jnp.roll(x, shift[0], axis=2))
-  np.testing.assert_allclose(moved, jnp.roll(y, shift[1], axis=2), atol=1e-6)
-
-
-@pytest.mark.parametrize("channels", [3, 8])
-def test_a_fresh_upsampling_is_nearest_neighbour(channels):
+def test_a_fresh_upsampling_is_nearest_neighbour():
   """No checkerboard at the start: the four pixels of a cell are equal, and cells differ."""
   x = _normal(7, (1, 3, 5, 6))
-  module = blocks.Upsample(channels)
+  module = blocks.Upsample(3)
   up = np.asarray(module.apply(module.init(jax.random.key(8), x), x))
   np.testing.assert_array_equal(up, np.repeat(np.repeat(up[:, ::2, ::2], 2, axis=1), 2, axis=2))
   assert up[:, ::2, ::2].std() > 0.1

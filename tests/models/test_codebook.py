@@ -85,13 +85,6 @@ def test_only_a_group_without_a_living_slot_gets_a_new_anchor(batch):
   np.testing.assert_array_equal(new.anchors[jnp.array([0, 2])], slots.anchors[jnp.array([0, 2])])
 
 
-def test_nothing_dead_changes_nothing(batch):
-  new, usage, dead = _revive(batch, UNIFORM)
-  jax.tree.map(np.testing.assert_array_equal, new, batch[0])
-  np.testing.assert_array_equal(usage, UNIFORM)
-  assert float(dead) == 0
-
-
 def test_revival_is_a_function_of_its_key(batch):
   once, again, other = (_revive(batch, 0 * UNIFORM, seed)[0] for seed in (0, 0, 1))
   jax.tree.map(np.testing.assert_array_equal, once, again)

@@ -6,26 +6,39 @@ import numpy as np
 import pytest
 
 from gmsrm_jax.models import blocks
-from gmsrm_jax.models.context import ContextTransfer
+from gmsrm_jax.models.context import ContextTransfer, rotate_by_position
 
 
-@pytest.fixture
+def test_scores_of_rotated_queries_and_keys_depend_on_offsets_only():
+  height, width, dim = 5, 6, 16
+  query, key = jax.random.normal(jax.random.key(1), (2, dim))
+  maps = (rotate_by_position(jnp.broadcast_to(x, (1, height, width, 1, dim))) for x in (query, key))
+  scores = np.einsum("yxd,vud->yxvu", *(np.float64(m)[0, :, :, 0] for m in maps))
+  by_offset = {}
+  for y, x, v, u in np.ndindex(scores.shape):
+    by_offset.setdefault((v - y, u - x), []).append(scores[y, x, v, u])
+  assert max(np.ptp(values) for values in by_offset.values()) < 1e-5
+  assert min(np.diff(sorted(np.mean(values) for values in by_offset.values()))) > 1e-5, "two offsets have one score"
+  np.testing.assert_allclose(by_offset[0, 0], np.dot(query, key), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
 def transfer():
   """Random features at 1/2 and 1/4 of a 16x16 picture whose left half is hole, and a fresh ContextTransfer."""
   rng = np.random.default_rng(0)
   fine = jnp.asarray(rng.normal(size=(1, 8, 8, 8)), jnp.float32)
   bottom = jnp.asarray(rng.normal(size=(1, 4, 4, 16)), jnp.float32)
-  masks = blocks.hole_shares(jnp.zeros((1, 16, 16, 1)).at[:, :, :8].set(1.0), 2)
+  shares = blocks.hole_shares(jnp.zeros((1, 16, 16, 1)).at[:, :, :8].set(1.0), 2)
   module = ContextTransfer()
-  params = module.init(jax.random.key(0), (fine, bottom), masks)["params"]
+  params = module.init(jax.random.key(0), (fine, bottom), shares)["params"]
 
   def lend(fine, bottom, **changes):
-    return module.apply({"params": {**params, **changes}}, (fine, bottom), masks)
+    return module.apply({"params": {**params, **changes}}, (fine, bottom), shares)
 
   return lend, fine, bottom
 
 
-def test_context_transfer_changes_all_of_the_hole_and_nothing_else(transfer):
+def test_a_transfer_changes_all_of_the_hole_and_nothing_else(transfer):
   lend, fine, bottom = transfer
   lent, kept = lend(fine, bottom)
   np.testing.assert_array_equal(kept, bottom)
@@ -33,21 +46,20 @@ def test_context_transfer_changes_all_of_the_hole_and_nothing_else(transfer):
   assert np.abs(lent - fine)[:, :, :4].max(axis=-1).min() > 0
 
 
-def test_context_transfer_lends_known_features_and_none_of_the_hole(transfer):
+def test_a_transfer_lends_known_features_and_none_of_the_hole(transfer):
   lend, fine, bottom = transfer
   received = np.abs(jax.grad(lambda f: jnp.sum(jnp.square(lend(f, bottom)[0] - f)))(fine))
   assert received[:, :, 4:].max() > 1e-3
   assert received[:, :, :4].max() < 1e-4 * received[:, :, 4:].max()
 
 
-def test_context_transfer_copies_the_cell_that_looks_alike(transfer):
+def test_a_transfer_copies_the_cell_that_looks_alike(transfer):
   """A hole cell that equals one known cell at the bottleneck receives that cell's fine features, place by place."""
   lend, fine, bottom = transfer
   alike = bottom.at[0, 0, 0].set(bottom[0, 2, 3])
-  sharp = {"log_scale": jnp.float32(5.0)}
 
   def corner(f):
-    return jnp.sum(jnp.square((lend(f, alike, **sharp)[0] - f)[0, 1, 0]))
+    return jnp.sum(jnp.square((lend(f, alike, log_scale=jnp.float32(5.0))[0] - f)[0, 1, 0]))
 
   source = np.abs(jax.grad(corner)(fine)[0]).sum(axis=-1)
   assert source[5, 6] > 0.99 * source.sum()
