@@ -64,6 +64,16 @@ esac
 """
 
 
+# Runs until it is told to end, which takes as long as it takes to save.
+PATIENT = """#!/bin/sh
+trap 'echo TERM >>"$0.told"; sleep 0.5; exit 143' TERM
+trap 'echo INT >>"$0.told"; sleep 0.5; exit 130' INT
+echo "$@" >>"$0.starts"
+[ "$(wc -l <"$0.starts")" != "${FAILS:-0}" ] || exit 3
+while sleep 0.1; do :; done
+"""
+
+
 def loop(folder: pathlib.Path, *words: str, **settings: str) -> tuple[int, int, str]:
   """The loop's code, how often it started the command, and what it said."""
   child = script(folder / "child", CHILD)
@@ -108,27 +118,16 @@ def test_the_loop_gives_up_where_no_start_leaves_a_newer_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(("told", "code"), [("TERM", 143), ("INT", 130), ("HUP", 143)])
 def test_a_signal_to_the_loop_reaches_the_command_whose_code_it_ends_with(told, code, tmp_path):
-  program = (
-    "import pathlib, signal, sys, time\n"
-    "def leave(number, frame):\n"
-    "  with open('told', 'a') as file: print(signal.Signals(number).name, file=file)\n"
-    "  time.sleep(0.5)\n"  # as long as it takes to save
-    "  sys.exit(128 + number)\n"
-    "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, leave)\n"
-    "with open('starts', 'a') as file: print('start', file=file)\n"
-    "time.sleep(60)\n"
-  )
   process = subprocess.Popen(
-    ["env", f"--default-signal={told}", str(LOOP), sys.executable, "-c", program, "--workdir=run"],
+    ["env", f"--default-signal={told}", str(LOOP), str(script(tmp_path / "child", PATIENT)), "--workdir=run"],
     cwd=tmp_path,
     env=environment(PAUSE="0"),
-    text=True,
   )
-  until(lambda: lines(tmp_path / "starts"), process)
+  until(lambda: lines(tmp_path / "child.starts"), process)
   process.send_signal(getattr(signal, f"SIG{told}"))
   assert process.wait(timeout=60) == code
-  assert lines(tmp_path / "starts") == ["start"]
-  assert lines(tmp_path / "told") == ["SIGTERM" if told == "HUP" else f"SIG{told}"]
+  assert lines(tmp_path / "child.starts") == ["--workdir=run"]
+  assert lines(tmp_path / "child.told") == ["INT" if told == "INT" else "TERM"]
 
 
 # The machine's answers are in `states`, one a call; every call is written down.
@@ -225,16 +224,15 @@ def test_a_run_on_a_tpu_host_outlives_the_command_and_leaves_its_code(tmp_path):
   host = tmp_path / "gmsrm" / "scripts" / "tpu_host.sh"
   shutil.copytree(SCRIPTS, host.parent)
   (tmp_path / "venv").mkdir()
-  python = "#!/bin/sh\necho \"$@\"\ntrap 'sleep 0.5; exit 143' TERM\nwhile sleep 0.1; do :; done\n"
-  script(tmp_path / "venv" / "bin" / "python", python)
+  python = script(tmp_path / "venv" / "bin" / "python", PATIENT)
 
   def do(*words: str) -> subprocess.CompletedProcess[str]:
     there = environment(HOME=str(tmp_path))
     return subprocess.run([str(host), *words], env=there, capture_output=True, text=True, timeout=30, check=False)
 
   assert do("run", "--workdir=x", "--set", "a=b c").returncode == 0
-  until(lambda: lines(tmp_path / "run.log"))
-  assert lines(tmp_path / "run.log") == ["run.py --workdir=x --set a=b c"]
+  until(lambda: lines(pathlib.Path(f"{python}.starts")))
+  assert lines(pathlib.Path(f"{python}.starts")) == ["run.py --workdir=x --set a=b c"]
   assert do("run", "--workdir=x").returncode == 2
   assert not (tmp_path / "run.code").exists()
   assert do("stop").returncode == 0
@@ -242,19 +240,10 @@ def test_a_run_on_a_tpu_host_outlives_the_command_and_leaves_its_code(tmp_path):
   assert lines(tmp_path / "run.code") == ["143"]
 
 
-SRUN = """#!/usr/bin/env bash
-echo "$@" >>"$CALLS"
-trap 'sleep 0.5; exit 143' TERM
-[ "$(wc -l <"$CALLS")" != 1 ] || exit 3
-while sleep 0.1; do :; done
-"""
-
-
 def test_a_slurm_job_starts_again_and_is_submitted_again_before_its_time_is_over(tmp_path):
-  script(tmp_path / "bin" / "srun", SRUN)
-  script(tmp_path / "bin" / "scontrol", '#!/bin/sh\necho "$@" >>"$CALLS"\n')
-  calls = tmp_path / "calls"
-  slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "12", "CALLS": str(calls)}
+  calls = pathlib.Path(f"{script(tmp_path / 'bin' / 'srun', PATIENT)}.starts")
+  script(tmp_path / "bin" / "scontrol", f'#!/bin/sh\necho "$@" >>{calls}\n')
+  slurm = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "4711", "SLURM_CPUS_PER_TASK": "12", "FAILS": "1"}
   process = subprocess.Popen(
     ["bash", str(SCRIPTS / "slurm.sbatch"), "--workdir=run", "--set", "a=b"],
     env=environment(PATH=f"{tmp_path / 'bin'}:{os.environ['PATH']}", PAUSE="0", **slurm),
