@@ -131,20 +131,15 @@ class FolderPictures:
       notes.append(f"{len(self._deep)} files have 16 bits per channel, taken to the nearest of 256 levels")
     if self._transparent:
       notes.append(f"{len(self._transparent)} files have transparent pixels, laid on white")
-    results_hash, masks_hash = self._digest.hexdigest(), self._masks_digest.hexdigest() if self._masks else None
-    holes = (
-      f"masks of {self._masks}, bucket by measured area, sha256 {masks_hash:.12}" if masks_hash else "without masks"
-    )
     return {
       "title": f"{self._inpainted} against {self._images}",
-      "summary": f"Pictures as files, sha256 {results_hash:.12}; {holes}.",
       "notes": notes,
       "protocol": {
         "truth": self._images,
         "inpainted": self._inpainted,
-        "inpainted_sha256": results_hash,
+        "inpainted_sha256": self._digest.hexdigest(),
         "masks": self._masks,
-        "masks_sha256": masks_hash,
+        "masks_sha256": self._masks_digest.hexdigest() if self._masks else None,
         "composite": self._masks is not None,
       },
     }

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
 
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8
 from gmsrm_jax.config import Config
@@ -25,12 +24,11 @@ from gmsrm_jax.models import codebook
 from gmsrm_jax.models.inpainter import fill_pixels
 from gmsrm_jax.models.memory import recognise
 from gmsrm_jax.panels import save_panel
-from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
+from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import Weights
 
 METHOD = "GM-SRM"
-_AT_ONCE = 64  # images that the memory redraws at once
 
 
 def make_fill(config: Config, params: Any) -> Fill:
@@ -38,49 +36,20 @@ def make_fill(config: Config, params: Any) -> Fill:
   return in_fixed_batches(functools.partial(fill_pixels, make_networks(config).inpaint), params)
 
 
-class MemoryHealth:
-  """How many slots the teacher uses for whole held-out images, and how well its reads can be drawn."""
+def make_redraw(config: Config, weights: Weights) -> ByImage:
+  """The teacher's view of whole uint8 images: mean weights of the slots, and the PSNR in dB of what it draws."""
+  assert weights.teacher is not None
+  network = make_networks(config).memory
+  memory = {**weights.teacher["memory"], "generator": weights.params["memory"]["generator"]}
 
-  def __init__(self, config: Config, weights: Weights):
-    assert weights.teacher is not None
-    memory = {**weights.teacher["memory"], "generator": weights.params["memory"]["generator"]}
-    network = make_networks(config).memory
+  def redraw(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    image = image_from_uint8(images)
+    out = recognise(network, params, image)
+    drawn = image_from_uint8(image_to_uint8(out.rendering.image))
+    slots = jax.vmap(lambda w: codebook.mean_weights(w[None]))(out.retrieval.log_weights)
+    return slots, metrics.psnr(drawn, image)
 
-    def redraw(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-      image = image_from_uint8(images)
-      out = recognise(network, params, image)
-      drawn = image_from_uint8(image_to_uint8(out.rendering.image))
-      weights = jax.vmap(lambda w: codebook.mean_weights(w[None]))(out.retrieval.log_weights)
-      return weights, metrics.psnr(drawn, image)
-
-    self._program = in_fixed_batches(redraw, {**weights.teacher, "memory": memory})
-    self._waiting: list[np.ndarray] = []
-    self._usage: list[np.ndarray] = []
-    self._psnr: list[np.ndarray] = []
-
-  def add(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
-    """Takes a whole image."""
-    self._waiting.append(image)
-    if len(self._waiting) == _AT_ONCE:
-      self._redraw()
-
-  def _redraw(self) -> None:
-    if self._waiting:
-      weights, psnr = self._program(np.stack(self._waiting))
-      self._usage.append(weights.astype(np.float64).sum(axis=0))
-      self._psnr.append(psnr)
-      self._waiting = []
-
-  def describe(self) -> dict[str, float]:
-    self._redraw()
-    usage = np.sum(self._usage, axis=0)
-    shares = jnp.asarray(usage / usage.sum(), jnp.float32)
-    return {
-      "slots": len(usage),
-      "perplexity": float(codebook.perplexity(shares)),
-      "used_slots": float(codebook.used_slots(shares)),
-      "reconstruction_psnr": metrics.means({"psnr": np.concatenate(self._psnr)})["psnr"],
-    }
+  return in_fixed_batches(redraw, {**weights.teacher, "memory": memory})
 
 
 class HeldOutPictures:
@@ -92,7 +61,8 @@ class HeldOutPictures:
   def __init__(self, config: Config, evaluation: EvaluationSet, weights: Weights | None = None):
     self._config, self._evaluation = config, evaluation
     self._step = weights.step if weights else None
-    self._memory = MemoryHealth(config, weights) if weights and weights.teacher is not None else None
+    self._redraw = make_redraw(config, weights) if weights and weights.teacher is not None else None
+    self._redrawn: list[tuple[np.ndarray, np.ndarray]] = []  # weights of slots and PSNR
     self._digest = hashlib.sha256()
     count = min(config.run.panel_images, len(evaluation))
     # Spread over the held-out set, not chosen by result.
@@ -105,13 +75,10 @@ class HeldOutPictures:
   def __iter__(self) -> Iterator[Picture]:
     for index, name in enumerate(self._evaluation.names):
       decoded, image = self._evaluation[index]
-      valid = decoded == name  # else the stand-in of a file that cannot be decoded, which has its own turn
-      if valid and self._memory:
-        self._memory.add(image)
       for bucket in BUCKETS:
         mask = self._evaluation.mask(index, bucket)
         self._digest.update(mask_bytes(name, bucket, mask))
-        if valid:
+        if decoded == name:  # else the stand-in of a file that cannot be decoded, which has its own turn
           yield Picture(bucket_name(bucket), name, image, mask[..., None])
 
   def again(self, bucket: str, name: str) -> Picture:
@@ -121,7 +88,10 @@ class HeldOutPictures:
     return Picture(bucket, name, self._evaluation[index][1], mask[..., None])
 
   def watch(self, batch: Sequence[Picture], fills: Mapping[str, np.ndarray]) -> None:
-    """Keeps the fills of a few images, which `save_panels` shows."""
+    """Redraws each image once from the memory, and keeps the fills of those that `save_panels` shows."""
+    whole = [picture.image for picture in batch if picture.bucket == bucket_name(BUCKETS[0])]
+    if self._redraw and whole:
+      self._redrawn.append(self._redraw(np.stack(whole)))
     for row, (bucket, name, image, mask, _) in enumerate(batch):
       if name in self._on_panels:
         columns = {"image": image, "masked": np.where(mask > 0, np.uint8(255), image)}
@@ -136,24 +106,30 @@ class HeldOutPictures:
 
   def describe(self) -> dict[str, Any]:
     """The head of a report, with the hashes of images and masks; whole after the iteration."""
-    count, size, holes = len(self._evaluation), self._config.model.image_size, self._evaluation.mask_source
-    images_hash, masks_hash = split_hash(self._evaluation.source), self._digest.hexdigest()
-    return {
+    head = {
       "experiment": self._config.name,
       "step": self._step,
       "title": f"{self._config.name}, step {self._step}",
-      "summary": (
-        f"{count} held-out images at {size}x{size}, one fixed mask per image and bucket; all methods composited and "
-        f"scored as uint8. Images sha256 {images_hash[:12]}. Masks: {holes}; sha256 {masks_hash[:12]}."
-      ),
       "notes": [],
       "protocol": {
-        "images": count,
-        "image_size": size,
-        "images_sha256": images_hash,
-        "masks_sha256": masks_hash,
-        "masks": holes,
+        "images": len(self._evaluation),
+        "image_size": self._config.model.image_size,
+        "images_sha256": split_hash(self._evaluation.source),
+        "masks_sha256": self._digest.hexdigest(),
+        "masks": self._evaluation.mask_source,
         "composite": True,
       },
-      **({"memory": self._memory.describe()} if self._memory else {}),
+    }
+    return head | ({"memory": self._memory()} if self._redrawn else {})
+
+  def _memory(self) -> dict[str, float]:
+    """How many slots the teacher uses, and how well its reads can be drawn."""
+    usage = np.concatenate([slots for slots, _ in self._redrawn]).astype(np.float64).sum(axis=0)
+    psnr = np.concatenate([psnr for _, psnr in self._redrawn])
+    shares = jnp.asarray(usage / usage.sum(), jnp.float32)
+    return {
+      "slots": len(usage),
+      "perplexity": float(codebook.perplexity(shares)),
+      "used_slots": float(codebook.used_slots(shares)),
+      "reconstruction_psnr": metrics.means({"psnr": psnr})["psnr"],
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import pathlib
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -52,6 +51,8 @@ _DISTANCES: dict[str, tuple[str, int]] = {
   "p_ids_vgg16": (f"P-IDS on VGG16 features ({_MORE})", 3),
   "u_ids_vgg16": (f"U-IDS on VGG16 features ({_MORE})", 3),
 }
+
+_BASIS = ("images", "image_size", "images_sha256", "truth", "inpainted", "inpainted_sha256", "masks", "masks_sha256")
 
 _CELL = 176  # pixels, side of a picture on the page
 _GREY = 110  # what a hole is shown in
@@ -130,8 +131,8 @@ def markdown(report: Mapping[str, Any]) -> str:
   protocol, counts = report["protocol"], report["images"]
   sections = [
     f"# {report['title']}",
-    report["summary"],
     f"Protocol {protocol['name']}: {protocol['source']}.",
+    "\n".join(f"- {key}: {protocol[key]}" for key in _BASIS if protocol.get(key) is not None),
     "\n".join(f"- {note}" for note in (*report["notes"], *_outside_notes(report), _check_note(report["self_check"]))),
     "Numbers that papers print, under other protocols: docs/published.md of the project.",
     "Pictures: " + ", ".join(f"{count} in {bucket}" for bucket, count in counts.items()) + ".",
@@ -157,24 +158,20 @@ def _metric_sections(report: Mapping[str, Any]) -> Iterator[str]:
     if name in report["scores"][first][ALL]:
       lines = {}
       for method, buckets in report["scores"].items():
-        lines[method] = [_number(buckets[bucket][name], digits) for bucket in report["images"]]
+        lines[method] = [_number(digits, buckets[bucket][name]) for bucket in report["images"]]
         if method == first:
-          bounds = [report["intervals"][method][bucket][name] for bucket in report["images"]]
-          lines["*95 % interval*"] = [
-            " – ".join(_number(bound, digits) for bound in pair) if pair else "–" for pair in bounds
-          ]
+          bounds = [report["intervals"][method][bucket][name] or () for bucket in report["images"]]
+          lines["*95 % interval*"] = [_number(digits, *pair, between=" – ") for pair in bounds]
       yield from (f"## {title}", report["protocol"][name], _table(lines, report))
 
 
 def _distance_sections(report: Mapping[str, Any]) -> Iterator[str]:
   for name, (title, digits) in _DISTANCES.items():
-    scale = 1000.0 if name.startswith("kid") else 1.0
-    lines: dict[str, list[str]] = {}
+    scale, lines = 1000.0 if name.startswith("kid") else 1.0, {}
     for method, buckets in report["distribution"].items():
-      values = [buckets[bucket].get(name, math.nan) * scale for bucket in report["images"]]
-      errors = [buckets[bucket].get(f"{name}_standard_error", math.nan) * scale for bucket in report["images"]]
-      pairs = zip(values, errors, strict=True)
-      lines[method] = [" ± ".join(_number(x, digits) for x in pair if not math.isnan(x)) or "–" for pair in pairs]
+      values = [[buckets[bucket].get(key) for key in (name, f"{name}_standard_error")] for bucket in report["images"]]
+      scaled = [[value * scale for value in pair if value is not None] for pair in values]
+      lines[method] = [_number(digits, *pair, between=" ± ") for pair in scaled]
     if any(cell != "–" for cells in lines.values() for cell in cells):
       yield from (f"### {title}", _table(lines, report))
 
@@ -184,8 +181,8 @@ def _table(lines: Mapping[str, Sequence[str]], report: Mapping[str, Any]) -> str
   return tabulate(cells, headers=["", *report["images"]], tablefmt="github", disable_numparse=True)
 
 
-def _number(value: float, digits: int) -> str:
-  return "–" if math.isnan(value) else f"{value:.{digits}f}"
+def _number(digits: int, *values: float, between: str = "") -> str:
+  return between.join(f"{value:.{digits}f}" for value in values) or "–"
 
 
 def _outside_notes(report: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ def test_infinite_and_awkward_names_survive_the_table():
 def test_a_failed_self_check_is_said_aloud():
   scores = scores_of({"psnr": [20.0, 30.0], "lpips": [0.1, 0.2]})
   protocol = {"name": "ours", "source": "x", "composite": True, "psnr": "dB", "lpips": "v0.1"}
-  head = {"title": "t", "summary": "s", "notes": [], "protocol": protocol}
+  head = {"title": "t", "notes": [], "protocol": protocol}
   assert "passed." in report.markdown(report.make_report(head, scores))
   scores.check = scorer.self_check({"psnr": np.array([np.inf]), "lpips": np.array([0.5])}, {})
   text = report.markdown(report.make_report(head, scores))
