@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt8
 from PIL import Image as PilImage
+from PIL import ImageOps
 
 from gmsrm_jax.arrays import Image, Mask8, Rgb8
 from gmsrm_jax.config import STRATEGIES, Config
@@ -63,7 +64,7 @@ class Inpainter:
     """Fills the hole; returns every pixel outside it as it was.
 
     Args:
-      image: a PIL image, or a uint8 array [h w 3] or [b h w 3] of 0..255 (NumPy or JAX), RGB.
+      image: a PIL image, which is turned upright, or a uint8 RGB array [h w 3] or [b h w 3] (NumPy or JAX).
       mask: the hole: a PIL image, or an array [h w], [h w 1], [b h w] or [b h w 1]; `read_hole` says what is hole.
       num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
       seed: another seed draws other samples; equal seeds repeat to the bit.
@@ -177,7 +178,7 @@ def _load(path: str | pathlib.Path) -> tuple[Config, Any, str]:
 
 def _image_array(image: Picture) -> np.ndarray:
   if isinstance(image, PilImage.Image):
-    return pictures.as_rgb(image)
+    return pictures.as_rgb(ImageOps.exif_transpose(image))
   array = np.asarray(image)
   require(
     array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0,

@@ -31,72 +31,63 @@ def model():
   return noisy_model()
 
 
-def written(model, folder, dtype="float32"):
+def export_to(folder, model, dtype):
   described = {"config": overrides.to_dict(model.config), "splits": {"train": "x", "val": "y"}, "commit": "c"}
   export.write(model.config, Weights(model.params, 7), described, folder, dtype)
   return folder
 
 
 @pytest.fixture(scope="module")
-def folder(model, tmp_path_factory):
-  return written(model, tmp_path_factory.mktemp("exported"))
+def folders(model, tmp_path_factory):
+  return {dtype: export_to(tmp_path_factory.mktemp(dtype), model, dtype) for dtype in ("float32", "float16")}
 
 
-@pytest.fixture(scope="module")
-def half(model, tmp_path_factory):
-  return written(model, tmp_path_factory.mktemp("half"), "float16")
-
-
-def _pictures(count, size):
+def pictures(count, size=32):
   images = np.stack([PHOTO[20 * i : 20 * i + size, 100 : 100 + size] for i in range(count)])
   masks = np.zeros((count, size, size, 1), np.uint8)
   masks[:, 8:20, 5 : size - 9] = 1
   return images, masks
 
 
-@pytest.mark.parametrize("count", [1, 3])
-def test_the_program_gives_the_models_pixels_for_any_batch(model, folder, count):
-  images, masks = _pictures(count, model.config.model.image_size)
+def farthest(a, b):
+  return np.abs(np.asarray(a).astype(int) - b).max()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_weights_and_program_give_the_models_pixels_for_any_batch(dtype, model, folders):
+  folder = folders[dtype]
+  again = Inpainter.from_checkpoint(folder)
+  assert (
+    again.config == model.config and "step 7" in again.source and ("float16" in again.source) == (dtype != "float32")
+  )
   program = jax.export.deserialize((folder / export.PROGRAM).read_bytes())
   assert program.platforms == export.PLATFORMS
   weights = safetensors.numpy.load_file(folder / WEIGHTS)
-  np.testing.assert_array_equal(weights["memory/codebook/keys"], model.params["memory"]["codebook"]["keys"])
-  plain = np.asarray(program.call(weights, images, masks, np.uint32(0), np.float32(0)))
-  np.testing.assert_array_equal(plain[masks[..., 0] == 0], images[masks[..., 0] == 0])
-  assert np.abs(plain.astype(int) - model(images, masks)).max() <= 1
-  drawn = [np.asarray(program.call(weights, images, masks, np.uint32(s), np.float32(1))) for s in (1, 1, 2)]
+  assert {array.dtype for array in weights.values()} == {np.dtype(dtype)}
+  for count in (1, 3):
+    images, masks = pictures(count)
+    plain = np.asarray(program.call(weights, images, masks, np.uint32(0), np.float32(0)))
+    np.testing.assert_array_equal(plain[masks[..., 0] == 0], images[masks[..., 0] == 0])
+    filled = again(images, masks)
+    assert farthest(plain, filled) <= 1 and farthest(filled, model(images, masks)) <= (dtype != "float32")
+  drawn = [np.asarray(program.call(weights, images, masks, np.uint32(seed), np.float32(1))) for seed in (1, 1, 2)]
   np.testing.assert_array_equal(drawn[0], drawn[1])
   assert (drawn[0] != drawn[2]).any() and (drawn[0] != plain).any()
 
 
-def test_the_example_runs_in_a_process_that_cannot_import_the_project(model, folder, tmp_path):
-  images, masks = _pictures(1, model.config.model.image_size)
+def test_the_example_runs_in_a_process_that_cannot_import_the_project(model, folders, tmp_path):
+  images, masks = pictures(1)
   Image.fromarray(images[0]).save(tmp_path / "image.png")
   Image.fromarray(masks[0, ..., 0] * 255).save(tmp_path / "mask.png")
   environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
   refuse = "import importlib.util, runpy, sys; assert importlib.util.find_spec('gmsrm_jax') is None; "
   code = refuse + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-  command = [sys.executable, "-I", "-c", code, str(folder / export.EXAMPLE), "image.png", "mask.png", "out.png"]
+  example = folders["float32"] / export.EXAMPLE
+  command = [sys.executable, "-I", "-c", code, str(example), "image.png", "mask.png", "out.png"]
   done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
-  filled = np.asarray(Image.open(tmp_path / "out.png"))
-  assert np.abs(filled.astype(int) - model(images[0], masks[0])).max() <= 1
-
-
-def test_what_was_exported_is_a_model_again(model, folder, half):
-  images, masks = _pictures(1, model.config.model.image_size)
-  again = Inpainter.from_checkpoint(folder)
-  assert again.config == model.config and again.source.endswith("step 7")
-  np.testing.assert_array_equal(again(images, masks), model(images, masks))
-  smaller = Inpainter.from_checkpoint(half)
-  assert "float16" in smaller.source
-  assert np.abs(smaller(images, masks).astype(int) - model(images, masks)).max() <= 1
-  assert (half / WEIGHTS).stat().st_size < 0.55 * (folder / WEIGHTS).stat().st_size
-  # The program takes them as they are.
-  program = jax.export.deserialize((half / export.PROGRAM).read_bytes())
-  weights = safetensors.numpy.load_file(half / WEIGHTS)
-  filled = np.asarray(program.call(weights, images, masks, np.uint32(0), np.float32(0)))
-  assert np.abs(filled.astype(int) - smaller(images, masks)).max() <= 1
+  with Image.open(tmp_path / "out.png") as filled:
+    assert farthest(filled, model(images[0], masks[0])) <= 1
 
 
 def reset(name, value):
@@ -117,8 +108,10 @@ def reset(name, value):
     (reset("step", None), "does not name the step"),
   ],
 )
-def test_damaged_exports_are_one_line(damage, message, folder, tmp_path):
-  copy = pathlib.Path(shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("*.stablehlo")))
+def test_damaged_exports_are_one_line(damage, message, folders, tmp_path):
+  copy = pathlib.Path(
+    shutil.copytree(folders["float32"], tmp_path / "copy", ignore=shutil.ignore_patterns("*.stablehlo"))
+  )
   damage(copy)
   with pytest.raises(ConfigError, match=message):
     Inpainter.from_checkpoint(copy)
@@ -127,5 +120,5 @@ def test_damaged_exports_are_one_line(damage, message, folder, tmp_path):
 def test_weights_too_large_for_half_precision_are_refused(model, tmp_path):
   large = jax.tree.map(lambda leaf: leaf + 1e5, model.params)
   with pytest.raises(ConfigError, match="does not fit into float16: export float32"):
-    written(Inpainter(model.config, large), tmp_path, "float16")
+    export_to(tmp_path, Inpainter(model.config, large), "float16")
   assert not (tmp_path / WEIGHTS).exists()
