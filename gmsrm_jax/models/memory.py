@@ -43,7 +43,7 @@ class Memory(nn.Module):
     """The read at every position of the query map, and its Retrieval: None for the no-memory twin."""
     if not self.config.memory.enabled:
       return self.contract(nn.gelu(self.expand(query))), None
-    retrieval = self.retrieval(query.reshape(len(query), -1, query.shape[-1]), self.codebook())
+    retrieval = self.retrieval(query.reshape(query.shape[0], -1, query.shape[-1]), self.codebook())
     return retrieval.read.reshape(query.shape), retrieval
 
 
