@@ -16,7 +16,7 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.models.blocks import Shares, hole_shares
 from gmsrm_jax.training.microbatch import in_parts, recomputed
 from gmsrm_jax.training.optimiser import discriminator_optimiser
-from gmsrm_jax.training.state import Networks, TrainState
+from gmsrm_jax.training.state import TrainState, make_networks
 
 Logits = Float[Array, "b h w 1"]
 
@@ -46,7 +46,7 @@ def hinge_discriminator(real_logits: Logits, fake_logits: Logits, *, hole: Logit
 def fix_gradient_norm(image: Image, norm: PerImage) -> Image:
   """Returns the image itself; on the way back, the gradient of each image is scaled to the length `norm`.
 
-  What VQGAN's adaptive weight is for (Esser et al. 2021), without its second backward pass (ours): however steep the
+  Serves as VQGAN's adaptive weight does (Esser et al. 2021), without its second backward pass (ours): however steep the
   discriminator has become, its pull on the image keeps a set proportion to the other terms'.
   """
   del norm
@@ -73,16 +73,15 @@ def hole_l1_gradient_norm(mask: Mask) -> PerImage:
 
 
 @jax.named_scope("adversary")
-def generator_term(
-  config: Config, networks: Networks, state: TrainState, prediction: Image, image: Image, mask: Mask
-) -> PerImage:
+def generator_term(config: Config, state: TrainState, prediction: Image, image: Image, mask: Mask) -> PerImage:
   """Returns the generator's hinge loss, which pulls as hard as an L1 term of weight `loss.adversarial` would.
 
   The discriminator's power iterations are left alone.
   """
   norm = config.loss.adversarial * hole_l1_gradient_norm(mask)
   fake = composite(fix_gradient_norm(prediction, norm), image, mask)
-  judge = recomputed(config, "discriminator")(functools.partial(networks.discriminator.apply, update_stats=False))
+  discriminator = make_networks(config).discriminator
+  judge = recomputed(config, "discriminator")(functools.partial(discriminator.apply, update_stats=False))
   variables = {"params": state.disc_params, "batch_stats": state.disc_stats}
   return hinge_generator(cast(Array, judge(variables, fake, mask)))
 
@@ -100,27 +99,18 @@ def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array,
 
 @jax.named_scope("adversary")
 def update_discriminator(
-  config: Config,
-  stage: str,
-  networks: Networks,
-  state: TrainState,
-  *,
-  real: Image,
-  fake: Image,
-  mask: Mask,
-  share: Float[Array, "b _h _w 1"] | None,
-  group: int,
+  config: Config, stage: str, state: TrainState, *, real: Image, fake: Image, mask: Mask, share: Any, group: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one step of the discriminator on the fakes that the generator's step has just drawn.
 
   `share` is the hole's of each patch; without it all of a fake is fake. `group` rows belong together (see
   `variation.Fills`): a batch that goes through in parts is cut between groups.
   """
-  fake = jax.lax.stop_gradient(fake)
+  discriminator, fake = make_networks(config).discriminator, jax.lax.stop_gradient(fake)
 
   def objective(params: Any, real: Image, fake: Image, mask: Mask, share: Any):
     variables = {"params": params, "batch_stats": state.disc_stats}
-    apply = functools.partial(networks.discriminator.apply, update_stats=True, mutable=["batch_stats"])
+    apply = functools.partial(discriminator.apply, update_stats=True, mutable=["batch_stats"])
     logits, new = recomputed(config, "discriminator")(apply)(variables, _in_turn(real, fake), _in_turn(mask, mask))
     pairs = logits.reshape(len(real), 2, *logits.shape[1:])
     real_logits, fake_logits = pairs[:, 0], pairs[:, 1]

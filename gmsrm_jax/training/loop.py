@@ -38,7 +38,7 @@ _FREE_ON_RESUME = (
   *("run.fsdp", "run.remat", "run.compile_cache", "run.profile"),
   *("data.threads", "data.workers", "data.prefetch", "data.stored_", "eval."),
 )
-"""What settings begin with that change what is written or how fast, but not what is learned."""
+"""Beginnings of settings that change what is written or how fast, but not what is learned."""
 
 
 class NonFiniteError(SharedError):
@@ -46,7 +46,7 @@ class NonFiniteError(SharedError):
 
 
 class _Run(NamedTuple):
-  """What the stages of one run share."""
+  """All that the stages of one run share."""
 
   config: Config
   root: pathlib.Path

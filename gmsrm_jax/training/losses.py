@@ -105,7 +105,7 @@ def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:
   Not a value per image but a statistic of the batch, averaged over any leading axes (heads). Lies in [0, log(s)].
   """
   p = mean_weights.astype(jnp.float32)
-  # The floor keeps the gradient of a slot that nobody uses finite, and large.
+  # The floor keeps the gradient of an unused slot finite, and large.
   entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)), axis=-1)
   return jnp.log(jnp.float32(p.shape[-1])) - jnp.mean(entropy)
 

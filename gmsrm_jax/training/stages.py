@@ -8,7 +8,7 @@ from gmsrm_jax.config import Config, StageConfig
 
 
 class Stage(NamedTuple):
-  """What differs between the stages beside their networks and losses."""
+  """The differences between the stages beside networks and losses."""
 
   section: str  # of the settings
   stream: int  # of random numbers

@@ -1,7 +1,7 @@
 """The two pure train steps: memory pre-learning and inpainting, each updating generator side and discriminator.
 
 A step maps (state, batch, feature_params) to (state, metrics). Randomness is a function of (seed, stream, step);
-the loop decides how a step is compiled and sharded. What a stage switches on or off on its way is its `Phase`.
+the loop decides how a step is compiled and sharded. A stage goes through phases, each with a step of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gmsrm_jax.training import adversary, losses, variation
 from gmsrm_jax.training.microbatch import in_parts, recomputed
 from gmsrm_jax.training.optimiser import generator_optimiser, update_ema
 from gmsrm_jax.training.stages import STAGES, stage_settings
-from gmsrm_jax.training.state import Networks, TrainState, compute_dtype, make_networks
+from gmsrm_jax.training.state import TrainState, compute_dtype, make_networks
 
 Metrics = dict[str, jax.Array]
 
@@ -37,7 +37,7 @@ def step_key(config: Config, stage: str, step: jax.Array) -> Key[Array, ""]:
 
 
 class Phase(NamedTuple):
-  """What a stage switches on or off on its way, a step compiled for each. By default all that the settings ask for."""
+  """The terms and sizes that a stage switches on or off on its way. By default all that the settings ask for."""
 
   adversarial: bool = True  # the adversarial term, and the discriminator's own step
   features: bool = True  # the perceptual and style terms
@@ -78,7 +78,6 @@ def decode_batch(batch: Mapping[str, jax.Array], *, half: bool = False) -> tuple
 @jax.named_scope("features")
 def feature_terms(
   config: Config,
-  networks: Networks,
   key: Key[Array, ""],
   feature_params: Any,
   drawn: Float[Array, "r h w 3"],
@@ -105,7 +104,7 @@ def feature_terms(
     if config.loss.features == "vgg16":
       layers = vgg16.LAYERS[: config.loss.vgg_stages]
       return vgg16.vgg16_features(feature_params, x, layers=layers, dtype=compute_dtype(config))
-    return recognition_features(networks.memory, feature_params, x)
+    return recognition_features(make_networks(config).memory, feature_params, x)
 
   of_drawn, of_image = extract(drawn), jax.tree.map(fills.rows, extract(image))
   terms = {name: function(of_drawn, of_image) for name, function in functions.items()}
@@ -130,10 +129,10 @@ def memory_step(
       terms = {"l1": losses.l1(drawn, image)}
       if phase.features:
         once = variation.ONCE
-        terms |= feature_terms(config, networks, window_key, extractor, drawn, image, once, style=False)
+        terms |= feature_terms(config, window_key, extractor, drawn, image, once, style=False)
       terms["balance"] = losses.balance(codebook.mean_weights(recognised.retrieval.log_weights))
       if phase.adversarial:
-        terms["adversarial"] = adversary.generator_term(config, networks, state, drawn, image, whole)
+        terms["adversarial"] = adversary.generator_term(config, state, drawn, image, whole)
       total, means = losses.weigh(terms, config.loss)
     return total, (means, recognised)
 
@@ -143,9 +142,8 @@ def memory_step(
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
   if phase.adversarial:
-    state, more = adversary.update_discriminator(
-      config, "memory", networks, state, real=image, fake=recognised.rendering.image, mask=whole, share=None, group=1
-    )
+    given = {"real": image, "fake": recognised.rendering.image, "mask": whole, "share": None, "group": 1}
+    state, more = adversary.update_discriminator(config, "memory", state, **given)
     metrics.update(more)
 
   batch_usage = codebook.mean_weights(recognised.retrieval.log_weights)
@@ -212,7 +210,7 @@ def inpaint_step(
         "memory_image": fills.per_image(losses.hole_l1(out.memory_image, images, masks)),
       }
       if phase.features:
-        terms |= feature_terms(config, networks, window_key, extractor, inpainted, image, fills, style=True)
+        terms |= feature_terms(config, window_key, extractor, inpainted, image, fills, style=True)
       if teacher is not None and out.retrieval is not None:
         hole = out.shares[-1].reshape(len(image), -1)
         # What is known is supervised, too: the generator draws the hole from the reads around it as well.
@@ -220,7 +218,7 @@ def inpaint_step(
         terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
         terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
       if phase.adversarial:
-        terms["adversarial"] = adversary.generator_term(config, networks, state, out.prediction, images, masks)
+        terms["adversarial"] = adversary.generator_term(config, state, out.prediction, images, masks)
       total, means = losses.weigh(terms, config.loss)
     return total, (means, (out, inpainted))
 
@@ -232,7 +230,7 @@ def inpaint_step(
   if phase.adversarial:
     share = fills.rows(adversary.patch_shares(config, out.shares))
     given = {"real": images, "fake": inpainted, "mask": masks, "share": share, "group": fills.rows_of_images}
-    state, more = adversary.update_discriminator(config, "inpaint", networks, state, **given)
+    state, more = adversary.update_discriminator(config, "inpaint", state, **given)
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
 

@@ -1,4 +1,4 @@
-"""How stage 2 trains the variation: some images are filled twice, and the two fills are scored as a forecast.
+"""The training of the variation in stage 2: some images are filled twice, and the two fills are scored as a forecast.
 
 Of every two images of a batch, the first is filled once, without noise: the deterministic fill. The second is filled
 twice, with two draws of noise, and over the hole scored by the energy score, which is least when the fills are drawn
@@ -78,7 +78,7 @@ def _cell_means(x: Float[Array, "b h w c"], cell: int) -> Float[Array, "b _h _w 
 
 
 class Fills(NamedTuple):
-  """How often the images of a batch are filled, one row for each fill."""
+  """The fills of the images of a batch, one row for each."""
 
   rows: Callable[[Array], Array]  # of images: every image once for each of its fills
   per_image: Callable[[Array], Array]  # of a value per row: that of the one fill, or the mean of the two

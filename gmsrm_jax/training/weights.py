@@ -1,6 +1,6 @@
 """Trained weights for use: from the checkpoint of a run, or as they are given out.
 
-What is given out is a folder with `config.json` (the run's own, with the step) and `weights.safetensors`: the averaged
+An export is a folder with `config.json` (the run's own, with the step) and `weights.safetensors`: the averaged
 parameters under flat names such as 'decoder/up0/Dense_0/kernel'. Nothing in it depends on Orbax.
 """
 
@@ -28,7 +28,7 @@ WEIGHTS = "weights.safetensors"
 
 
 class Weights(NamedTuple):
-  """What fills holes."""
+  """The trained weights of the inpainting network."""
 
   params: Any  # of the inpainter, memory included
   step: int  # of stage 2
