@@ -8,8 +8,6 @@ import pathlib
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from gmsrm_jax.commands.flags import trained
@@ -73,7 +71,9 @@ def _fill(
 ) -> bool:
   """Fills one picture and writes its samples; returns True if their format keeps every bit outside the hole."""
   photo = photos.read_photo(image)
-  hole = _read_hole(image, photo, mask, flags)
+  names = (str(image), str(mask))
+  hole = photos.hole_of(photo, mask, names, invert=flags.mask_invert, dilate=flags.mask_dilate)
+  hole_files.warn_area(hole, str(mask or f"{image} (its transparency)"))
   target = pathlib.Path(flags.output) / photos.output_name(image, photo, flags.format)
   targets = [target]
   if flags.num_samples > 1:
@@ -91,27 +91,3 @@ def _fill(
     reduced = {title: cv2.resize(p, size, interpolation=cv2.INTER_AREA)[None] for title, p in pictures.items()}
     save_panel(target.with_name(f"{image.stem}_sheet.png"), reduced)
   return photos.output_format(photo, flags.format) != "JPEG"
-
-
-def _read_hole(
-  image: pathlib.Path, photo: photos.Photo, mask: pathlib.Path | None, flags: argparse.Namespace
-) -> UInt8[np.ndarray, "h w"]:
-  """Reads a photo's hole from its mask file, or where it is itself less than half opaque.
-
-  Raises:
-    ConfigError: the mask cannot be decoded or is not of the photo's size, or the photo has no transparency.
-  """
-  if mask is not None:
-    hole = hole_files.read_hole(mask, invert=flags.mask_invert, dilate=flags.mask_dilate)
-  elif photo.alpha is not None:
-    opaque = Image.fromarray(photo.alpha)
-    hole = hole_files.read_hole(opaque, invert=not flags.mask_invert, dilate=flags.mask_dilate)
-  else:
-    raise ConfigError(f"{image} has no transparency to take as its hole: give --masks")
-  (height, width), (rows, columns) = hole.shape, photo.rgb.shape[:2]
-  require(
-    (height, width) == (rows, columns),
-    f"{mask} is {width}x{height} but {image} is {columns}x{rows}: make the mask as large as its image",
-  )
-  hole_files.warn_area(hole, str(mask or f"{image} (its transparency)"))
-  return hole

@@ -51,8 +51,6 @@ def listen(host: str, port: int) -> socket.socket:
     ConfigError: the address is taken, not of this machine, or not allowed.
   """
   try:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    return socket.create_server(address[:2], family=family, backlog=128)
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
   except (OSError, UnicodeError) as error:
-    reason = (getattr(error, "strerror", None) or str(error)).partition(" (while")[0].lower()
-    raise ConfigError(f"--host={host} --port={port} cannot be listened on ({reason}): choose another") from None
+    raise ConfigError(f"--host={host} --port={port} cannot be listened on ({error}): choose another") from None

@@ -20,6 +20,8 @@ from PIL import ExifTags, ImageOps, JpegImagePlugin, PngImagePlugin
 from PIL import Image as PilImage
 
 from gmsrm_jax.data import pictures
+from gmsrm_jax.data.masks.hole_files import read_hole
+from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import replacing
 
 MAX_DPI = 100_000
@@ -152,6 +154,35 @@ def _metadata(file: PilImage.Image) -> dict[str, Any]:
   if file.format in ("JPEG", "MPO"):
     metadata["subsampling"] = max(0, JpegImagePlugin.get_sampling(file))
   return metadata
+
+
+def hole_of(
+  photo: Photo,
+  mask: pathlib.Path | PilImage.Image | None,
+  names: tuple[str, str],
+  *,
+  invert: bool = False,
+  dilate: int = 0,
+) -> UInt8[np.ndarray, "h w"]:
+  """Reads a photo's hole from its mask, or, without one, where the photo itself is less than half opaque.
+
+  Raises:
+    ConfigError: the mask cannot be decoded or is not of the photo's size, or the photo has no transparency; it calls
+      photo and mask by their names.
+  """
+  alpha = photo.alpha
+  if mask is not None:
+    hole = read_hole(mask, invert=invert, dilate=dilate)
+  elif alpha is not None:
+    hole = read_hole(PilImage.fromarray(alpha), invert=not invert, dilate=dilate)
+  else:
+    raise ConfigError(f"{names[0]} has no transparency to take as its hole: give a mask")
+  (height, width), (rows, columns) = photo.rgb.shape[:2], hole.shape
+  require(
+    (rows, columns) == (height, width),
+    f"{names[1]} is {columns}x{rows} but {names[0]} is {width}x{height}: make the mask as large as its image",
+  )
+  return hole
 
 
 def fill_hole(

@@ -12,12 +12,10 @@ from concurrent.futures import CancelledError
 import numpy as np
 import pydantic
 from jaxtyping import UInt8
-from PIL import Image as PilImage
 
 from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.data import pictures
-from gmsrm_jax.data.masks.hole_files import read_hole
-from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.errors import require
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
 
@@ -58,17 +56,12 @@ def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[
   Raises:
     ConfigError: they are damaged (PictureError), do not fit each other, or there is no hole.
   """
-  photo = photos.read_photo(fields.image, "image", FORMATS, most_pixels)
-  height, width = photo.rgb.shape[:2]
+  photo, names = photos.read_photo(fields.image, "image", FORMATS, most_pixels), ("image", "mask")
   if fields.mask:
     with pictures.open_picture(fields.mask, "mask", FORMATS, most_pixels) as file:
-      hole = read_hole(file)
-  elif photo.alpha is not None:
-    hole = read_hole(PilImage.fromarray(photo.alpha), invert=True)
+      hole = photos.hole_of(photo, file, names)
   else:
-    raise ConfigError("mask is missing, and image has no transparency to take as its hole: send a mask")
-  sizes = f"mask is {hole.shape[1]}x{hole.shape[0]} but image is {width}x{height}"
-  require(hole.shape == (height, width), f"{sizes}: send them equally large")
+    hole = photos.hole_of(photo, None, names)
   require(bool(hole.any()), "mask has no hole: it is white where the picture is to be filled, black elsewhere")
   return photo, hole
 

@@ -145,7 +145,7 @@ class Service:
     if len(files) == 1 and "application/json" not in request.headers.get("accept", ""):
       return Response(files[0], media_type="image/png")
     images = await run_in_threadpool(lambda: [base64.b64encode(file).decode() for file in files])
-    return JSONResponse({"images": images, "width": hole.shape[1], "height": hole.shape[0], "seed": fields.seed})
+    return JSONResponse({"images": images, "width": width, "height": height, "seed": fields.seed})
 
   async def _wait(self, request: Request, job: concurrent.futures.Future, stop: threading.Event) -> list[bytes]:
     """Returns the job's files; ends the job when nobody waits for them any more."""

@@ -92,7 +92,7 @@ def _bomb(width, height):
   [
     ({"image": None}, 422, "image"),
     ({"image": "photo.jpg"}, 422, "image='photo.jpg': Data should be valid base64"),
-    ({"mask": None}, 422, "mask is missing, and image has no transparency"),
+    ({"mask": None}, 422, "image has no transparency to take as its hole: give a mask"),
     ({"image": b"nonsense"}, 400, "image"),
     ({"image": GOOD["image"][:-900]}, 400, "image"),
     ({"mask": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, 400, "mask"),
