@@ -44,26 +44,27 @@ class Running(NamedTuple):
     """Sends POST /inpaint as multipart: bytes as files, all else as text."""
     return self.ask("POST", "/inpaint", files=parts(fields), headers={"accept": accept})
 
-  def health(self) -> dict[str, Any]:
-    return self.ask("GET", "/health").json()
+  def waiting(self) -> int:
+    """Returns how many requests are in work."""
+    return self.ask("GET", "/health").json()["waiting"]
 
   def wait_until_idle(self) -> None:
     """Fails if a place is never given back."""
     for _ in range(600):
-      if self.health()["waiting"] == 0:
+      if self.waiting() == 0:
         return
       time.sleep(0.1)
     raise AssertionError("a place was never given back")
 
 
-class Gated(Inpainter):
-  """Fills with the negative, but not before its gate is open."""
+class Negative(Inpainter):
+  """Fills with the negative, darkened by sample and seed, but not before its gate is open; compiles nothing."""
 
-  def __init__(self):
+  def __init__(self, *, opened: bool = False):
     super().__init__(small_config(), {})
-    self.gate = threading.Event()
-    self.started = threading.Semaphore(0)
-    self.ended = threading.Semaphore(0)
+    self.gate, self.started, self.ended = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+    if opened:
+      self.gate.set()
 
   def fills(self, image, mask, *, num_samples=1, seed=0, strategy="auto", before_batch=lambda: None):
     self.started.release()
@@ -73,8 +74,8 @@ class Gated(Inpainter):
         time.sleep(0.01)
     finally:
       self.ended.release()
-    for _ in range(num_samples):
-      yield 255 - image
+    for sample in range(num_samples):
+      yield np.where(mask[..., None] > 0, 255 - image - np.uint8(sample * (seed + 1)), image)
 
 
 @contextlib.contextmanager

@@ -12,25 +12,34 @@ import time
 import numpy as np
 import pytest
 
-from tests.serving.client import GOOD, HOLE, IMAGE, Gated, error, parts, pictures, png, raw, running, text
+from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, png, raw, running, text
 
 # Starlette leaves the temporary file of a part that is cut off to the garbage collector, which closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning")
 
 
 @pytest.fixture
-def gated():
-  model = Gated()
+def model():
+  return Negative()
+
+
+@pytest.fixture
+def server(model):
   with running(model, waiting=2, seconds=60.0) as server:
-    yield server, model
+    yield server
     model.gate.set()
 
 
-def test_a_full_queue_is_503_and_health_answers_meanwhile(gated):
-  server, model = gated
+@pytest.fixture
+def opened(server, model):
+  model.gate.set()
+  return server
+
+
+def test_a_full_queue_is_503_and_health_answers_meanwhile(server, model):
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     waiting = [pool.submit(server.inpaint, **GOOD) for _ in range(3)]
-    while server.health()["waiting"] < 3:
+    while server.waiting() < 3:
       time.sleep(0.01)
     refused = server.inpaint(**GOOD)
     assert refused.status_code == 503 and int(refused.headers["retry-after"]) >= 1
@@ -43,7 +52,7 @@ def test_a_full_queue_is_503_and_health_answers_meanwhile(gated):
 
 
 def test_what_takes_too_long_is_refused_and_ends():
-  model = Gated()
+  model = Negative()
   with running(model, seconds=0.3) as server:
     answer = server.inpaint(**GOOD)
     assert (answer.status_code, "0.3 s" in error(answer)) == (504, True)
@@ -56,8 +65,7 @@ def test_what_takes_too_long_is_refused_and_ends():
     assert server.inpaint(**GOOD).status_code == 200
 
 
-def test_a_client_that_goes_away_is_waited_for_no_longer(gated):
-  server, model = gated
+def test_a_client_that_goes_away_is_waited_for_no_longer(server, model):
   with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
     client.sendall(raw(files=parts(GOOD)))
     assert model.started.acquire(timeout=60)
@@ -66,11 +74,11 @@ def test_a_client_that_goes_away_is_waited_for_no_longer(gated):
 
 
 def test_who_waits_when_the_server_ends_is_told():
-  model = Gated()
+  model = Negative()
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
     with running(model) as server:
       waiting = [pool.submit(server.inpaint, **GOOD) for _ in range(2)]
-      while server.health()["waiting"] < 2:
+      while server.waiting() < 2:
         time.sleep(0.01)
     answers = [future.result() for future in waiting]
   assert [(answer.status_code, answer.headers["retry-after"]) for answer in answers] == [(503, "10")] * 2
@@ -78,19 +86,15 @@ def test_who_waits_when_the_server_ends_is_told():
   assert model.ended.acquire(timeout=60)
 
 
-def test_without_memory_the_server_goes_on(gated, monkeypatch):
-  server, model = gated
-  model.gate.set()
+def test_without_memory_the_server_goes_on(opened, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr("gmsrm_jax.inference.photos.fill_hole", lambda *_, **__: bytearray(2**62))
-    answer = server.inpaint(**GOOD)
+    answer = opened.inpaint(**GOOD)
   assert (answer.status_code, "not enough memory" in error(answer)) == (503, True)
-  assert server.inpaint(**GOOD).status_code == 200
+  assert opened.inpaint(**GOOD).status_code == 200
 
 
-def test_thirty_at_once_get_each_their_own(gated):
-  server, model = gated
-  model.gate.set()
+def test_thirty_at_once_get_each_their_own(opened):
   rng = np.random.default_rng(0)
   sizes = [(int(h), int(w)) for h, w in rng.integers(20, 33, (30, 2))]
   images = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
@@ -99,7 +103,7 @@ def test_thirty_at_once_get_each_their_own(gated):
 
   def until_filled(number):
     for _ in range(600):
-      answer = server.inpaint(image=png(images[number]), mask=png(masks[number] * 255))
+      answer = opened.inpaint(image=png(images[number]), mask=png(masks[number] * 255))
       if answer.status_code != 503:
         return answer
       next(busy)
@@ -144,13 +148,11 @@ def _malformed(rng):
   ]
 
 
-def test_two_hundred_malformed_requests_do_no_harm(gated):
-  server, model = gated
-  model.gate.set()
+def test_two_hundred_malformed_requests_do_no_harm(opened):
   rng = np.random.default_rng(0)
   answers = collections.Counter()
   for number, request in enumerate(itertools.chain.from_iterable(_malformed(rng) for _ in range(25))):
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as client:
+    with socket.create_connection(("127.0.0.1", opened.port), timeout=60) as client:
       answer = b""
       with contextlib.suppress(ConnectionError):  # what is too large may be cut off while it is sent
         client.sendall(request)
@@ -162,5 +164,5 @@ def test_two_hundred_malformed_requests_do_no_harm(gated):
     answers[status] += 1
     assert status in ("", "200") or status.startswith("4"), (status, request[:300], answer[:500])
   assert answers["400"] > 50 and answers["415"] > 5, answers
-  server.wait_until_idle()
-  np.testing.assert_array_equal(pictures(server.inpaint(**GOOD))[0], np.where(HOLE[..., None] > 0, 255 - IMAGE, IMAGE))
+  opened.wait_until_idle()
+  np.testing.assert_array_equal(pictures(opened.inpaint(**GOOD))[0], np.where(HOLE[..., None] > 0, 255 - IMAGE, IMAGE))

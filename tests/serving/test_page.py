@@ -13,8 +13,7 @@ import pytest
 import skimage.data
 from playwright.sync_api import expect, sync_playwright
 
-from tests.inference.test_inpainter import noisy_model
-from tests.serving.client import Gated, pixels, png, running, text
+from tests.serving.client import Negative, pixels, png, running, text
 
 pytestmark = pytest.mark.timeout(600)
 IMAGE = skimage.data.astronaut()[:240, 60:380]
@@ -64,7 +63,7 @@ def _mask(page):
 
 
 def test_a_picture_is_painted_filled_compared_and_downloaded(page):
-  with running(noisy_model()) as server:
+  with running(Negative(opened=True)) as server:
     page.goto(server.url)
     expect(page.locator("#model")).to_contain_text("demo, trained at 32 × 32")
     page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": png(IMAGE)})
@@ -115,7 +114,7 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(page):
     assert page.complaints == [] and all(address.startswith(server.url) for address in page.addresses)
 
   hole = (painted > 127).astype(np.uint8)
-  expected = noisy_model()(IMAGE, hole, num_samples=3, seed=5)[1]
+  expected = Negative(opened=True)(IMAGE, hole, num_samples=3, seed=5)[1]
   np.testing.assert_array_equal(saved, expected)
   np.testing.assert_array_equal(expected[hole == 0], IMAGE[hole == 0])
 
@@ -133,7 +132,7 @@ def _give(page, kind, data, name):
 
 
 def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(page):
-  model, status = Gated(), page.locator("#status")
+  model, status = Negative(), page.locator("#status")
   with running(model, waiting=0) as server:
     page.set_viewport_size({"width": 420, "height": 800})
     page.goto(server.url)
@@ -157,7 +156,7 @@ def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(page):
     page.keyboard.press("e")
     _drag(page, "#paint", (0.5, 0.5))
     page.click("#run")
-    expect(page.locator("#status.bad")).to_contain_text("the mask has no hole")
+    expect(page.locator("#status.bad")).to_contain_text("mask has no hole")
 
     # While another request holds the only place, the page waits and asks again.
     page.keyboard.press("e")

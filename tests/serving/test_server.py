@@ -25,27 +25,21 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
 from gmsrm_jax.training.weights import Weights, save_weights
 from tests.inference.test_inpainter import noisy_model
-from tests.serving.client import GOOD, HOLE, IMAGE, Gated, error, parts, pictures, png, running, text
+from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, png, running, text
 
 ROOT = pathlib.Path(run.__file__).parent
 GOOD_TEXT = {name: text(data) for name, data in GOOD.items()}
+MODEL = Negative(opened=True)
 
 
 @pytest.fixture(scope="module")
 def server():
-  with running(noisy_model()) as server:
-    yield server
-
-
-@pytest.fixture(scope="module")
-def refusing():
-  """A server that need not compile anything."""
-  with running(Gated()) as server:
+  with running(MODEL) as server:
     yield server
 
 
 def test_the_answer_has_the_pixels_of_the_python_interface(server):
-  expected = noisy_model()(IMAGE, HOLE, num_samples=3, seed=4)
+  expected = MODEL(IMAGE, HOLE, num_samples=3, seed=4)
   for accept in ("*/*", "application/json"):
     np.testing.assert_array_equal(pictures(server.inpaint(accept, **GOOD)), expected[:1])
   several = server.inpaint(**GOOD, num_samples=3, seed=4)
@@ -65,7 +59,7 @@ def test_the_picture_keeps_its_mode_orientation_and_pixels(server, kind):
     turned[0x0112] = 6
     image.rotate(90, expand=True).save(buffer, kind, quality=95, exif=turned)
   photo = photos.read_photo(buffer.getvalue())
-  expected = photos.fill_hole(photo, noisy_model()(photo.rgb, HOLE), HOLE)
+  expected = photos.fill_hole(photo, MODEL(photo.rgb, HOLE), HOLE)
   answer = server.inpaint(image=buffer.getvalue(), mask=GOOD["mask"])
   assert answer.content == photos.encode_photo(expected, "PNG")
 
@@ -76,7 +70,7 @@ def test_without_a_mask_the_hole_is_what_is_transparent(server):
   assert (filled[..., 3] == 255).all()
   np.testing.assert_array_equal(filled[..., :3][HOLE == 0], IMAGE[HOLE == 0])
   (also,) = pictures(server.inpaint(image=GOOD["image"], mask=transparent))
-  np.testing.assert_array_equal(also, noisy_model()(IMAGE, HOLE))
+  np.testing.assert_array_equal(also, MODEL(IMAGE, HOLE))
 
 
 def _bomb(width, height):
@@ -110,8 +104,8 @@ def _bomb(width, height):
     ({"sed": 1}, 422, "sed='1': Extra inputs are not permitted; the fields are image, mask, num_samples, seed"),
   ],
 )
-def test_what_cannot_be_filled_is_refused_in_one_line(refusing, fields, status, named):
-  answer = refusing.inpaint(**{name: value for name, value in (GOOD | fields).items() if value is not None})
+def test_what_cannot_be_filled_is_refused_in_one_line(server, fields, status, named):
+  answer = server.inpaint(**{name: value for name, value in (GOOD | fields).items() if value is not None})
   assert (answer.status_code, named in error(answer)) == (status, True), answer.text
 
 
@@ -127,13 +121,13 @@ def test_what_cannot_be_filled_is_refused_in_one_line(refusing, fields, status, 
     ({}, 422, "image"),
   ],
 )
-def test_json_that_makes_no_sense_is_refused_in_one_line(refusing, body, status, named):
+def test_json_that_makes_no_sense_is_refused_in_one_line(server, body, status, named):
   body = body if isinstance(body, bytes) else json.dumps(body)
-  answer = refusing.ask("POST", "/inpaint", content=body, headers={"content-type": "application/json"})
+  answer = server.ask("POST", "/inpaint", content=body, headers={"content-type": "application/json"})
   assert (answer.status_code, named in error(answer)) == (status, True), answer.text
 
 
-def test_other_paths_methods_and_types_are_refused(refusing):
+def test_other_paths_methods_and_types_are_refused(server):
   for method, path, kind, status in [
     ("GET", "/nothing", "", 404),
     ("GET", "/../run.py", "", 404),
@@ -144,26 +138,26 @@ def test_other_paths_methods_and_types_are_refused(refusing):
     ("POST", "/inpaint", "", 415),
     ("POST", "/inpaint", "multipart/form-data", 400),
   ]:
-    answer = refusing.ask(method, path, content=b"x", headers={"content-type": kind} if kind else {})
+    answer = server.ask(method, path, content=b"x", headers={"content-type": kind} if kind else {})
     assert (answer.status_code, error(answer) != "") == (status, True), (method, path, kind)
   twice = [*parts(GOOD | {"seed": 1}).items(), *parts({"seed": 2}).items()]
-  assert "'seed' is there twice" in error(refusing.ask("POST", "/inpaint", files=twice))
+  assert "'seed' is there twice" in error(server.ask("POST", "/inpaint", files=twice))
 
 
-def test_the_documents_name_the_bounds_and_lead_nowhere_else(refusing):
-  fields = refusing.ask("GET", "/openapi.json").json()["paths"]["/inpaint"]["post"]["requestBody"]["content"]
+def test_the_documents_name_the_bounds_and_lead_nowhere_else(server):
+  fields = server.ask("GET", "/openapi.json").json()["paths"]["/inpaint"]["post"]["requestBody"]["content"]
   for kind in ("multipart/form-data", "application/json"):
     properties = fields[kind]["schema"]["properties"]
     assert list(properties) == ["image", "mask", "num_samples", "seed", "strategy"]
     assert (properties["num_samples"]["maximum"], properties["seed"]["maximum"]) == (8, 2**32 - 1)
   for path in ("/", "/docs", "/page.js", "/page.css", "/health", "/openapi.json"):
-    answer = refusing.ask("GET", path)
+    answer = server.ask("GET", path)
     assert answer.status_code == 200 and b"://" not in answer.content, path
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
 def test_more_bytes_than_allowed_are_refused_whether_or_not_they_are_announced():
-  with running(Gated(), upload_bytes=5000) as server:
+  with running(MODEL, upload_bytes=5000) as server:
     request = httpx.Request("POST", "http://x", files=parts({"image": bytes(6000)}))
     body, kind = request.read(), {"content-type": request.headers["content-type"]}
     for content in (body, (body[i : i + 1000] for i in range(0, len(body), 1000))):
