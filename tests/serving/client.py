@@ -30,7 +30,6 @@ class Running(NamedTuple):
   """A server that runs in a thread."""
 
   port: int
-  service: Service
 
   @property
   def url(self) -> str:
@@ -44,17 +43,13 @@ class Running(NamedTuple):
     """Sends POST /inpaint as multipart: bytes as files, all else as text."""
     return self.ask("POST", "/inpaint", files=parts(fields), headers={"accept": accept})
 
-  def waiting(self) -> int:
-    """Returns how many requests are in work."""
-    return self.ask("GET", "/health").json()["waiting"]
-
-  def wait_until_idle(self) -> None:
-    """Fails if a place is never given back."""
+  def wait_for(self, count: int) -> None:
+    """Waits until so many requests are in work."""
     for _ in range(600):
-      if self.waiting() == 0:
+      if self.ask("GET", "/health").json()["waiting"] == count:
         return
       time.sleep(0.1)
-    raise AssertionError("a place was never given back")
+    raise AssertionError(f"never {count} requests in work")
 
 
 class Negative(Inpainter):
@@ -86,7 +81,7 @@ def running(model: Inpainter, **limits: Any) -> Iterator[Running]:
     thread = threading.Thread(target=service.run, args=[address])
     thread.start()
     try:
-      yield Running(address.getsockname()[1], service)
+      yield Running(address.getsockname()[1])
     finally:
       service.server.should_exit = True
       thread.join(60)

@@ -152,7 +152,7 @@ def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(page):
     assert model.ended.acquire(timeout=60)
 
     # What is painted and erased again is no hole: the server says so.
-    server.wait_until_idle()
+    server.wait_for(0)
     page.keyboard.press("e")
     _drag(page, "#paint", (0.5, 0.5))
     page.click("#run")
