@@ -49,37 +49,45 @@ def read(path: str) -> dict[str, Any]:
 
 
 def title(row: dict[str, Any]) -> str:
-  """What was measured; rows with the same title are the same measurement."""
+  """Names what was measured; rows with the same title are the same measurement."""
   return f"{PROGRAMS[row['program']]} {row['size']} batch {row['batch']}"
 
 
 def table(documents: dict[str, dict[str, Any]]) -> str:
   """Every row of files by name; a ratio only where the settings are those of the first file that has the row."""
-  rows = {name: {title(row): row for row in document["rows"]} for name, document in documents.items()}
+  by_title = {name: {title(row): row for row in document["rows"]} for name, document in documents.items()}
   cells, notes = [], []
-  for what in dict.fromkeys(what for of_file in rows.values() for what in of_file):
-    reference = next(name for name in documents if what in rows[name])
-    others = {
-      name: differences(documents[reference], documents[name], rows[reference][what], rows[name][what])
-      for name in documents
-      if what in rows[name]
-    }
-    notes += [f"* {what}, {name}: not comparable, other {', '.join(other)}" for name, other in others.items() if other]
-    lines = _lines([rows[name].get(what) for name in documents], [bool(others.get(name)) for name in documents])
-    cells += [[what if index == 0 else "", *line] for index, line in enumerate(lines)]
+  for heading in dict.fromkeys(heading for rows in by_title.values() for heading in rows):
+    rows = {name: by_title[name].get(heading) for name in documents}
+    reference = next(_settings(documents[name], row) for name, row in rows.items() if row)
+    marked = []
+    for name, row in rows.items():
+      others = _differences(reference, _settings(documents[name], row)) if row else []
+      marked.append(bool(others))
+      if others:
+        notes.append(f"* {heading}, {name}: not comparable, other {', '.join(others)}")
+    for index, line in enumerate(_lines(list(rows.values()), marked)):
+      cells.append(["" if index else heading, *line])
   heads = [f"{name}: {headline(document)}" for name, document in documents.items()]
-  alignment = ["left", "left", *["right"] * len(documents)]
-  body = tabulate.tabulate(
-    cells, ["", "", *documents], tablefmt="plain", disable_numparse=True, colalign=alignment if cells else None
-  )
+  alignment = ["left", "left", *["right"] * len(documents)] if cells else None
+  body = tabulate.tabulate(cells, ["", "", *documents], "plain", disable_numparse=True, colalign=alignment)
   return "\n".join([*heads, "", body, *([""] if notes else []), *notes])
 
 
-def differences(one: dict[str, Any], other: dict[str, Any], row: dict[str, Any], same: dict[str, Any]) -> list[str]:
-  """Names of the settings in which a row of each of two files differ, so that they cannot be compared."""
-  names = [name for name in ("dtype", "accumulate", "remat", "model") if row[name] != same[name]]
+def _settings(document: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+  """The settings that must be equal, or two rows say nothing about two machines; a fill has no loss."""
   sections = ("memory", "variation") if row["program"] == "fill" else ("memory", "variation", "loss")
-  return names + [name for name in sections if one["settings"][name] != other["settings"][name]]
+  settings = {name: row[name] for name in ("dtype", "accumulate", "remat", "model")}
+  return settings | {name: document["settings"][name] for name in sections}
+
+
+def _differences(one: dict[str, Any], other: dict[str, Any]) -> list[str]:
+  """Names of values that differ; in a section only those count that both files know, which may be of two versions."""
+
+  def differ(a: Any, b: Any) -> bool:
+    return any(a[key] != b[key] for key in a.keys() & b.keys()) if isinstance(a, dict) else a != b
+
+  return [name for name in one if differ(one[name], other[name])]
 
 
 def _lines(rows: Sequence[dict[str, Any] | None], marked: Sequence[bool]) -> list[list[str]]:

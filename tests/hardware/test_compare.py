@@ -43,7 +43,7 @@ def test_ratios_are_to_the_first_file():
 
 @pytest.mark.parametrize("name", ["dtype", "accumulate", "model"])
 def test_rows_of_other_settings_are_marked_and_have_no_ratio(name):
-  text = compare.table(pair("memory", **{name: "another"}))
+  text = compare.table(pair("memory", **{name: {"widths": [8]} if name == "model" else "another"}))
   assert line_of(text, "images/s").split()[-3:] == ["3.329", "3.329", "*"]
   assert f"* stage 1 small batch 4, b: not comparable, other {name}" in text and "(x" not in text
 
@@ -51,8 +51,14 @@ def test_rows_of_other_settings_are_marked_and_have_no_ratio(name):
 @pytest.mark.parametrize(("program", "said"), [("inpaint", True), ("fill", False)])
 def test_losses_of_the_file_count_where_they_matter(program, said):
   files = pair(program)
-  files["b"]["settings"]["loss"] = {"hole": 5.0}
+  files["b"]["settings"]["loss"]["hole"] += 1.0
   assert ("not comparable, other loss" in compare.table(files)) == said
+
+
+def test_a_setting_that_one_version_lacks_is_no_difference():
+  files = pair("inpaint")
+  del files["b"]["settings"]["loss"]["hole"]
+  assert "not comparable" not in compare.table(files)
 
 
 def test_another_batch_is_another_row_and_what_is_missing_is_said():

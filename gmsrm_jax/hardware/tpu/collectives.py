@@ -59,10 +59,10 @@ def collectives(text: str, devices: int) -> list[Collective]:
   return counted
 
 
-def grouped(each_one: Sequence[Collective]) -> list[dict[str, Any]]:
+def grouped(sent: Sequence[Collective]) -> list[dict[str, Any]]:
   """Count and bytes by kind and size of the group, those of most bytes first."""
   sums: dict[tuple[str, int], list[int]] = {}
-  for each in each_one:
+  for each in sent:
     entry = sums.setdefault((each.kind, each.group), [0, 0])
     entry[0] += each.times
     entry[1] += each.times * each.bytes
@@ -80,7 +80,7 @@ def array_bytes(shape: str) -> int:
 
 
 def group_size(line: str, devices: int) -> int:
-  """How many devices exchange with each other; all of them where the instruction names no groups."""
+  """The number of devices that exchange with each other; all of them where the instruction names no groups."""
   if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", line):
     return int(iota[1])
   if listed := re.search(r"replica_groups=\{\{([\d, ]+)\}", line):

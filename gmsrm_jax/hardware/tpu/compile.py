@@ -53,7 +53,8 @@ def compile_steps(config: Config, names: Sequence[str], *, batch_per_chip: int |
     path = pathlib.Path(output)
     path = path if path.suffix == ".json" else path / "compile.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-  jobs = [(found, configure(config, found, batch_per_chip)) for found in map(topologies.open_topology, names)]
+  slices = map(topologies.open_topology, names)
+  jobs = [(topology, configure(config, topology, batch_per_chip)) for topology in slices]
   stages = planned_stages(config)
   programs: list[dict[str, Any]] = []
   counted: dict[tuple[str, int], float] = {}

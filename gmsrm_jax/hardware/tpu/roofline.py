@@ -47,7 +47,7 @@ def usable_links(shape: Sequence[int]) -> int:
 
 
 def sent_bytes(collective: Collective) -> float:
-  """What one chip sends in one execution, in rings over its group."""
+  """Bytes that one chip sends in one execution, in rings over its group."""
   share = (collective.group - 1) / collective.group
   factor = {"all-reduce": 2.0 * share, "collective-permute": 1.0, "collective-broadcast": 1.0}
   return factor.get(collective.kind, share) * collective.bytes
