@@ -47,11 +47,14 @@ def composite(prediction: Image, image: Image, mask: Mask) -> Image:
   return jnp.where(mask > 0.5, prediction, image)
 
 
-def masked_mean(values: Float[Array, "b h w c"], mask: Mask) -> PerImage:
-  """The mean of each image's values over channels and the pixels of the mask; 0 where the mask is empty."""
-  mask = mask.astype(jnp.float32)
-  pixels = jnp.maximum(jnp.sum(mask, axis=(1, 2, 3)), 1.0)
-  return jnp.sum(values * mask, axis=(1, 2, 3)) / (values.shape[-1] * pixels)
+def masked_mean(values: Float[Array, "b ..."], mask: Float[Array, "b ..."]) -> PerImage:
+  """The mean of each image's values where the mask is 1, or weighted by it; 0 where it is empty.
+
+  A mask of one channel holds for all channels of the values.
+  """
+  axes, mask = tuple(range(1, values.ndim)), mask.astype(jnp.float32)
+  channels = values.shape[-1] // mask.shape[-1]
+  return jnp.sum(values * mask, axis=axes) / (channels * jnp.maximum(jnp.sum(mask, axis=axes), 1.0))
 
 
 def hole_area(mask: Mask) -> PerImage:

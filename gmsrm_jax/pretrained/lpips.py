@@ -68,7 +68,7 @@ def hole_distance(maps: Sequence[Float[Array, "b _h _w"]], mask: Mask) -> PerIma
   total = jnp.zeros(mask.shape[:3], jnp.float32)
   for layer in maps:
     total = total + jax.image.resize(layer, total.shape, "bilinear", precision=_HIGHEST)
-  return masked_mean(total[..., None], mask)
+  return masked_mean(total, mask[..., 0])
 
 
 def lpips(params: Params, a: Image, b: Image, *, net: str = "alex") -> PerImage:

@@ -68,11 +68,6 @@ def style(features: Features, target_features: Features) -> PerImage:
   return total
 
 
-def _position_mean(values: Float[Array, "b q"], weight: Float[Array, "b q"]) -> PerImage:
-  weight = weight.astype(jnp.float32)
-  return jnp.sum(values * weight, axis=1) / jnp.maximum(jnp.sum(weight, axis=1), 1.0)
-
-
 def retrieval_kl(
   teacher_log_weights: Float[Array, "b n q s"],
   student_log_weights: Float[Array, "b n q s"],
@@ -88,7 +83,7 @@ def retrieval_kl(
   weights = jnp.exp(teacher)
   # A weight of 0 adds 0, also where its logarithm is -inf.
   divergence = jnp.sum(jnp.where(weights > 0, weights * (teacher - student), 0.0), axis=-1)
-  return _position_mean(jnp.mean(divergence, axis=1), weight)
+  return masked_mean(jnp.mean(divergence, axis=1), weight)
 
 
 def read_loss(
@@ -96,7 +91,7 @@ def read_loss(
 ) -> PerImage:
   """Returns the squared error of the student's read, a mean over channels and weighted positions (after CodeFormer)."""
   teacher = jax.lax.stop_gradient(teacher_read.astype(jnp.float32))
-  return _position_mean(jnp.mean(jnp.square(student_read.astype(jnp.float32) - teacher), axis=-1), weight)
+  return masked_mean(jnp.mean(jnp.square(student_read.astype(jnp.float32) - teacher), axis=-1), weight)
 
 
 def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:
