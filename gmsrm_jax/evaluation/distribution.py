@@ -25,6 +25,7 @@ SEED = 0  # of KID's subsets and of the bootstrap
 SUBSETS = 100  # of KID
 SUBSET_SIZE = 1000  # of KID, images of each side
 RESAMPLES = 1000  # of the bootstrap
+LEVEL = 0.95  # share of the intervals
 
 Features = Float[np.ndarray, "n d"]
 Others = Float[np.ndarray, "m d"]
@@ -165,8 +166,8 @@ def sample(keys: Sequence[tuple[str, str]]) -> list[int]:
   return sorted(sorted(range(len(keys)), key=digest)[:SAMPLE])
 
 
-def interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
-  """The percentile bootstrap interval of the mean over images (Efron 1979), low and high.
+def interval(values: ArrayLike) -> tuple[float, float]:
+  """The 95 % percentile bootstrap interval of the mean over images (Efron 1979), low and high.
 
   Images at +inf (PSNR of equal images) are left out; if all are, both ends are inf. NaN is not hidden; without any
   image both ends are NaN. The order of the values changes nothing. Of two methods' difference per image it tells
@@ -179,5 +180,5 @@ def interval(values: ArrayLike, *, level: float = 0.95) -> tuple[float, float]:
     return end, end
   rng = np.random.default_rng(SEED)
   means = [finite[rng.integers(len(finite), size=len(finite))].mean() for _ in range(RESAMPLES)]
-  low, high = np.quantile(means, ((1 - level) / 2, (1 + level) / 2))
+  low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
   return float(low), float(high)

@@ -11,7 +11,7 @@ import functools
 import itertools
 import operator
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,7 +120,7 @@ def score(
   """Scores the pictures' own fills and those of `fills`; neither batches, their order nor devices change a number."""
   keys: list[tuple[str, str]] = []  # bucket and name of each row
   measured: list[Any] = []
-  methods: list[str] = []
+  methods: list[str] = []  # the one that is judged first, then those beside it
   checked: dict[str, Picture] = {}
   with tqdm(total=operator.length_hint(pictures), desc="evaluate", unit="image", disable=None) as progress:
     for batch in batches(pictures, batch_size):
@@ -151,7 +151,7 @@ def score(
       method: {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum()), "most": int(most.max())}
       for method, pixels, most in zip(methods, apart["pixels"].T, apart["most"].T, strict=True)
     },
-    check=_check_truth(list(checked.values()), measure, len(methods)),
+    check=_check_truth(list(checked.values()), measure, len(methods), values),
   )
 
 
@@ -168,17 +168,12 @@ def _measured(
   equal = (composited == truth).all(axis=(2, 3, 4))
   for name in scores.keys() & {"psnr", "psnr_hole"}:  # what a protocol cuts off at 100 dB stays
     scores[name] = np.where(equal & (scores[name] > 100), np.inf, scores[name])
-  if batch[0].bucket == ALL:
-    scores = {name: array for name, array in scores.items() if _of_whole(name)}
+  if batch[0].bucket == ALL:  # without masks what is measured at the hole has no meaning
+    scores = {name: array for name, array in scores.items() if "hole" not in name and "boundary" not in name}
   else:
     scores["hole_area"] = np.repeat(masks.mean(axis=(1, 2, 3), dtype=np.float64)[:, None], fills.shape[1], axis=1)
   apart = np.where(hole, 0, np.abs(fills.astype(np.int16) - truth)).max(axis=-1)
   return scores, of_fills, of_truth, {"pixels": (apart > 0).sum(axis=(2, 3)), "most": apart.max(axis=(2, 3))}
-
-
-def _of_whole(metric: str) -> bool:
-  """Whether it has a meaning where there was no mask."""
-  return "hole" not in metric and "boundary" not in metric
 
 
 def _distances(
@@ -204,7 +199,9 @@ def _distances(
   return values
 
 
-def _check_truth(pictures: Sequence[Picture], measure: ByImage, methods: int) -> dict[str, Any]:
+def _check_truth(
+  pictures: Sequence[Picture], measure: ByImage, methods: int, metrics: Container[str]
+) -> dict[str, Any]:
   """In the place of every method stands the truth, so that it is scored by the very program that scores them."""
   truth, masks = np.stack([picture.image for picture in pictures]), np.stack([picture.mask for picture in pictures])
   scores, of_fills, of_truth = measure(np.repeat(truth[:, None], methods, axis=1), truth, masks)
@@ -212,9 +209,8 @@ def _check_truth(pictures: Sequence[Picture], measure: ByImage, methods: int) ->
   for network, own in of_truth.items():
     moments = (distribution.Moments.of(of_fills[network][:, 0]), distribution.Moments.of(own))
     frechet |= distribution.distances(network, moments, of_fills[network][:, 0], own, own)
-  has_masks = pictures[0].bucket != ALL
   return self_check(
-    {name: array[:, 0] for name, array in scores.items() if has_masks or _of_whole(name)},
+    {name: array[:, 0] for name, array in scores.items() if name in metrics},
     {name: value for name, value in frechet.items() if name.startswith(("fd", "fid"))},
   )
 
