@@ -159,11 +159,3 @@ def test_an_empty_part_is_named(tmp_path):
   with pytest.raises(ConfigError, match=r"places2 expects data_256/.*; found val_256/ in "):
     opened(tmp_path, "train")
   assert opened(tmp_path, "val").names == ["Places365_val_00000001.jpg"]
-
-
-def test_the_settings_of_a_split_are_checked():
-  with pytest.raises(ConfigError, match=r"data\.layout='pariss' is unknown: did you mean 'paris'"):
-    DataConfig(layout="pariss")
-  for share in (0.0, 1.0):
-    with pytest.raises(ConfigError, match="leaves a split empty"):
-      DataConfig(val_share=share)

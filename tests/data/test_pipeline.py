@@ -13,10 +13,9 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from gmsrm_jax.config import SIZES, Config, DataConfig, EvalConfig, MaskConfig, RunConfig
+from gmsrm_jax.config import SIZES, Config, DataConfig, RunConfig
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import draw
-from gmsrm_jax.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
@@ -60,18 +59,6 @@ def _assert_equal(first, second):
 
 def _image_ids(batch):
   return [int(round((float(np.median(image[..., 2])) - 20) / 30)) for image in batch["image"]]
-
-
-def test_a_batch_holds_images_and_holes_of_the_settings(config):
-  (batch,) = _take(pipeline.training_iterator(config, "memory"), 1)
-  assert batch["image"].shape == (4, 64, 64, 3)
-  assert batch["mask"].shape == (4, 64, 64, 1)
-  assert batch["image"].dtype == batch["mask"].dtype == np.uint8
-  assert set(np.unique(batch["mask"])) == {0, 1}
-  areas = batch["mask"].mean(axis=(1, 2, 3))
-  assert (areas >= config.mask.area_min).all()
-  assert (areas <= config.mask.area_max).all()
-  assert len({mask.tobytes() for mask in batch["mask"]}) == 4
 
 
 def test_the_same_seed_gives_the_same_batches_whatever_the_threads(config):
@@ -178,16 +165,6 @@ def test_a_position_is_continued_by_any_number_of_processes(config, before, afte
     _assert_equal(_take(iterator, 2), [{name: value[rows] for name, value in batch.items()} for batch in whole[3:]])
 
 
-def test_a_restored_iterator_continues_at_the_same_batch(config):
-  iterator = pipeline.training_iterator(config, "memory")
-  _take(iterator, 3)
-  state = json.loads(json.dumps(iterator.get_state()))
-  expected = _take(iterator, 4)
-  resumed = pipeline.training_iterator(config, "memory")
-  resumed.set_state(state)
-  _assert_equal(_take(resumed, 4), expected)
-
-
 def test_the_iterator_goes_into_an_orbax_checkpoint(config, tmp_path):
   iterator = pipeline.training_iterator(config, "memory")
   _take(iterator, 2)
@@ -206,12 +183,6 @@ def test_fewer_images_than_a_batch_repeat(config, tmp_path):
   batches = _take(pipeline.training_iterator(few, "memory"), 2)
   assert all((batch["image"] == (200, 10, 10)).all() for batch in batches)
   assert len({mask.tobytes() for batch in batches for mask in batch["mask"]}) == 16
-
-
-def test_the_demo_photographs_feed_a_batch(config):
-  pytest.importorskip("skimage")
-  (batch,) = _take(pipeline.training_iterator(_with(config, "data", train="skimage"), "memory"), 1)
-  assert batch["image"].std() > 10
 
 
 def test_flip_mirrors_half_of_the_images_and_may_be_switched_off(config):
@@ -242,15 +213,6 @@ def test_crops_are_squares_between_crop_min_and_the_short_side(config, tmp_path)
   assert image[:, 32, -1, 0].max() > 185
 
 
-def test_too_many_bad_files_reach_the_caller_through_the_threads(config, tmp_path):
-  for i in range(4):
-    Image.new("RGB", (30, 20)).save(tmp_path / f"{i}.png")
-  for i in range(2):
-    (tmp_path / f"{i}.png").write_bytes(b"x")
-  with pytest.raises(ConfigError, match="2 of 4 image files cannot be decoded"):
-    _take(pipeline.training_iterator(_with(config, "data", train=str(tmp_path)), "memory"), 2)
-
-
 def test_evaluation_images_are_centre_squares_in_name_order(config, tmp_path):
   for name, turned in (("b.png", False), ("a.png", True)):
     pixels = np.zeros((128, 384, 3), np.uint8)
@@ -279,11 +241,6 @@ def test_evaluation_masks_do_not_depend_on_the_other_images(config):
   assert (reseeded.mask(0, bucket) != images.mask(0, bucket)).any()
 
 
-def test_training_seed_does_not_touch_the_evaluation(config):
-  one, other = pipeline.evaluation_set(config), pipeline.evaluation_set(_with(config, "run", seed=99))
-  np.testing.assert_array_equal(one.mask(0, (0.1, 0.2)), other.mask(0, (0.1, 0.2)))
-
-
 def test_the_stand_in_of_an_undecodable_held_out_file_keeps_its_own_name(config, tmp_path):
   for i in range(3):
     Image.new("RGB", (80, 70), (i, i, i)).save(tmp_path / f"{i}.png")
@@ -292,12 +249,6 @@ def test_the_stand_in_of_an_undecodable_held_out_file_keeps_its_own_name(config,
   assert images.names == ["0.png", "1.png", "2.png"]
   assert [images[i][0] for i in range(3)] == ["0.png", "2.png", "2.png"]
   assert images.source.bad_files == ["1.png"]
-
-
-def test_settings_of_masks_reach_the_training_batches(config):
-  narrow = dataclasses.replace(config, mask=MaskConfig(area_min=0.5, area_max=0.51), eval=EvalConfig())
-  (batch,) = _take(pipeline.training_iterator(narrow, "inpaint"), 1)
-  assert (np.abs(batch["mask"].mean(axis=(1, 2, 3)) - 0.505) <= 0.0051).all()
 
 
 def test_mixtures_differ_between_examples_epochs_and_hosts_and_repeat_with_the_seed(config):

@@ -6,10 +6,7 @@ import hashlib
 import logging
 import os
 import pickle
-import struct
 import threading
-import warnings
-import zlib
 
 import numpy as np
 import pytest
@@ -63,30 +60,6 @@ def test_links_in_a_circle_end(tmp_path):
   assert opened(str(tmp_path), "train").names == ["a/x.png"]
 
 
-@pytest.mark.parametrize("side", [9_500, 20_000])  # where Pillow warns, and where it raises
-def test_a_decompression_bomb_is_damage_with_a_reason(tmp_path, caplog, side):
-  def chunk(kind, data):
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-  header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
-  data = chunk(b"IDAT", zlib.compress(bytes(1000)))
-  (tmp_path / "0.png").write_bytes(b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b""))
-  _save(tmp_path / "1.png")
-  source = opened(str(tmp_path), "train")
-  with caplog.at_level(logging.WARNING), warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    assert source[0].name == "1.png"
-  assert "skipping 0.png, which cannot be decoded (it has more than 89 million pixels: shrink it)" in caplog.text
-
-
-def test_an_empty_file_is_damage(tmp_path):
-  (tmp_path / "0.jpg").touch()
-  _save(tmp_path / "1.jpg")
-  source = opened(str(tmp_path), "train")
-  assert source[0].name == "1.jpg"
-  assert source.bad_files == ["0.jpg"]
-
-
 def test_a_source_travels_to_other_processes_with_what_it_knows(tmp_path):
   for i in range(3):
     _save(tmp_path / f"{i}.png", seed=i)
@@ -102,8 +75,7 @@ def test_a_source_travels_to_other_processes_with_what_it_knows(tmp_path):
   assert source.bad_files == ["1.png"]
 
 
-@pytest.mark.parametrize("share", [0.2, 0.6, 0.97])
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp", "tif"])
+@pytest.mark.parametrize(("suffix", "share"), [("jpg", 0.97), ("png", 0.6), ("bmp", 0.97), ("webp", 0.2), ("tif", 0.6)])
 def test_a_truncated_file_is_replaced_by_the_next_counted_and_named_once(tmp_path, caplog, suffix, share):
   for i in range(12):
     _save(tmp_path / f"{i:02}.{suffix}", seed=i)
@@ -221,34 +193,18 @@ def test_no_pixel_of_a_demo_photograph_is_in_both_splits_nor_in_two_tiles(shape)
 
 
 def test_the_demo_source_gives_the_regions_of_the_photographs():
-  pytest.importorskip("skimage")
   train, val = (opened("skimage", split) for split in ("train", "val"))
-  assert len(train) == 8
-  assert 16 <= len(val) <= 40
-  assert "chelsea_r0_c0.png" in val.names
-  assert not set(train.names) & set(val.names)
-  stems = {name.split(".")[0] for name in train.names}
-  assert {name.rsplit("_r", 1)[0] for name in val.names} == stems
-  assert not {"motorcycle_left", "motorcycle_right"} <= stems
-  for source in (train, val):
-    for i in range(len(source)):
-      assert min(source[i].image.shape[:2]) >= 96
-      assert source[i].image.std() > 1
+  assert len(train) == 8 and 16 <= len(val) <= 40
+  assert {name.rsplit("_r", 1)[0] for name in val.names} == {name.split(".")[0] for name in train.names}
+  assert not {"motorcycle_left", "motorcycle_right"} <= {name.split(".")[0] for name in train.names}
   # Tiles are what the photograph holds there: no training row contains a tile's first row.
-  names = dict(zip(train.names, (train[i].image for i in range(len(train))), strict=True))
+  photos = {name.split(".")[0]: train[i].image for i, name in enumerate(train.names)}
   for i in range(len(val)):
     tile, name = val[i]
-    photo = names[name.rsplit("_r", 1)[0] + "." + name.rsplit(".", 1)[1]]
+    assert min(tile.shape[:2]) >= 96
     row = tile[0].tobytes()
-    assert not any(row in line.tobytes() for line in photo)
+    assert not any(row in line.tobytes() for line in photos[name.rsplit("_r", 1)[0]])
   assert sources.split_hash(train) != sources.split_hash(val)
-
-
-def test_a_changed_example_does_not_change_the_source():
-  pytest.importorskip("skimage")
-  source = opened("skimage", "val")
-  source[0].image[:] = 0
-  assert source[0].image.any()
 
 
 def test_a_missing_scikit_image_names_the_way_out(monkeypatch):

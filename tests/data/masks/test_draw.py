@@ -44,16 +44,14 @@ def _only(config, kind, **more):
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
-@pytest.mark.parametrize("area", [*BUCKETS, (0.05, 0.6), (0.25, 0.25), (0.97, 1.0), (1.0, 1.0)])
 @pytest.mark.parametrize("shape", [(16, 16), (64, 64), (40, 90)])
-def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(config, kind, area, shape):
-  for seed in range(12):
-    mask = draw.draw_kind(kind, _rng(seed), *shape, area, config)
-    assert mask.shape == shape
-    assert mask.dtype == np.uint8
-    assert set(np.unique(mask)) <= {0, 1}
-    assert mask.sum() >= 1
-    assert area[0] <= mask.mean() <= area[1]
+def test_the_area_lies_in_the_range_and_is_a_function_of_the_seed(config, kind, shape):
+  for area in [*BUCKETS, (0.05, 0.6), (0.25, 0.25), (0.97, 1.0), (1.0, 1.0)]:
+    for seed in range(12):
+      mask = draw.draw_kind(kind, _rng(seed), *shape, area, config)
+      assert mask.shape == shape and set(np.unique(mask)) <= {0, 1}
+      assert mask.sum() >= 1 and area[0] <= mask.mean() <= area[1]
+      np.testing.assert_array_equal(mask, draw.draw_kind(kind, _rng(seed), *shape, area, config))
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
@@ -61,20 +59,6 @@ def test_the_area_lies_in_the_range_and_the_hole_is_never_empty(config, kind, ar
 def test_degenerate_images_get_a_hole(config, kind, shape):
   for seed in range(5):
     assert draw.draw_kind(kind, _rng(seed), *shape, (0.0, 1.0), config).sum() >= 1
-
-
-@pytest.mark.parametrize("kind", [kind for kind in MASK_KINDS if kind != "centre"])
-def test_areas_spread_over_the_whole_range(config, kind):
-  areas = [draw.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.5), config).mean() for seed in range(200)]
-  counts, _ = np.histogram(areas, bins=4, range=(0.1, 0.5))
-  assert counts.min() > 25  # 50 expected in each quarter
-
-
-@pytest.mark.parametrize("kind", MASK_KINDS)
-def test_a_mask_is_a_function_of_the_seed(config, kind):
-  first, again, other = (draw.draw_kind(kind, _rng(seed), 64, 64, (0.1, 0.6), config) for seed in (3, 3, 4))
-  np.testing.assert_array_equal(first, again)
-  assert (first != other).any()
 
 
 def test_thin_strokes_are_thinner_than_medium_and_medium_than_thick():
@@ -107,33 +91,22 @@ def test_rectangles_have_straight_sides():
   assert distinct["rectangles"] < 0.5 * distinct["free_form"]
 
 
-def test_a_remainder_too_small_for_a_stroke_leaves_no_speck():
-  specks = 0
-  for kind in ("free_form", "thick", "medium"):
-    for seed in range(300):
-      mask = draw.draw_kind(kind, _rng(seed), 128, 128, (0.1, 0.4))
-      _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-      specks += int(stats[1:, cv2.CC_STAT_AREA].min() < 16)
-  assert specks <= 2  # 0 of 900; strokes for every remainder leave 7
+@pytest.mark.parametrize("kind", MASK_KINDS)
+def test_every_kind_spreads_over_every_bucket(config, kind):
+  for low, high in BUCKETS:
+    counts = set()
+    for seed in range(60):
+      mask = draw.evaluation_mask(f"{seed}", (low, high), 0, 48, 48, _only(config, kind))
+      assert low < mask.mean() <= high
+      counts.add(int(mask.sum()))
+    assert kind == "centre" or len(counts) >= 5
 
 
 @pytest.mark.parametrize("kind", MASK_KINDS)
-@pytest.mark.parametrize("bucket", BUCKETS)
-def test_every_kind_hits_every_bucket_however_many_are_drawn(config, kind, bucket):
-  low, high = bucket
-  only, counts = _only(config, kind), set()
-  for seed in range(60):
-    mask = draw.evaluation_mask(f"{seed}", bucket, 0, 48, 48, only)
-    assert low < mask.mean() <= high
-    counts.add(int(mask.sum()))
-  assert kind == "centre" or len(counts) >= 5
-
-
-@pytest.mark.parametrize("count", [700, 1024, 2047, 4096])
-@pytest.mark.parametrize("kind", MASK_KINDS)
-def test_a_range_of_one_number_is_hit_to_the_pixel(config, kind, count):
-  for seed in range(10):
-    assert draw.draw_kind(kind, _rng(seed), 64, 64, (count / 4096, count / 4096), config).sum() == count
+def test_a_range_of_one_number_is_hit_to_the_pixel(config, kind):
+  for count in (700, 1024, 2047, 4096):
+    for seed in range(10):
+      assert draw.draw_kind(kind, _rng(seed), 64, 64, (count / 4096, count / 4096), config).sum() == count
 
 
 def test_a_half_is_all_that_lies_beyond_a_straight_cut():
@@ -170,18 +143,6 @@ def test_lines_are_parallel_or_a_grid():
     stripes += int(along > 0.97 and 2 <= cells <= 14)
     grids += int(along < 0.97 and cells >= 9)
   assert stripes >= 10 and grids >= 15
-
-
-def test_comodgan_mixes_long_boxes_with_strokes():
-  # A box leaves straight runs of the border longer than any stroke of the same area.
-  def straight(kind):
-    runs = []
-    for seed in range(30):
-      mask = draw.draw_kind(kind, _rng(seed), 128, 128, (0.4, 0.5))
-      runs.append(max(np.abs(np.diff(mask.astype(int), axis=axis)).sum(1 - axis).max() for axis in (0, 1)))
-    return np.mean(runs)
-
-  assert straight("free_form") < 0.6 * straight("comodgan")
 
 
 def test_objects_keep_their_shape_and_come_in_every_place_and_size(config, tmp_path):
@@ -251,22 +212,10 @@ def test_weights_choose_the_kind():
     np.testing.assert_array_equal(draw.draw(_rng(seed), 64, 64, only_centre), expected)
 
 
-def test_training_masks_follow_the_settings_range():
-  config = MaskConfig(area_min=0.3, area_max=0.35)
-  areas = [draw.draw(_rng(seed), 64, 64, config).mean() for seed in range(60)]
-  assert min(areas) >= 0.3
-  assert max(areas) <= 0.35
-
-
 def test_a_range_without_a_whole_pixel_is_refused():
   for area in [(0.0, 0.0), (0.5001, 0.5002), (0.0, 0.003)]:
     with pytest.raises(ConfigError, match="no whole number .* 256 pixels: widen"):
       draw.draw_kind("thin", _rng(0), 16, 16, area)
-
-
-def test_an_unknown_kind_is_refused_with_a_suggestion():
-  with pytest.raises(ConfigError, match="did you mean 'thick'"):
-    draw.draw_kind("thik", _rng(0), 16, 16, (0.1, 0.2))
 
 
 def test_evaluation_masks_lie_above_the_lower_and_up_to_the_upper_bound():
@@ -301,9 +250,3 @@ def test_evaluation_masks_depend_on_name_bucket_and_seed_and_on_nothing_else():
   reference = forward[names[0]]
   assert (reference != draw.evaluation_mask(names[0], (0.2, 0.3), 8, 64, 64, config)).any()
   assert (reference != draw.evaluation_mask(names[0], (0.2, 0.31), 7, 64, 64, config)).any()
-
-
-def test_evaluation_masks_mix_the_kinds_by_weight():
-  kinds = MaskConfig(free_form=0, thick=0, medium=0, thin=0, rectangles=0, centre=1)
-  centred = [draw.evaluation_mask(f"{i}", (0.2, 0.3), 0, 32, 32, kinds) for i in range(5)]
-  assert all((mask == mask[::-1, ::-1]).mean() > 0.85 for mask in centred)

@@ -145,12 +145,6 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path):
     hole_files.read_hole(tmp_path / "broken.png")
 
 
-def test_resizing_takes_whole_pixels():
-  mask = np.random.default_rng(0).integers(0, 2, (32, 32), dtype=np.uint8)
-  np.testing.assert_array_equal(hole_files.resize_mask(mask, 64, 96), mask.repeat(2, 0).repeat(3, 1))
-  assert set(np.unique(hole_files.resize_mask(mask, 13, 17))) == {0, 1}
-
-
 def test_empty_and_huge_holes_are_warned_about(caplog):
   mask = np.zeros((10, 10), np.uint8)
   hole_files.warn_area(mask, "a.png")
