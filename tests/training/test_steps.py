@@ -162,20 +162,10 @@ def test_a_dead_slot_is_revived_in_the_due_step_also_in_the_average(trained, bat
 BARE = ("loss.features=vgg16", "loss.perceptual=0", "loss.style=0", "model.context_blocks=0")
 
 
-def test_terms_without_weight_are_left_out():
-  zero = ["perceptual", "style", "retrieval", "read", "valid", "memory_image"]
-  config = small_config(*(f"loss.{name}=0" for name in zero))
-  abstract = state.abstract_state(config, "inpaint")
-  step = functools.partial(steps.inpaint_step, config=config, phase=steps.Phase(adversarial=False))
-  _, metrics = jax.eval_shape(step, abstract, photo_batch(), {})
-  assert not {*zero, "adversarial"} & set(metrics)
-  assert "hole" in metrics
-
-
 def test_what_is_known_is_taught_as_far_as_the_setting_says(batch):
   """Nothing of the first batch is hole, all of the second is."""
   taught = {}
-  for weight in (0.0, 0.5, 1.0):
+  for weight in (0.0, 1.0):
     config = small_config(*BARE, f"loss.retrieval_known={weight}")
     begin, step = initial(config, "inpaint"), make_step(config, "inpaint", adversarial=False, varied=False)
     for hole in (0, 1):
@@ -183,7 +173,6 @@ def test_what_is_known_is_taught_as_far_as_the_setting_says(batch):
       taught[weight, hole] = np.array([metrics["retrieval"], metrics["read"]])
   np.testing.assert_array_equal(taught[0.0, 0], 0)
   assert np.all(taught[1.0, 0] > 0)
-  np.testing.assert_allclose(taught[0.5, 0], taught[1.0, 0], rtol=1e-6)  # a mean: only proportions count
   np.testing.assert_array_equal(taught[0.0, 1], taught[1.0, 1])
 
 
@@ -213,17 +202,18 @@ def test_phases_follow_the_shares_of_a_stage():
   assert steps.phase_at(never, "inpaint", 199) == steps.Phase(adversarial=False, varied=False)
 
 
-def test_a_phase_without_features_or_second_fills_leaves_them_out(batch):
-  config = small_config()
-  abstract = state.abstract_state(config, "inpaint")
-
-  def logged(**phase):
+def test_what_has_no_weight_and_what_a_phase_switches_off_is_left_out(batch):
+  def logged(*changes, **phase):
+    config = small_config(*changes)
     step = functools.partial(steps.inpaint_step, config=config, phase=steps.Phase(**phase))
-    return set(jax.eval_shape(step, abstract, batch, {})[1])
+    return set(jax.eval_shape(step, state.abstract_state(config, "inpaint"), batch, {})[1])
 
-  assert logged() - logged(features=False) == {"perceptual", "style"}
-  assert logged() - logged(varied=False) == {"strength", "spread"}
-  assert "adversarial" in logged(varied=False, features=False)
+  everything = logged()
+  for name in ("style", "retrieval", "read", "valid", "memory_image"):
+    assert everything - logged(f"loss.{name}=0") == {name}
+  assert everything - logged(features=False) == {"perceptual", "style"}
+  assert everything - logged(varied=False) == {"strength", "spread"}
+  assert "adversarial" in everything - logged(adversarial=False)
 
 
 def test_half_the_size_is_the_step_of_a_model_of_that_size():
