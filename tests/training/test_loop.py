@@ -302,25 +302,23 @@ def refused(capsys, *flags):
 
 
 @pytest.mark.parametrize(
-  ("change", "parts"),
+  ("change", "rule"),
   [
-    ("data.train=nowhere", ["data.train='nowhere' does not exist", "give data.train a folder"]),
-    ("data.val=.", ["data.val='.' holds no image"]),
-    ("model.image_size=34", ["model.image_size=34 is no multiple of the stride 4", "use 32 or 36"]),
-    ("run.batch_size=6", ["run.batch_size=6 is not divisible by the 4 devices: use 4"]),
-    ("run.fsdp=3", ["run.fsdp=3 does not divide the 4 devices"]),
-    ("stage2.steps=0", ["stage2.steps=0 trains no inpainter"]),
-    ("memory.pretrain=false", ["loss.features=recognition needs", "use loss.features=vgg16"]),
+    ("data.train=nowhere", "does not exist"),
+    ("data.val=.", "no image"),
+    ("model.image_size=34", "no multiple of"),
+    ("run.batch_size=6", "4 devices"),
+    ("run.fsdp=3", "4 devices"),
+    ("stage2.steps=0", "inpainter"),
+    ("memory.pretrain=false", "loss.features=vgg16"),
   ],
 )
-def test_what_cannot_train_is_refused_before_anything_is_written(change, parts, trained, tmp_path, monkeypatch, capsys):
+def test_what_cannot_train_is_refused_before_anything_is_written(change, rule, trained, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  flags = trained.flags(tmp_path / "run", change)
-  if change.startswith("data."):  # given once already
-    flags = [flag for flag in flags if not (flag.startswith(change.partition("=")[0]) and flag != change)]
+  key = change.partition("=")[0]
+  flags = [flag for flag in trained.flags(tmp_path / "run", change) if flag == change or not flag.startswith(key + "=")]
   line = refused(capsys, *flags)
-  for part in parts:
-    assert part in line
+  assert key in line and rule in line
   assert not (tmp_path / "run").exists()
 
 
