@@ -29,11 +29,7 @@ def select(platform: str) -> None:
 
 
 def check(platform: str) -> None:
-  """Starts JAX on the selected back end.
-
-  Raises:
-    ConfigError: the back end does not start on this machine.
-  """
+  """Starts JAX on the selected back end. Raises ConfigError where it does not start on this machine."""
   import jax
 
   try:

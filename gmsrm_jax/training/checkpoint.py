@@ -68,11 +68,7 @@ class Checkpointer:
     return self._manager.latest_step()
 
   def save(self, state: TrainState, iterator: Any, quality: float | None = None) -> None:
-    """Starts to save under the state's own step; a step that is there already is left alone.
-
-    Raises:
-      SaveError: this save, or the one before it, cannot be written, disk full for example.
-    """
+    """Starts to save under the state's own step, if it is not there. Raises SaveError, also for the save before it."""
     step = int(state.step)
     self.wait()
     if step == self._manager.latest_step():
@@ -85,11 +81,7 @@ class Checkpointer:
       self._report(error)
 
   def wait(self) -> None:
-    """Waits until what was saved is on disk.
-
-    Raises:
-      SaveError: it cannot be written.
-    """
+    """Waits until what was saved is on disk. Raises SaveError where it cannot be written."""
     try:
       self._manager.wait_until_finished()
     except _FAILURES as error:
@@ -102,11 +94,10 @@ class Checkpointer:
 
   def _check_room(self) -> None:
     """Raises OSError where the newest checkpoint would not fit again: Orbax would print a page for every array."""
-    last = self.latest()
-    if last is not None:
-      size = sum(file.stat().st_size for file in (self._directory / str(last)).rglob("*") if file.is_file())
-      if size > shutil.disk_usage(self._directory).free:
-        raise OSError("No space left on device")
+    newest = self._directory / str(self.latest())
+    size = sum(file.stat().st_size for file in newest.rglob("*") if file.is_file())
+    if size > shutil.disk_usage(self._directory).free:
+      raise OSError("No space left on device")
 
   def _report(self, error: Exception) -> None:
     """Reports a save that failed, after which the newest complete checkpoint counts again."""

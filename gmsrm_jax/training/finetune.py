@@ -18,11 +18,7 @@ from gmsrm_jax.training.weights import is_export, load_state, load_weights
 
 
 def check_source(config: Config) -> None:
-  """Refuses weights that `begin_with` could not use, before anything is written.
-
-  Raises:
-    ConfigError: the folder holds no weights, those of another model, or no teacher where the losses need one.
-  """
+  """Raises ConfigError for no weights, those of another model, or no teacher where the losses need one."""
   folder = pathlib.Path(config.run.init_from)
   named = f"run.init_from={config.run.init_from}"
   exported = is_export(folder)

@@ -166,11 +166,7 @@ def compile_step(
 
 
 def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -> TrainState:
-  """Runs a stage from its newest good checkpoint, or from the start, to its end.
-
-  Raises:
-    Stopped: SIGTERM came, and everything is saved.
-  """
+  """Runs a stage from its newest good checkpoint, or from the start, to its end. Raises Stopped once all is saved."""
   config, saved, writer = run.config, run.saved[stage], run.writer
   settings, total = config.run, stage_settings(config, stage).steps
   target = with_shardings(config, stage, run.mesh)
@@ -270,11 +266,7 @@ def without_optimisers(state: TrainState) -> TrainState:
 
 
 def fetch_means(stage: str, pending: Sequence[tuple[int, steps.Metrics]]) -> dict[str, float]:
-  """Returns the mean of each metric over the steps since the last call.
-
-  Raises:
-    NonFiniteError: a value is not finite; names the first such step and its term.
-  """
+  """Returns the mean of each metric over these steps. Raises NonFiniteError with the first step and its term."""
   fetched = jax.device_get(pending)
   for step, metrics in fetched:
     # A total is named only when none of its terms is.

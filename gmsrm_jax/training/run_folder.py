@@ -26,11 +26,7 @@ REPORT = "report"
 
 
 def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the `config.json` of a run or an export: at least 'config' and 'splits'.
-
-  Raises:
-    ConfigError: there is none, or it describes no run.
-  """
+  """Returns the `config.json` of a run or an export: 'config', 'splits' and more. Raises ConfigError without these."""
   path = pathlib.Path(folder) / "config.json"
   require(
     path.is_file(),
@@ -45,11 +41,7 @@ def read_run(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def read_config(folder: str | os.PathLike[str], experiment: str | None = None) -> Config:
-  """Returns the settings of a run or an export.
-
-  Raises:
-    ConfigError: there are none, or they are of another experiment than the one that is asked for.
-  """
+  """Returns the settings of a run or an export. Raises ConfigError for another experiment than the one asked for."""
   config = overrides.from_dict(read_run(folder)["config"])
   require(
     experiment in (None, config.name),

@@ -61,11 +61,7 @@ def is_export(folder: pathlib.Path) -> bool:
 
 
 def load_weights(config: Config, folder: pathlib.Path) -> Weights:
-  """Returns the weights in the folder of a run, or in one that `save_weights` wrote.
-
-  Raises:
-    ConfigError: as `load_state`.
-  """
+  """Returns the weights of a run's folder, or of an export. Raises ConfigError as `load_state`."""
   if not is_export(folder):
     return weights_of(load_state(config, folder))
   file, described = folder / WEIGHTS, read_run(folder)
