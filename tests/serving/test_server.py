@@ -8,7 +8,6 @@ import os
 import pathlib
 import re
 import signal
-import struct
 import subprocess
 import sys
 
@@ -73,14 +72,6 @@ def test_without_a_mask_the_hole_is_what_is_transparent(server):
   np.testing.assert_array_equal(also, MODEL(IMAGE, HOLE))
 
 
-def _bomb(width, height):
-  """Returns a BMP of a few bytes that promises many pixels."""
-  buffer = io.BytesIO()
-  Image.fromarray(IMAGE).save(buffer, "BMP")
-  data = buffer.getvalue()
-  return data[:18] + struct.pack("<ii", width, height) + data[26:]
-
-
 @pytest.mark.parametrize(
   ("fields", "status", "named"),
   [
@@ -92,12 +83,8 @@ def _bomb(width, height):
     ({"mask": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, 400, "mask"),
     ({"mask": png(HOLE[:, :39] * 255)}, 422, "mask is 39x30 but image is 40x30"),
     ({"mask": png(HOLE * 0)}, 422, "mask has no hole"),
-    ({"image": _bomb(8000, 6000)}, 413, "image cannot be decoded (it has more than 24 million"),
-    ({"mask": _bomb(60000, 60000)}, 413, "mask cannot be decoded (it has more than 24 million"),
     ({"num_samples": 0}, 422, "num_samples='0': Input should be greater than or equal to 1"),
     ({"num_samples": 9}, 422, "num_samples='9': Input should be less than or equal to 8"),
-    ({"num_samples": "1.5"}, 422, "num_samples='1.5'"),
-    ({"seed": -1}, 422, "seed='-1'"),
     ({"seed": 2**32}, 422, "seed='4294967296': Input should be less than or equal to 4294967295"),
     ({"strategy": "corp"}, 422, "'crop'"),
     ({"strategy": "x" * 5000}, 422, "strategy='xxx"),
@@ -117,8 +104,6 @@ def test_what_cannot_be_filled_is_refused_in_one_line(server, fields, status, na
     ({"image": "A§"}, 422, "image='A§': Data should be valid base64"),
     (GOOD_TEXT | {"num_samples": True}, 422, "num_samples='True'"),
     (GOOD_TEXT | {"seed": 1.0}, 422, "seed='1.0'"),
-    (GOOD_TEXT | {"strategy": []}, 422, "strategy='[]'"),
-    ({}, 422, "image"),
   ],
 )
 def test_json_that_makes_no_sense_is_refused_in_one_line(server, body, status, named):
@@ -159,8 +144,10 @@ def test_the_documents_name_the_bounds_and_lead_nowhere_else(server):
     assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
-def test_more_bytes_than_allowed_are_refused_whether_or_not_they_are_announced():
-  with running(MODEL, upload_bytes=5000) as server:
+def test_more_bytes_or_pixels_than_allowed_are_refused_whether_or_not_they_are_announced():
+  with running(MODEL, upload_bytes=5000, pixels=1199) as server:
+    answer = server.inpaint(**GOOD)
+    assert (answer.status_code, "image cannot be decoded (it has more than" in error(answer)) == (413, True)
     request = httpx.Request("POST", "http://x", files=parts({"image": bytes(6000)}))
     body, kind = request.read(), {"content-type": request.headers["content-type"]}
     for content in (body, (body[i : i + 1000] for i in range(0, len(body), 1000))):
