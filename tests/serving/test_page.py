@@ -15,33 +15,25 @@ from playwright.sync_api import expect, sync_playwright
 
 from tests.serving.client import Negative, pixels, png, running, text
 
-pytestmark = pytest.mark.timeout(600)
 IMAGE = skimage.data.astronaut()[:240, 60:380]
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
 expect.set_options(timeout=120_000)
 
 
-@pytest.fixture(scope="module")
-def browser():
+@pytest.fixture
+def page():
   path = shutil.which("chromium") or shutil.which("google-chrome")
   if path is None:
     (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: apt-get install chromium")
   with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=path, args=[*FLAGS, "--no-first-run"], timeout=120_000)
-    yield browser
+    browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=120_000)
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+    page.complaints, page.addresses = [], set()
+    page.on("console", lambda message: page.complaints.append(message.text))
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("request", lambda request: page.addresses.add(request.url.removeprefix("blob:")))
+    yield page
     browser.close()
-
-
-@pytest.fixture
-def page(browser):
-  page = browser.new_page(viewport={"width": 1400, "height": 1000})
-  page.set_default_timeout(120_000)
-  page.complaints, page.addresses = [], set()
-  page.on("console", lambda message: page.complaints.append(message.text))
-  page.on("pageerror", lambda error: page.complaints.append(str(error)))
-  page.on("request", lambda request: page.addresses.add(request.url.removeprefix("blob:")))
-  yield page
-  page.close()
 
 
 def _drag(page, selector, *places):
@@ -76,18 +68,17 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(page):
     _drag(page, "#paint", (0.2, 0.3), (0.4, 0.3), (0.6, 0.3))
     _drag(page, "#paint", (0.75, 0.5), (0.75, 0.7))
     both = _mask(page)
-    assert both.shape == (240, 320) and set(np.unique(both[:, ::7])) >= {0, 255}
-    assert both[72, 128] == 255 and both[150, 240] == 255 and both[200, 60] == 0
+    assert both.shape == (240, 320)
+    assert [both[72, 128], both[150, 240], both[200, 60]] == [255, 255, 0]
     page.keyboard.press("Control+z")
-    one = _mask(page)
-    assert one[72, 128] == 255 and one[150, 240] == 0
+    assert [_mask(page)[72, 128], _mask(page)[150, 240]] == [255, 0]
     _drag(page, "#paint", (0.75, 0.5), (0.75, 0.7))
     np.testing.assert_array_equal(_mask(page), both)
     page.click("#erase")
     _drag(page, "#paint", (0.4, 0.3))
     page.click("#erase")
     painted = _mask(page)
-    assert painted[72, 128] == 0 and painted[72, 70] == 255
+    assert [painted[72, 128], painted[72, 70]] == [0, 255]
 
     # Three fills; the second one is looked at and downloaded.
     page.fill("#num_samples", "3")
@@ -113,10 +104,8 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(page):
     expect(page.locator("#fields")).to_contain_text("1 to 8")
     assert page.complaints == [] and all(address.startswith(server.url) for address in page.addresses)
 
-  hole = (painted > 127).astype(np.uint8)
-  expected = Negative(opened=True)(IMAGE, hole, num_samples=3, seed=5)[1]
+  expected = Negative(opened=True)(IMAGE, (painted > 127).astype(np.uint8), num_samples=3, seed=5)[1]
   np.testing.assert_array_equal(saved, expected)
-  np.testing.assert_array_equal(expected[hole == 0], IMAGE[hole == 0])
 
 
 def _give(page, kind, data, name):
