@@ -188,13 +188,9 @@ def hole_of(
 def fill_hole(
   photo: Photo, fill: UInt8[np.ndarray, "h w 3"], mask: UInt8[np.ndarray, "h w"], *, opaque: bool = False
 ) -> Photo:
-  """Puts a fill into the photo's hole, in its own mode; all other pixels stay as they were.
+  """Puts an upright fill into the photo's hole, in its own mode; all other pixels stay as they were.
 
-  Args:
-    photo: what is filled.
-    fill: upright RGB; looked at in the hole alone.
-    mask: upright, 1 in the hole.
-    opaque: the hole becomes opaque, for a mask that was the photo's own transparency.
+  `opaque` makes the hole opaque, for a mask that was the photo's own transparency.
   """
   hole = mask > 0
   pixels, colours = photo.pixels.copy(), _MODES[photo.mode].from_rgb(fill)

@@ -135,13 +135,7 @@ def view(
 def paste(
   image: UInt8[np.ndarray, "h w 3"], patch: Patch, fills: Iterable[tuple[Window, Float[np.ndarray, "_ _ 3"]]]
 ) -> None:
-  """Writes the weighted mean of the windows' fills, in [-1, 1], into the patch's hole in the image, and nowhere else.
-
-  Args:
-    image: the photo, changed in place.
-    patch: what is filled.
-    fills: each of its windows with a fill of the window's size.
-  """
+  """Writes the weighted mean of the windows' fills, in [-1, 1], into the image in the patch's hole alone."""
   total = np.zeros((*patch.hole.shape, 3), np.float32)
   weights = np.zeros((*patch.hole.shape, 1), np.float32)
   for window, fill in fills:

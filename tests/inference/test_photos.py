@@ -38,6 +38,12 @@ def picture(mode):
   return image
 
 
+def save_picture(path, mode):
+  """Writes a photograph in this mode without loss, where the format can."""
+  picture(mode).save(path, **({"lossless": True, "exact": True} if path.suffix == ".webp" else {}))
+  return path
+
+
 def fill_file(source, target, wanted="keep"):
   photo = photos.read_photo(source)
   photos.write_photo(photos.fill_hole(photo, FILL, HOLE), target, wanted)
@@ -46,8 +52,7 @@ def fill_file(source, target, wanted="keep"):
 
 @pytest.mark.parametrize(("suffix", "mode"), [(suffix, mode) for suffix in MODES_OF for mode in MODES_OF[suffix]])
 def test_only_the_hole_of_a_lossless_file_changes(suffix, mode, tmp_path):
-  source, target = tmp_path / f"photo{suffix}", tmp_path / f"filled{suffix}"
-  picture(mode).save(source, **({"lossless": True, "exact": True} if suffix == ".webp" else {}))
+  source, target = save_picture(tmp_path / f"photo{suffix}", mode), tmp_path / f"filled{suffix}"
   photo = fill_file(source, target)
   assert photos.output_name(source, photo, "keep") == source.name
   with Image.open(source) as before, Image.open(target) as after:
