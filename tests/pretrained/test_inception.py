@@ -21,12 +21,12 @@ from tests.pretrained import torch_inception
 
 
 def test_the_features_equal_torch(tmp_path, monkeypatch):
-  network, path = torch_inception.random_network(), tmp_path / inception.NAME
-  torch.save(network.state_dict(), path)
-  monkeypatch.setattr(inception, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-  params, photos = inception.load_inception(path), photographs.built_in(200)[:2]
+  network, path, photos = torch_inception.Inception(), tmp_path / inception.NAME, photographs.built_in(200)[:2]
   with torch.no_grad():
     expected = network(torch.from_numpy(photos).permute(0, 3, 1, 2).float() / 255).numpy()
+  torch.save(network.state, path)
+  monkeypatch.setattr(inception, "SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+  params = inception.load_inception(path)
   actual = jax.jit(inception.inception_features)(params, image_from_uint8(jnp.asarray(photos)))
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
   assert np.ptp(expected, axis=0).max() > 1e-3 * np.abs(expected).max(), "the two pictures are not told apart"
