@@ -56,7 +56,7 @@ def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) 
     "mean": jnp.broadcast_to(jnp.mean(own, axis=(1, 2), keepdims=True), own.shape),
   }
   return {
-    name: composite(filled + module.decoder(encoded, module.memory.generator(read, None).priors, shares), image, mask)
+    name: composite(filled + module.decoder(encoded, module.memory.generator(read)[0], shares), image, mask)
     for name, read in reads.items()
   }
 

@@ -45,7 +45,7 @@ def make_redraw(config: Config, weights: Weights) -> ByImage:
   def redraw(params: Any, images: jax.Array) -> tuple[jax.Array, jax.Array]:
     image = image_from_uint8(images)
     out = recognise(network, params, image)
-    drawn = image_from_uint8(image_to_uint8(out.rendering.image))
+    drawn = image_from_uint8(image_to_uint8(out.image))
     slots = jax.vmap(lambda w: codebook.mean_weights(w[None]))(out.retrieval.log_weights)
     return slots, metrics.psnr(drawn, image)
 

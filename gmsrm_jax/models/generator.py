@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,14 +10,16 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import ModelConfig
-from gmsrm_jax.models.blocks import ChannelNorm, Upsample, conv1x1, conv3x3, depth_to_space, refine, subpixel_init
-
-
-class Rendering(NamedTuple):
-  """What the memory draws: priors for the decoder, and the image that shows what they stand for."""
-
-  priors: Any  # Pyramid
-  image: Image
+from gmsrm_jax.models.blocks import (
+  ChannelNorm,
+  Pyramid,
+  Upsample,
+  conv1x1,
+  conv3x3,
+  depth_to_space,
+  refine,
+  subpixel_init,
+)
 
 
 class MemoryGenerator(nn.Module):
@@ -27,8 +29,11 @@ class MemoryGenerator(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, read: Float[Array, "b h w d"], noise: tuple | None = None) -> Rendering:
-    """Renders a read; `noise`, finest scale first, is added to the features at each scale (None adds nothing)."""
+  def __call__(self, read: Float[Array, "b h w d"], noise: tuple | None = None) -> tuple[Pyramid, Image]:
+    """Renders a read into priors for the decoder, and into the image that shows what they stand for.
+
+    `noise`, finest scale first, is added to the features at each scale.
+    """
     widths = self.config.widths
     h = conv1x1(widths[-1], self.dtype, name="lift")(read.astype(self.dtype))
     priors = []
@@ -40,4 +45,4 @@ class MemoryGenerator(nn.Module):
       h = refine(self.config, self.dtype, scale, h)
       priors.append(h)
     pixels = conv3x3(12, self.dtype, subpixel_init, name="to_pixels")(ChannelNorm(self.dtype)(h))
-    return Rendering(tuple(reversed(priors)), depth_to_space(pixels).astype(jnp.float32))
+    return tuple(reversed(priors)), depth_to_space(pixels).astype(jnp.float32)

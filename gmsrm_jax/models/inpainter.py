@@ -19,7 +19,7 @@ from gmsrm_jax.models.memory import Memory, QueryHead
 from gmsrm_jax.models.retrieval import Retrieval
 
 Rows = Callable[[Array], Array]
-"""Picks, repeats or keeps the examples of a batch."""
+"""Picks, repeats or keeps examples of a batch."""
 
 Noise = tuple[Float[Array, "r 1 1 _c"], ...]  # r rows: one for every fill
 """Standard normal vectors, one per image and scale, finest first."""
@@ -70,9 +70,9 @@ class InpaintingNetwork(nn.Module):
       if noise is not None:
         scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
     read, retrieval = self.memory.recall(self.query(features[-1]))
-    rendering = self.memory.generator(rows(read), scaled)
-    residual = self.decoder(tuple(map(rows, features)), rendering.priors, tuple(map(rows, shares)))
-    return Inpainted(rows(filled) + residual, rendering.image, retrieval, strengths, shares)
+    priors, memory_image = self.memory.generator(rows(read), scaled)
+    residual = self.decoder(tuple(map(rows, features)), priors, tuple(map(rows, shares)))
+    return Inpainted(rows(filled) + residual, memory_image, retrieval, strengths, shares)
 
 
 def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> Noise:
@@ -85,11 +85,9 @@ def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> Noise:
   return tuple(jax.random.normal(k, (batch, 1, 1, width)) for k, width in zip(keys, model.widths, strict=True))
 
 
-def inpaint(
-  network: InpaintingNetwork, params: Any, image: Image, mask: Mask, noise: Noise | None = None, rows: Any = lambda x: x
-) -> Inpainted:
-  """Fills the hole (see `InpaintingNetwork`); without noise it is the deterministic fill."""
-  return apply(network, params, image, mask, noise, rows)
+def inpaint(network: InpaintingNetwork, params: Any, image: Image, mask: Mask, *options: Any) -> Inpainted:
+  """Applies the network; `options` are noise and rows."""
+  return apply(network, params, image, mask, *options)
 
 
 def predict_pixels(

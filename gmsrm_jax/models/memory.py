@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -16,7 +17,7 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.models.blocks import ChannelNorm, Pyramid, apply, conv1x1, recomputed
 from gmsrm_jax.models.codebook import Codebook
 from gmsrm_jax.models.encoder import RecognitionEncoder
-from gmsrm_jax.models.generator import MemoryGenerator, Rendering
+from gmsrm_jax.models.generator import MemoryGenerator
 from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
 
 QueryMap = Float[Array, "b h w d"]
@@ -61,7 +62,7 @@ class Recognised(NamedTuple):
   """Stage 1's view of an image."""
 
   query: QueryMap
-  rendering: Rendering
+  image: Image  # as the memory draws it
   retrieval: Retrieval
 
 
@@ -80,13 +81,7 @@ class MemoryNetwork(nn.Module):
   def __call__(self, image: Image) -> Recognised:
     query = self.query(self.recognition(image)[-1])
     read, retrieval = self.memory.recall(query)
-    return Recognised(query, self.memory.generator(read), retrieval)
-
-  def teach(self, image: Image) -> Retrieval:
-    return self.memory.recall(self.query(self.recognition(image)[-1]))[1]
-
-  def features(self, image: Image) -> Pyramid:
-    return self.recognition(image)
+    return Recognised(query, self.memory.generator(read)[1], retrieval)
 
 
 def recognise(network: MemoryNetwork, params: Any, image: Image) -> Recognised:
@@ -94,11 +89,12 @@ def recognise(network: MemoryNetwork, params: Any, image: Image) -> Recognised:
   return apply(network, params, image)
 
 
+@jax.named_scope("teach")
 def teach(network: MemoryNetwork, params: Any, image: Image) -> Retrieval:
   """Retrieves for the whole image; needs no parameters of the generator."""
-  return apply(network, params, image, method="teach")
+  return apply(network, params, image, method=lambda net, x: net.memory.recall(net.query(net.recognition(x)[-1]))[1])
 
 
 def recognition_features(network: MemoryNetwork, params: Any, image: Image) -> Pyramid:
   """The recognition encoder's features, for feature terms without ImageNet weights; needs no other parameters."""
-  return apply(network, params, image, method="features")
+  return apply(network, params, image, method=lambda net, x: net.recognition(x))

@@ -50,7 +50,7 @@ def make_grid(
   def draw(params: Any, teacher: Any, images: Rgb8, masks: Mask8) -> dict[str, Image]:
     image, mask = image_from_uint8(images), mask_from_uint8(masks)
     if stage == "memory":
-      return {"memory's drawing": recognise(networks.memory, params, image).rendering.image}
+      return {"memory's drawing": recognise(networks.memory, params, image).image}
     out = inpaint(networks.inpaint, params, image, mask)
     columns = {
       "masked": image * (1.0 - mask),
@@ -61,7 +61,7 @@ def make_grid(
     if teacher is not None:
       # What the frozen generator makes of the teacher's read: the semantics the student is to infer.
       whole = {**teacher, "memory": {**teacher["memory"], "generator": params["memory"]["generator"]}}
-      columns["teacher's read"] = recognise(networks.memory, whole, image).rendering.image
+      columns["teacher's read"] = recognise(networks.memory, whole, image).image
     return columns
 
   def measure(params: Any, images: Rgb8, masks: Mask8) -> jax.Array:

@@ -122,7 +122,7 @@ def memory_step(
 
   def objective(params: Any, image: Image, whole: Mask):
     recognised = recognise(networks.memory, params, image)
-    drawn = recognised.rendering.image
+    drawn = recognised.image
     # Stopped: the moving encoder must not make the term small by making its features small.
     extractor = feature_params if config.loss.features == "vgg16" else jax.lax.stop_gradient(params)
     with jax.named_scope("losses"):
@@ -142,7 +142,7 @@ def memory_step(
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
   if phase.adversarial:
-    given = {"real": image, "fake": recognised.rendering.image, "mask": whole, "share": None, "group": 1}
+    given = {"real": image, "fake": recognised.image, "mask": whole, "share": None, "group": 1}
     state, more = adversary.update_discriminator(config, "memory", state, **given)
     metrics.update(more)
 
