@@ -64,19 +64,6 @@ def test_what_cannot_be_divided_is_refused_with_the_way_out(mesh):
     sharding.check_batch(_fsdp(2, batch_size=12, accumulate=2), mesh)
 
 
-def test_a_batch_is_split_over_all_devices(mesh):
-  batch = photo_batch()
-  placed = sharding.global_batch(batch, mesh)["image"]
-  assert sorted(shard.index[0].start for shard in placed.addressable_shards) == [0, 1, 2, 3]
-  np.testing.assert_array_equal(placed, batch["image"])
-
-
-def test_one_process_holds_all_rows_of_a_batch_and_its_state_stays_where_it_is(mesh):
-  assert sharding.local_rows(8, mesh) == list(range(8))
-  tree = {"a": jnp.ones(3)}
-  assert sharding.local_copy(tree, mesh) is tree
-
-
 def _assert_close(expected, actual):
   """Equal up to float32 rounding of the largest entry of each leaf."""
   expected, actual = leaves(expected), leaves(actual)
