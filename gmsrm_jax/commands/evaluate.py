@@ -50,8 +50,8 @@ def run(flags: argparse.Namespace) -> None:
 def evaluate_weights(config: Config, weights: Weights, evaluation: pipeline.EvaluationSet, root: pathlib.Path) -> None:
   """Scores the model on the held-out images, and writes the report and a panel of fills per bucket."""
   fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
-  pictures, side = HeldOutPictures(config, evaluation, weights), config.model.image_size
-  _report(config.eval, pictures, fills, (side, side), root, pictures.watch)
+  pictures = HeldOutPictures(config, evaluation, weights)
+  _report(config.eval, pictures, fills, root, pictures.watch)
   pictures.save_panels(root / "samples")
   print(f"pictures: {root / 'samples'}    report: {root / REPORT}.md")
 
@@ -79,7 +79,7 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   )
   fills = baselines(config.eval.baselines) if flags.masks else {}
   root = pathlib.Path(flags.output)
-  _report(config.eval, pictures, fills, pictures.least_size(), root)
+  _report(config.eval, pictures, fills, root)
   print(f"report: {root / REPORT}.md")
 
 
@@ -87,16 +87,15 @@ def _report(
   config: EvalConfig,
   pictures: HeldOutPictures | FolderPictures,
   fills: Mapping[str, Fill],
-  least_size: tuple[int, int],
   root: pathlib.Path,
   watch: Watch | None = None,
 ) -> None:
   protocol = PROTOCOLS[config.protocol]
-  protocol.check(*least_size)
+  protocol.check(*pictures.least_size)
   measure = make_measure(config)
   scores = score(pictures, fills, measure.program, config.batch_size, watch)
   head = pictures.describe()
   head["notes"] = [*head["notes"], measure.note]
-  head["protocol"] = {**protocol.describe(*least_size), **head["protocol"]}
+  head["protocol"] = {**protocol.describe(*pictures.least_size), **head["protocol"]}
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
   print(write_report(root, make_report(head, scores), pictures.again, fills, scores))

@@ -10,7 +10,7 @@ import hashlib
 import logging
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -18,7 +18,7 @@ from PIL import ExifTags
 
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks import hole_files
-from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name, mask_bytes
+from gmsrm_jax.data.masks.fixed import BUCKETS, Bucket, bucket_name, mask_bytes
 from gmsrm_jax.errors import require
 from gmsrm_jax.evaluation.scorer import ALL, Picture
 from gmsrm_jax.inference import file_pairs, photos
@@ -27,15 +27,6 @@ _BOUNDS = (*BUCKETS, (BUCKETS[-1][1], 1.0))  # holes beyond the last bucket are 
 _ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 _log = logging.getLogger(__name__)
-
-
-class Case(NamedTuple):
-  """The files of one picture; without a mask the whole picture counts as hole."""
-
-  truth: pathlib.Path
-  result: pathlib.Path
-  mask: pathlib.Path | None
-  size: tuple[int, int]  # height, width
 
 
 class FolderPictures:
@@ -67,7 +58,8 @@ class FolderPictures:
       f"no picture of --inpainted={inpainted} has the name of one in --images={images}"
       f"{f' and in --masks={masks}' if masks else ''}, so nothing can be scored: name results like their truth",
     )
-    self._cases = {stem: _case(truths[stem], results[stem], holes.get(stem)) for stem in stems}
+    self._files = {stem: (truths[stem], results[stem], holes.get(stem)) for stem in stems}
+    self.least_size = min((_common_size(*files) for files in self._files.values()), key=min)  # height, width
 
   def _known(self, stems: Sequence[str], files: Mapping[str, pathlib.Path], why: str) -> list[str]:
     self._leave_out([stem for stem in stems if stem not in files], why)
@@ -79,42 +71,35 @@ class FolderPictures:
       self._notes.append(f"{len(stems)} not scored, {why}: {shown}")
       _log.warning("%s", self._notes[-1])
 
-  def least_size(self) -> tuple[int, int]:
-    """Height and width of the picture with the shortest side."""
-    return min((case.size for case in self._cases.values()), key=min)
-
   def __len__(self) -> int:
-    return len(self._cases)
+    return len(self._files)
 
   def __iter__(self) -> Iterator[Picture]:
     without_hole = []
-    for stem, case in self._cases.items():
-      result, mask = case.result.read_bytes(), self._mask(case)
-      self._digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(result).digest())
-      if mask.any():
-        self._masks_digest.update(mask_bytes(stem, area_bounds(float(mask.mean())), mask))
-        yield self._picture(stem, result, mask)
+    for stem, (_, result, _) in self._files.items():
+      data = result.read_bytes()
+      self._digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(data).digest())
+      picture = self._read(stem, data)
+      if picture.mask.any():
+        self._masks_digest.update(mask_bytes(stem, area_bounds(picture.mask), picture.mask[..., 0]))
+        yield picture
       else:
         without_hole.append(stem)
     self._leave_out(without_hole, "a mask without a hole")
-    scored = len(self._cases) - len(without_hole)
-    require(scored > 0, f"no mask of --masks={self._masks} has a hole (white is hole): see --mask_invert")
+    scored = len(self._files) > len(without_hole)
+    require(scored, f"no mask of --masks={self._masks} has a hole (white is hole): see --mask_invert")
 
   def again(self, bucket: str, name: str) -> Picture:
     """One of them, to be shown."""
-    case = self._cases[name]
-    return self._picture(name, case.result.read_bytes(), self._mask(case))
+    return self._read(name, self._files[name][1].read_bytes())
 
-  def _picture(self, stem: str, result: bytes, mask: UInt8[np.ndarray, "h w"]) -> Picture:
-    case = self._cases[stem]
-    bucket = ALL if case.mask is None else bucket_name(area_bounds(float(mask.mean())))
-    fill = self._pixels(case.result, result)
-    return Picture(
-      bucket, stem, self._pixels(case.truth, case.truth.read_bytes()), mask[..., None], {self.method: fill}
-    )
-
-  def _mask(self, case: Case) -> UInt8[np.ndarray, "h w"]:
-    return np.ones(case.size, np.uint8) if case.mask is None else hole_files.read_hole(case.mask, invert=self._invert)
+  def _read(self, stem: str, data: bytes) -> Picture:
+    truth, result, hole = self._files[stem]
+    image, fill = self._pixels(truth, truth.read_bytes()), self._pixels(result, data)
+    if hole is None:
+      return Picture(ALL, stem, image, np.ones_like(image[..., :1]), {self.method: fill})
+    mask = hole_files.read_hole(hole, invert=self._invert)[..., None]
+    return Picture(bucket_name(area_bounds(mask)), stem, image, mask, {self.method: fill})
 
   def _pixels(self, path: pathlib.Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     photo = photos.read_photo(data, str(path))
@@ -145,21 +130,21 @@ class FolderPictures:
     }
 
 
-def area_bounds(area: float) -> tuple[float, float]:
-  """The bucket of a hole's share of the image."""
-  return next(bounds for bounds in _BOUNDS if bounds[0] < area <= bounds[1])
+def area_bounds(mask: UInt8[np.ndarray, "h w 1"]) -> Bucket:
+  """The bucket of a hole by its share of the image; the lowest where there is none."""
+  return next(bounds for bounds in _BOUNDS if mask.mean() <= bounds[1])
 
 
-def _case(truth: pathlib.Path, result: pathlib.Path, mask: pathlib.Path | None) -> Case:
+def _common_size(truth: pathlib.Path, *others: pathlib.Path | None) -> tuple[int, int]:
   size = _size(truth)
-  for path in (result, *([mask] if mask else [])):
+  for path in filter(None, others):
     other = _size(path)
     require(
       other == size,
       f"{path} is {other[1]}x{other[0]} but {truth} is {size[1]}x{size[0]}: a result and its mask must be as large as "
       "the truth; make all of one size",
     )
-  return Case(truth, result, mask, size)
+  return size
 
 
 def _size(path: pathlib.Path) -> tuple[int, int]:

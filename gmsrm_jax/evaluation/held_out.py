@@ -60,6 +60,7 @@ class HeldOutPictures:
 
   def __init__(self, config: Config, evaluation: EvaluationSet, weights: Weights | None = None):
     self._config, self._evaluation = config, evaluation
+    self.least_size = (config.model.image_size, config.model.image_size)
     self._step = weights.step if weights else None
     self._redraw = make_redraw(config, weights) if weights and weights.teacher is not None else None
     self._redrawn: list[tuple[np.ndarray, np.ndarray]] = []  # weights of slots and PSNR

@@ -35,10 +35,6 @@ def _difference(a: Picture, b: Picture) -> Picture:
   return (a.astype(jnp.float32) - b.astype(jnp.float32)) * 0.5
 
 
-def _decibels(squared_error: PerImage) -> PerImage:
-  return -10.0 * jnp.log10(squared_error)  # log10(0) is -inf, so equal images get +inf
-
-
 def l1(a: Picture, b: Picture) -> PerImage:
   """Mean absolute error, in [0, 1]."""
   return jnp.mean(jnp.abs(_difference(a, b)), axis=(1, 2, 3))
@@ -81,7 +77,7 @@ def psnr(a: Picture, b: Picture) -> PerImage:
 
 def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   """Peak signal-to-noise ratio in dB over the hole alone; inf when that is equal, or there is no hole."""
-  return _decibels(masked_mean(jnp.square(_difference(a, b)), mask))
+  return -10.0 * jnp.log10(masked_mean(jnp.square(_difference(a, b)), mask))  # log10(0) is -inf
 
 
 def _window_mean(x: Picture, window: np.ndarray) -> Float[Array, "b _h _w c"]:

@@ -78,7 +78,7 @@ def test_pictures_are_paired_by_stem_put_into_buckets_by_area_and_read_once(tree
     np.testing.assert_array_equal(picture.image, pixels(tree / "truth" / f"{name}.png"))
     np.testing.assert_array_equal(picture.fills["filled"], pixels(tree / "filled" / f"{name}.png"))
     np.testing.assert_array_equal(picture.mask[..., 0] * 255, pixels(tree / "masks" / f"{name}.png"))
-    digest.update(mask_bytes(name, area_bounds(float(picture.mask.mean())), picture.mask[..., 0]))
+    digest.update(mask_bytes(name, area_bounds(picture.mask), picture.mask[..., 0]))
   assert folder.describe()["protocol"]["masks_sha256"] == digest.hexdigest()
 
 
@@ -209,5 +209,6 @@ def test_flags_that_do_not_go_together_are_refused(given, named, capsys):
 
 
 def test_a_bucket_holds_its_upper_end():
-  areas = {1e-5: "0-10%", 0.1: "0-10%", 0.1001: "10-20%", 0.6: "50-60%", 1.0: "60-100%"}
-  assert {area: bucket_name(area_bounds(area)) for area in areas} == areas
+  pixels = {1: "0-10%", 100: "0-10%", 101: "10-20%", 600: "50-60%", 1000: "60-100%"}
+  masks = {count: (np.arange(1000) < count).astype(np.uint8).reshape(20, 50, 1) for count in pixels}
+  assert {count: bucket_name(area_bounds(mask)) for count, mask in masks.items()} == pixels
