@@ -63,10 +63,10 @@ _RANKED_BY = ("lpips_hole", "lpips", "psnr")  # the first that the protocol has
 def make_report(head: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
   """The report as a tree: `head` (experiment, step, protocol, notes …) and the numbers."""
   averages, intervals = summarise(scores)
-  counts = {bucket: len(names) for bucket, names in scores.names.items() if bucket != ALL}
+  counts = {bucket: len(rows) for bucket, rows in scores.buckets.items() if bucket != ALL}
   return {
     **head,
-    "images": {**counts, ALL: sum(len(names) for names in scores.names.values())},
+    "images": {**counts, ALL: len(scores.keys)},
     "scores": averages,
     "intervals": intervals,
     "distribution": scores.distances,
@@ -77,25 +77,25 @@ def make_report(head: Mapping[str, Any], scores: Scores) -> dict[str, Any]:
 
 def summarise(scores: Scores) -> tuple[Tree, Tree]:
   """Means, and 95 % bootstrap intervals over images (none of one image), by method, bucket (and 'all') and metric."""
-  averages: Tree = {method: {} for method in scores.values}
-  intervals: Tree = {method: {} for method in scores.values}
-  for method, buckets in scores.values.items():
-    for bucket, values in buckets.items():
+  averages: Tree = {method: {} for method in scores.methods}
+  intervals: Tree = {method: {} for method in scores.methods}
+  for place, method in enumerate(scores.methods):
+    for bucket, rows in scores.buckets.items():
+      values = {name: array[rows, place] for name, array in scores.values.items()}
       averages[method][bucket] = means(values)
       intervals[method][bucket] = {name: _interval(array) for name, array in values.items()}
-    names = next(iter(buckets.values()))
-    averages[method][ALL] = means({name: np.concatenate([v[name] for v in buckets.values()]) for name in names})
-    intervals[method][ALL] = {name: _interval(_by_image(scores, method, name)) for name in names}
+    values = {name: array[:, place] for name, array in scores.values.items()}
+    averages[method][ALL] = means(values)
+    intervals[method][ALL] = {name: _interval(_by_image(scores, array)) for name, array in values.items()}
   return averages, intervals
 
 
-def _by_image(scores: Scores, method: str, metric: str) -> np.ndarray:
+def _by_image(scores: Scores, values: np.ndarray) -> np.ndarray:
   """Each image's mean over its buckets: holes in one image are no independent samples of images."""
-  values: dict[str, list[float]] = {}
-  for bucket, names in scores.names.items():
-    for name, value in zip(names, scores.values[method][bucket][metric], strict=True):
-      values.setdefault(name, []).append(float(value))
-  return np.array([np.mean(values[name]) for name in sorted(values)])
+  of_image: dict[str, list[float]] = {}
+  for (_, name), value in zip(scores.keys, values, strict=True):
+    of_image.setdefault(name, []).append(float(value))
+  return np.array([np.mean(of_image[name]) for name in sorted(of_image)])
 
 
 def _interval(values: np.ndarray) -> list[float] | None:
@@ -118,11 +118,10 @@ def table(scores: Scores) -> str:
   """CSV, a line per method, bucket and image, a column per metric; 'inf' is a PSNR of equal pictures."""
   text = io.StringIO()
   writer = csv.writer(text, lineterminator="\n")
-  writer.writerow(["method", "bucket", "image", *next(iter(next(iter(scores.values.values())).values()))])
-  for method, buckets in scores.values.items():
-    for bucket, values in buckets.items():
-      for name, *numbers in zip(scores.names[bucket], *values.values(), strict=True):
-        writer.writerow([method, bucket, name, *(f"{number:.9g}" for number in numbers)])
+  writer.writerow(["method", "bucket", "image", *scores.values])
+  for place, method in enumerate(scores.methods):
+    for row, key in enumerate(scores.keys):
+      writer.writerow([method, *key, *(f"{array[row, place]:.9g}" for array in scores.values.values())])
   return text.getvalue()
 
 
@@ -205,39 +204,39 @@ def _check_note(check: Mapping[str, Any]) -> str:
   )
 
 
-def choose(scores: Scores, method: str, bucket: str) -> dict[str, int]:
-  """Maps best, median and worst to a place in the bucket, by LPIPS over the hole; fewer where there are not three."""
-  values = scores.values[method][bucket]
-  metric = next(name for name in _RANKED_BY if name in values)
-  # Ties in name order, which is the order of the values.
-  order = np.argsort(-values[metric] if metric == "psnr" else values[metric], kind="stable").tolist()
+def choose(scores: Scores, bucket: str) -> dict[str, int]:
+  """Maps best, median and worst of the first method to rows, by LPIPS over the hole; of one or two rows, to those."""
+  rows = scores.buckets[bucket]
+  metric = next(name for name in _RANKED_BY if name in scores.values)
+  errors = scores.values[metric][rows, 0] * (-1 if metric == "psnr" else 1)
+  order = [rows[place] for place in np.argsort(errors, kind="stable")]  # ties in name order
   median = {"median": order[(len(order) - 1) // 2]} if len(order) > 2 else {}
   return {"best": order[0], **median, **({"worst": order[-1]} if len(order) > 1 else {})}
 
 
 def _page(again: Again, fills: Mapping[str, Fill], scores: Scores) -> dict[str, np.ndarray]:
   """Columns of the page: numbers, truth, masked, filled and the first baseline; the chosen images of each bucket."""
-  methods = list(scores.values)[:2]
-  fills = {method: fill for method, fill in fills.items() if method in methods}
+  fills = {method: fill for method, fill in fills.items() if method in scores.methods[:2]}
   columns: dict[str, list[np.ndarray]] = {}
-  for bucket, names in scores.names.items():
-    for rank, row in choose(scores, methods[0], bucket).items():
-      picture = again(bucket, names[row])
+  for bucket in scores.buckets:
+    for rank, row in choose(scores, bucket).items():
+      picture = again(*scores.keys[row])
       hole, filled = picture.mask > 0, fill_all([picture], fills)
-      cells = {"": _caption([f"{bucket} {rank}", *textwrap.wrap(names[row], 24)], scores, bucket, row)}
-      cells |= {"truth": _fitted(picture.image), "masked": _fitted(np.where(hole, np.uint8(_GREY), picture.image))}
-      cells |= {method: _fitted(np.where(hole, filled[method][0], picture.image)) for method in methods}
+      cells = {"": _caption(rank, scores, row), "truth": _fitted(picture.image)}
+      cells["masked"] = _fitted(np.where(hole, np.uint8(_GREY), picture.image))
+      cells |= {method: _fitted(np.where(hole, fill[0], picture.image)) for method, fill in filled.items()}
       for title, cell in cells.items():
         columns.setdefault(title, []).append(cell)
   return {title: np.stack(cells) for title, cells in columns.items()}
 
 
-def _caption(lines: list[str], scores: Scores, bucket: str, row: int) -> UInt8[np.ndarray, "side side 3"]:
-  for method in list(scores.values)[:2]:
+def _caption(rank: str, scores: Scores, row: int) -> UInt8[np.ndarray, "side side 3"]:
+  bucket, name = scores.keys[row]
+  lines = [f"{bucket} {rank}", *textwrap.wrap(name, 24)]
+  for place, method in enumerate(scores.methods[:2]):
+    shown = [metric for metric in _CAPTION if metric in scores.values]
     lines += ["", method]
-    for metric, array in scores.values[method][bucket].items():
-      if metric in _CAPTION:
-        lines.append(f"  {metric} {array[row]:.{_METRICS[metric][1]}f}")
+    lines += [f"  {metric} {scores.values[metric][row, place]:.{_METRICS[metric][1]}f}" for metric in shown]
   cell = Image.new("RGB", (_CELL, _CELL), "white")
   ImageDraw.Draw(cell).multiline_text((4, 2), "\n".join(lines), fill="black")
   return np.array(cell)

@@ -52,13 +52,20 @@ Watch = Callable[[Sequence[Picture], Mapping[str, UInt8[np.ndarray, "b h w 3"]]]
 
 @dataclasses.dataclass
 class Scores:
-  """All numbers of an evaluation."""
+  """All numbers of an evaluation; a row is an image in a bucket."""
 
-  names: dict[str, list[str]]  # bucket to its images, sorted
-  values: dict[str, dict[str, dict[str, np.ndarray]]]  # method, bucket, metric to values in the order of `names`
+  methods: list[str]  # the one that is judged first, then those beside it
+  keys: list[tuple[str, str]]  # bucket and name of each row, sorted
+  values: dict[str, Float[np.ndarray, "n m"]]  # metric to a value per row and method
   distances: dict[str, dict[str, dict[str, float]]]  # method and bucket to distances of sets
   outside: dict[str, dict[str, int]]  # method to `images`, `pixels` and `most` levels that differed outside the hole
   check: dict[str, Any]  # see `self_check`
+
+  @property
+  def buckets(self) -> dict[str, list[int]]:
+    """The rows of each bucket."""
+    groups = itertools.groupby(range(len(self.keys)), lambda row: self.keys[row][0])
+    return {bucket: list(rows) for bucket, rows in groups}
 
 
 class Measure(NamedTuple):
@@ -120,7 +127,7 @@ def score(
   """Scores the pictures' own fills and those of `fills`; neither batches, their order nor devices change a number."""
   keys: list[tuple[str, str]] = []  # bucket and name of each row
   measured: list[Any] = []
-  methods: list[str] = []  # the one that is judged first, then those beside it
+  methods: list[str] = []
   checked: dict[str, Picture] = {}
   with tqdm(total=operator.length_hint(pictures), desc="evaluate", unit="image", disable=None) as progress:
     for batch in batches(pictures, batch_size):
@@ -136,23 +143,14 @@ def score(
       progress.update(len(batch))
   order = sorted(range(len(keys)), key=keys.__getitem__)
   values, of_fills, of_truth, apart = jax.tree.map(lambda *parts: np.concatenate(parts)[order], *measured)
-  keys.sort()
-  buckets = {bucket: list(group) for bucket, group in itertools.groupby(range(len(keys)), lambda row: keys[row][0])}
-  return Scores(
-    names={bucket: [keys[row][1] for row in rows] for bucket, rows in buckets.items()},
-    values={
-      method: {
-        bucket: {name: array[group, place] for name, array in values.items()} for bucket, group in buckets.items()
-      }
-      for place, method in enumerate(methods)
-    },
-    distances=_distances(methods, keys, buckets, of_fills, of_truth),
-    outside={
-      method: {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum()), "most": int(most.max())}
-      for method, pixels, most in zip(methods, apart["pixels"].T, apart["most"].T, strict=True)
-    },
-    check=_check_truth(list(checked.values()), measure, len(methods), values),
-  )
+  outside = {
+    method: {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum()), "most": int(most.max())}
+    for method, pixels, most in zip(methods, apart["pixels"].T, apart["most"].T, strict=True)
+  }
+  check = _check_truth(list(checked.values()), measure, len(methods), values)
+  scores = Scores(methods, sorted(keys), values, {}, outside, check)
+  scores.distances = _distances(scores, of_fills, of_truth)
+  return scores
 
 
 def _measured(
@@ -177,23 +175,19 @@ def _measured(
 
 
 def _distances(
-  methods: Sequence[str],
-  keys: Sequence[tuple[str, str]],
-  buckets: Mapping[str, Sequence[int]],
-  of_fills: Mapping[str, Float[np.ndarray, "n m _d"]],
-  of_truth: Mapping[str, Float[np.ndarray, "n _d"]],
+  scores: Scores, of_fills: Mapping[str, Float[np.ndarray, "n m _d"]], of_truth: Mapping[str, Float[np.ndarray, "n _d"]]
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """The distances of each method by bucket and over all; rows are sorted by their keys, bucket and name."""
-  values = {method: {bucket: {} for bucket in (*buckets, ALL)} for method in methods}
-  sample, moments_of = distribution.sample(keys), distribution.Moments.of
-  once = [row for _, row in sorted({name: row for row, (_, name) in enumerate(keys)}.items())]
+  """The distances of each method by bucket and over all."""
+  values = {method: {bucket: {} for bucket in (*scores.buckets, ALL)} for method in scores.methods}
+  sample, moments_of = distribution.sample(scores.keys), distribution.Moments.of
+  once = [row for _, row in sorted({name: row for row, (_, name) in enumerate(scores.keys)}.items())]
   for network, truth in of_truth.items():
-    of_bucket = {bucket: moments_of(truth[rows]) for bucket, rows in buckets.items()}
-    for place, method in enumerate(methods):
+    of_bucket = {bucket: moments_of(truth[rows]) for bucket, rows in scores.buckets.items()}
+    for place, method in enumerate(scores.methods):
       fills = of_fills[network][:, place]
-      pairs = {bucket: (moments_of(fills[rows]), of_bucket[bucket]) for bucket, rows in buckets.items()}
+      pairs = {bucket: (moments_of(fills[rows]), of_bucket[bucket]) for bucket, rows in scores.buckets.items()}
       whole = functools.reduce(lambda a, b: (a[0].merge(b[0]), a[1].merge(b[1])), pairs.values())
-      for bucket, rows in buckets.items():
+      for bucket, rows in scores.buckets.items():
         values[method][bucket] |= distribution.distances(network, pairs[bucket], fills[rows], truth[rows], truth[rows])
       values[method][ALL] |= distribution.distances(network, whole, fills[sample], truth[once], truth[sample])
   return values

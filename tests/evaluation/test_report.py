@@ -14,17 +14,17 @@ from gmsrm_jax.evaluation.scorer import ALL
 BUCKET = "20-30%"
 
 
-def scores_of(values, names=None):
+def scores_of(names=None, **values):
   names = names or [f"n{i}" for i in range(len(next(iter(values.values()))))]
-  rows = {name: np.array(array, np.float64) for name, array in values.items()}
+  arrays = {name: np.array(array, np.float64)[:, None] for name, array in values.items()}
   check = scorer.self_check({"psnr": np.array([np.inf]), "lpips": np.array([0.0])}, {})
-  distances = {"model": {BUCKET: {}, ALL: {}}}
-  return scorer.Scores({BUCKET: names}, {"model": {BUCKET: rows}}, distances, {"model": {"images": 0}}, check)
+  keys, distances = [(BUCKET, name) for name in names], {"model": {BUCKET: {}, ALL: {}}}
+  return scorer.Scores(["model"], keys, arrays, distances, {"model": {"images": 0}}, check)
 
 
 def test_best_median_and_worst_are_ranked_by_the_hole():
   def chosen(**values):
-    return report.choose(scores_of(values), "model", BUCKET)
+    return report.choose(scores_of(**values), BUCKET)
 
   assert chosen(lpips_hole=[0.3, 0.1, 0.5, 0.2, 0.4], psnr=[1, 2, 3, 4, 5]) == {"best": 1, "median": 0, "worst": 2}
   assert chosen(psnr=[10.0, np.inf, 20.0]) == {"best": 1, "median": 2, "worst": 0}
@@ -32,7 +32,7 @@ def test_best_median_and_worst_are_ranked_by_the_hole():
 
 
 def test_infinite_and_awkward_names_survive_the_table():
-  text = report.table(scores_of({"psnr": [np.inf, 1 / 3]}, ['a, "b".png', "c"]))
+  text = report.table(scores_of(['a, "b".png', "c"], psnr=[np.inf, 1 / 3]))
   rows = list(csv.reader(io.StringIO(text)))
   assert rows == [
     ["method", "bucket", "image", "psnr"],
@@ -42,7 +42,7 @@ def test_infinite_and_awkward_names_survive_the_table():
 
 
 def test_a_failed_self_check_is_said_aloud():
-  scores = scores_of({"psnr": [20.0, 30.0], "lpips": [0.1, 0.2]})
+  scores = scores_of(psnr=[20.0, 30.0], lpips=[0.1, 0.2])
   protocol = {"name": "ours", "source": "x", "composite": True, "psnr": "dB", "lpips": "v0.1"}
   head = {"title": "t", "notes": [], "protocol": protocol}
   assert "passed." in report.markdown(report.make_report(head, scores))
