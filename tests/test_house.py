@@ -126,7 +126,7 @@ def test_every_file_has_a_room_and_imports_point_down():
       "arrays imports gmsrm_jax.models.blocks",
     ),
     ("serving.server", "import gmsrm_jax.evaluation.metrics", "serving.server imports gmsrm_jax.evaluation.metrics"),
-    ("instruments", "", "instruments has no room"),
+    ("gadgets", "", "gadgets has no room"),
     ("data.masks.more.deep", "", "data.masks.more.deep has no room"),
     ("shed.door", "", "shed.door has no room"),
   ],
