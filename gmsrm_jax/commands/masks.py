@@ -49,8 +49,13 @@ def write_masks(config: Config, output: str) -> None:
     "size": config.model.image_size,
     "source": evaluation.mask_source,
   }
-  _check_output(folder, head, evaluation.names)
-  rows: list[dict[str, Any]] = []
+  require(not folder.is_file(), f"--output={output} is a file: give a folder for the masks")
+  if (folder / MANIFEST).exists():
+    old = fixed.read_manifest(folder)
+    names = {mask["name"] for mask in old["masks"]}
+    same = all(old[key] == value for key, value in head.items()) and names == set(evaluation.names)
+    require(same, f"--output={output} holds the masks of other settings or images: choose another folder")
+  masks: list[dict[str, Any]] = []
   digest = hashlib.sha256()
   for index, name in enumerate(tqdm(evaluation.names, desc="masks", unit="image", disable=None)):
     for bucket in BUCKETS:
@@ -59,21 +64,8 @@ def write_masks(config: Config, output: str) -> None:
       path.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(mask.astype(bool)).save(path)
       sha256 = fixed.mask_sha256(mask)
-      rows.append({"name": name, "bucket": list(bucket), "area": float(mask.mean()), "sha256": sha256})
+      masks.append({"name": name, "bucket": list(bucket), "area": float(mask.mean()), "sha256": sha256})
       digest.update(fixed.mask_bytes(name, bucket, mask))
   # Last, so that a folder without a manifest is one that was interrupted.
-  write_json(folder / MANIFEST, {**head, "masks_sha256": digest.hexdigest(), "masks": rows})
-  print(f"{len(rows)} masks in {folder}    sha256 {digest.hexdigest()}")
-
-
-def _check_output(folder: pathlib.Path, head: dict[str, Any], names: list[str]) -> None:
-  require(not folder.is_file(), f"--output={folder} is a file: give a folder for the masks")
-  # An image called a.jpg beside a folder called a.jpg.png: one mask's file would be another's folder.
-  paths = [fixed.mask_path(name, bucket) for name in names for bucket in BUCKETS]
-  parents = {str(parent) for path in paths for parent in pathlib.PurePosixPath(path).parents}
-  clashing = [path for path in paths if path in parents]
-  require(not clashing, f"data.val has a folder called {clashing[:1]} like the mask of an image: rename it")
-  if (folder / MANIFEST).exists():
-    old = fixed.read_manifest(folder)
-    same = all(old[key] == value for key, value in head.items()) and {row["name"] for row in old["masks"]} == set(names)
-    require(same, f"--output={folder} holds the masks of other settings or images: choose another folder")
+  write_json(folder / MANIFEST, {**head, "masks_sha256": digest.hexdigest(), "masks": masks})
+  print(f"{len(masks)} masks in {folder}    sha256 {digest.hexdigest()}")

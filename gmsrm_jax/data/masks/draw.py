@@ -11,14 +11,15 @@ import bisect
 import functools
 import hashlib
 import math
+from pathlib import Path
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from gmsrm_jax.config import MASK_KINDS, MaskConfig
+from gmsrm_jax.config import MaskConfig
 from gmsrm_jax.data.masks import hole_files, shapes, strokes
-from gmsrm_jax.errors import ConfigError, require, suggest
+from gmsrm_jax.errors import require
 
 
 @functools.lru_cache
@@ -44,7 +45,9 @@ def _hole_sizes(pixels: int, area: tuple[float, float], *, above_low: bool) -> t
   return smallest, largest
 
 
-_paths = functools.lru_cache(hole_files.mask_paths)  # a folder is listed once
+@functools.lru_cache  # a folder is listed once
+def _paths(kind: str, config: MaskConfig) -> tuple[Path, ...]:
+  return hole_files.mask_paths(getattr(config, f"{kind}_folder"), f"mask.{kind}_folder")
 
 
 def check_folders(config: MaskConfig) -> None:
@@ -53,10 +56,9 @@ def check_folders(config: MaskConfig) -> None:
   Raises:
     ConfigError: a kind has a weight, and its folder is missing or holds no image.
   """
-  if config.objects > 0:
-    hole_files.mask_paths(config.objects_folder, "mask.objects_folder")
-  if config.occlusions > 0:
-    hole_files.mask_paths(config.occlusions_folder, "mask.occlusions_folder")
+  for kind in ("objects", "occlusions"):
+    if config.weights[kind] > 0:
+      _paths(kind, config)
 
 
 def _draw(
@@ -64,17 +66,14 @@ def _draw(
 ) -> UInt8[np.ndarray, "{height} {width}"]:
   mask = np.zeros((height, width), np.uint8)
   target = int(rng.integers(sizes[0], sizes[1] + 1))
-  # These three round to whole lines where the range allows it, and hit the target themselves where it does not.
   match kind:
+    # These three round to whole lines where the range allows it, and hit the target themselves where it does not.
     case "centre":
       strokes.add_centre(mask, target, sizes)
-      return mask
     case "half":
       shapes.add_half(rng, mask, target, sizes)
-      return mask
     case "outpaint":
       shapes.add_border(rng, mask, target, sizes)
-      return mask
     case "rectangles":
       strokes.add_rectangles(rng, mask, target)
     case "comodgan":
@@ -82,16 +81,13 @@ def _draw(
     case "lines":
       shapes.add_lines(rng, mask, target)
     case "objects":
-      shapes.add_objects(rng, mask, target, _paths(config.objects_folder, "mask.objects_folder"))
+      shapes.add_objects(rng, mask, target, _paths(kind, config))
     case "occlusions":
-      shapes.add_occlusions(rng, mask, target, _paths(config.occlusions_folder, "mask.occlusions_folder"))
-    case _ if kind in strokes.BRUSHES:
-      strokes.add_strokes(rng, mask, strokes.BRUSHES[kind], target)
+      shapes.add_occlusions(rng, mask, target, _paths(kind, config))
     case _:
-      raise ConfigError(
-        f"mask kind {kind!r} is unknown: {suggest(kind, MASK_KINDS)}choose from {', '.join(MASK_KINDS)}"
-      )
-  strokes.grow(mask, target - cv2.countNonZero(mask))
+      strokes.add_strokes(rng, mask, strokes.BRUSHES[kind], target)
+  if kind not in ("centre", "half", "outpaint"):
+    strokes.grow(mask, target - cv2.countNonZero(mask))
   return mask
 
 
@@ -121,7 +117,7 @@ def draw_kind(
   Of `config` only the folders are read, by the kinds that draw from files.
 
   Raises:
-    ConfigError: the kind is unknown, no whole number of pixels lies in the range, or a folder cannot be read.
+    ConfigError: no whole number of pixels lies in the range, or a folder cannot be read.
   """
   return _draw(kind, rng, height, width, _hole_sizes(height * width, area, above_low=False), config or MaskConfig())
 

@@ -101,16 +101,6 @@ def test_a_changed_missing_or_foreign_mask_is_refused_by_name(config, tmp_path):
     pipeline.evaluation_set(with_masks(config, tmp_path))
 
 
-def test_a_mask_file_cannot_be_another_masks_folder(config, tmp_path, capsys):
-  (tmp_path / "in" / "a.jpg.png").mkdir(parents=True)
-  Image.new("RGB", (70, 80)).save(tmp_path / "in" / "a.jpg")
-  Image.new("RGB", (70, 80)).save(tmp_path / "in" / "a.jpg.png" / "b.jpg")
-  clash = dataclasses.replace(config, data=DataConfig(val=str(tmp_path / "in")))
-  assert write(clash, tmp_path / "out") == 2
-  assert "like the mask of an image: rename it" in capsys.readouterr().err
-  assert not (tmp_path / "out").exists()
-
-
 def test_masks_of_a_trained_folder_are_those_it_is_evaluated_with(config, tmp_path):
   seeded = dataclasses.replace(config, eval=EvalConfig(mask_seed=7, max_images=2))
   (tmp_path / "run").mkdir()
