@@ -47,7 +47,8 @@ def _hole_sizes(pixels: int, area: tuple[float, float], *, above_low: bool) -> t
 
 @functools.lru_cache  # a folder is listed once
 def _paths(kind: str, config: MaskConfig) -> tuple[Path, ...]:
-  return hole_files.mask_paths(getattr(config, f"{kind}_folder"), f"mask.{kind}_folder")
+  folder = config.objects_folder if kind == "objects" else config.occlusions_folder
+  return hole_files.mask_paths(folder, f"mask.{kind}_folder")
 
 
 def check_folders(config: MaskConfig) -> None:
