@@ -81,16 +81,16 @@ class Photo:
   mode: str  # one of _MODES
   rgb: UInt8[np.ndarray, "h w 3"]  # what is transparent is white
   format: str  # of the file, as Pillow names it
-  orientation: int  # EXIF tag of the file, 1 when there is none
+  orientation: int  # EXIF tag of the file, 1 where there is none
   metadata: dict[str, Any]  # what is saved again: exif, icc_profile, dpi, subsampling
 
   @property
   def alpha(self) -> UInt8[np.ndarray, "h w"] | None:
-    """The alpha channel in 8 bits, None when the file has none."""
+    """The alpha channel in 8 bits, None where the file has none."""
     if "A" not in self.mode:
       return None
     alpha = self.pixels[..., -1]
-    return alpha if alpha.dtype == np.uint8 else np.round(alpha / np.float32(257)).astype(np.uint8)
+    return np.round(alpha / np.float32(257)).astype(np.uint8) if self.mode in _DEEP else alpha
 
 
 def read_photo(
@@ -170,18 +170,14 @@ def hole_of(
     ConfigError: the mask cannot be decoded or is not of the photo's size, or the photo has no transparency; it calls
       photo and mask by their names.
   """
-  alpha = photo.alpha
-  if mask is not None:
-    hole = read_hole(mask, invert=invert, dilate=dilate)
-  elif alpha is not None:
-    hole = read_hole(PilImage.fromarray(alpha), invert=not invert, dilate=dilate)
-  else:
-    raise ConfigError(f"{names[0]} has no transparency to take as its hole: give a mask")
-  (height, width), (rows, columns) = photo.rgb.shape[:2], hole.shape
-  require(
-    (rows, columns) == (height, width),
-    f"{names[1]} is {columns}x{rows} but {names[0]} is {width}x{height}: make the mask as large as its image",
-  )
+  if mask is None:
+    if photo.alpha is None:
+      raise ConfigError(f"{names[0]} has no transparency to take as its hole: give a mask")
+    return read_hole(PilImage.fromarray(photo.alpha), invert=not invert, dilate=dilate)
+  hole = read_hole(mask, invert=invert, dilate=dilate)
+  (rows, columns), (height, width) = hole.shape, photo.rgb.shape[:2]
+  misfit = f"{names[1]} is {columns}x{rows} but {names[0]} is {width}x{height}: make the mask as large as its image"
+  require((rows, columns) == (height, width), misfit)
   return hole
 
 
