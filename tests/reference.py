@@ -73,25 +73,6 @@ def psnr(a, b, mask=None):
   return 20 * np.log10(1 / np.sqrt((error**2).mean()))
 
 
-def ssim(a, b):
-  """Of one image in [-1, 1], window by window."""
-  offsets = np.arange(-5, 6)
-  weights = np.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / (2 * 1.5**2))
-  weights /= weights.sum()
-  a, b = (np.float64(a) + 1) / 2, (np.float64(b) + 1) / 2
-  scores = []
-  for i in range(a.shape[0] - 10):
-    for j in range(a.shape[1] - 10):
-      for c in range(a.shape[2]):
-        x, y = a[i : i + 11, j : j + 11, c], b[i : i + 11, j : j + 11, c]
-        mx, my = (weights * x).sum(), (weights * y).sum()
-        vx, vy = (weights * (x - mx) ** 2).sum(), (weights * (y - my) ** 2).sum()
-        covariance = (weights * (x - mx) * (y - my)).sum()
-        luminance = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
-        scores.append(luminance * (2 * covariance + 0.03**2) / (vx + vy + 0.03**2))
-  return np.mean(scores)
-
-
 def ms_ssim(a, b, scales):
   """Of one image in [-1, 1], from SciPy's correlation; sides must be even at every scale but the last."""
   offsets = np.arange(-5, 6)
@@ -147,14 +128,14 @@ def normalise(image):
 
 def vgg16_features(params, image):
   """relu1_2, 2_2, 3_3, 4_3, 5_3 of one image in [-1, 1]."""
-  x, found, layers = normalise(image), [], iter(params["convolutions"])
+  x, activations, layers = normalise(image), [], iter(params["convolutions"])
   for block, depth in enumerate((2, 2, 3, 3, 3)):
     x = max_pool(x, 2, 2) if block else x
     for _ in range(depth):
       layer = next(layers)
       x = relu_conv(x, layer["kernel"], layer["bias"], 1, 1)
-    found.append(x)
-  return found
+    activations.append(x)
+  return activations
 
 
 def alexnet_features(params, image):

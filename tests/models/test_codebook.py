@@ -46,9 +46,9 @@ def _revive(batch, usage, seed=0):
 
 def _row_of(row, rows):
   """The index of an exact copy of the row."""
-  (found,) = np.nonzero((np.asarray(rows).reshape(-1, DIM) == np.asarray(row)).all(axis=-1))
-  assert len(found) == 1
-  return found[0]
+  (places,) = np.nonzero((np.asarray(rows).reshape(-1, DIM) == np.asarray(row)).all(axis=-1))
+  assert len(places) == 1
+  return places[0]
 
 
 def test_a_dead_slot_becomes_a_query_of_the_batch_with_what_was_read_there(batch):
