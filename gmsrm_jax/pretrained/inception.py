@@ -127,7 +127,7 @@ def load_inception(path: str | pathlib.Path) -> Params:
     ConfigError: the file is missing or altered.
   """
   path = pathlib.Path(path).expanduser()
-  weight_files.check_sha256(path, SHA256, f"download {URL} and give its path")
+  weight_files.check_sha256(path, SHA256, f"download {URL} and set eval.inception_weights to its path")
   return {
     name: tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
     for name, tensor in weight_files.read_torch(path).items()
