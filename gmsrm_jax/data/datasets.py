@@ -46,6 +46,21 @@ class Split(NamedTuple):
   rule: str
 
 
+def check_folder(folder: str, setting: str, way_out: str) -> Path:
+  """The folder that a setting names.
+
+  Raises:
+    ConfigError: it is missing, a file, or may not be read.
+  """
+  root, where = Path(folder).expanduser(), f"{setting}={folder!r}"
+  require(folder != "", f"{where} names no folder: {way_out}")
+  require("://" not in folder, f"{where} is no local folder: mount the bucket and name the path it is mounted at")
+  require(root.exists(), f"{where} does not exist: {way_out}")
+  require(root.is_dir(), f"{where} is a file, not a folder: {way_out}")
+  require(os.access(root, os.R_OK | os.X_OK), f"{where} may not be read: change its permissions")
+  return root
+
+
 def is_image(name: str) -> bool:
   """Whether a file of this name is read as an image; hidden ones are not."""
   return not name.startswith(".") and name.lower().endswith(SUFFIXES)

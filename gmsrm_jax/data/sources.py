@@ -189,13 +189,8 @@ def open_source(data: DataConfig, split: str) -> Source:
     stored = records.from_tfds(spec, split, data.val_share, by_rule=by_rule, setting=where)
     return ImageSource(stored, where)
 
-  root = Path(spec).expanduser()
   way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
-  require(spec != "", f"{where} names no folder of images: {way_out}")
-  require("://" not in spec, f"{where} is no local folder: mount the bucket and name the path it is mounted at")
-  require(root.exists(), f"{where} does not exist: {way_out}")
-  require(root.is_dir(), f"{where} is a file, not a folder: {way_out}")
-  require(os.access(root, os.R_OK | os.X_OK), f"{where} may not be read: change its permissions")
+  root = datasets.check_folder(spec, setting, way_out)
   layout = datasets.recognise(root) if layout == "auto" else layout
   if layout == "arrayrecord":
     stored = records.from_folder(root, split, data.val_share, by_rule=by_rule, setting=where)

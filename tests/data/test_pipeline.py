@@ -249,21 +249,3 @@ def test_the_stand_in_of_an_undecodable_held_out_file_keeps_its_own_name(config,
   assert images.names == ["0.png", "1.png", "2.png"]
   assert [images[i][0] for i in range(3)] == ["0.png", "2.png", "2.png"]
   assert images.source.bad_files == ["1.png"]
-
-
-def test_mixtures_differ_between_examples_epochs_and_hosts_and_repeat_with_the_seed(config):
-  mixed = _with(config, "mask", comodgan=1.0, half=1.0, outpaint=1.0, lines=1.0)
-
-  def holes(seed, rows=None):
-    seeded = _with(mixed, "run", seed=seed)
-    # Seven images, four to a batch: seven batches are four epochs.
-    batches = _take(pipeline.training_iterator(seeded, "inpaint", rows), 7)
-    return [mask.tobytes() for batch in batches for mask in batch["mask"]]
-
-  whole = holes(5)
-  assert len(set(whole)) == 28
-  assert whole == holes(5)
-  assert not set(whole) & set(holes(6))
-  first, second = holes(5, [0, 1]), holes(5, [2, 3])
-  assert not set(first) & set(second)
-  assert set(first + second) == set(whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import io
 import pickle
 import sys
@@ -92,16 +91,6 @@ def test_records_travel_to_other_processes(tmp_path):
   assert copy[1].name == first.name
   np.testing.assert_array_equal(copy[1].image, first.image)
   assert sources.split_hash(copy) == sources.split_hash(source)
-
-
-def test_many_threads_read_the_same_as_one(tmp_path):
-  prepared(tmp_path, "toy", {"train": 40, "validation": 2})
-  source = opened(f"tfds:toy@{tmp_path}", "train")
-  with concurrent.futures.ThreadPoolExecutor(16) as pool:
-    together = list(pool.map(source.__getitem__, [*range(40)] * 5))
-  for i, (image, name) in enumerate(together):
-    assert name == source.names[i % 40]
-    np.testing.assert_array_equal(image, source[i % 40].image)
 
 
 def test_a_damaged_record_is_replaced_and_named(tmp_path):

@@ -109,10 +109,8 @@ def mask_paths(folder: str, setting: str) -> tuple[Path, ...]:
   Raises:
     ConfigError: the folder is missing, is a file, or holds no image.
   """
-  root, way_out = Path(folder).expanduser(), "give a folder of mask files, white in the hole"
-  require(folder != "", f"{setting}='' names no folder: {way_out}")
-  require(root.exists(), f"{setting}={folder!r} does not exist: {way_out}")
-  require(root.is_dir(), f"{setting}={folder!r} is a file: {way_out}")
+  way_out = "give a folder of mask files, white in the hole"
+  root = datasets.check_folder(folder, setting, way_out)
   paths = tuple(root / name for name in datasets.image_names(root))
   require(bool(paths), f"{setting}={folder!r} holds no image ({' '.join(datasets.SUFFIXES)}): {way_out}")
   return paths

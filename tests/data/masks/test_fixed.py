@@ -141,23 +141,6 @@ def test_files_are_paired_by_name_bucket_and_seed(config, tmp_path):
   )
 
 
-def test_black_holes_are_inverted_and_widened_where_the_settings_say_so(config, tmp_path):
-  white = mask_folder(tmp_path / "white", SIDES)
-  (tmp_path / "black").mkdir()
-  for path in white.iterdir():
-    with Image.open(path) as picture:
-      Image.fromarray(255 - np.asarray(picture)).save(tmp_path / "black" / path.name)
-  plain = all_masks(with_masks(config, white))
-  for key, mask in all_masks(with_masks(config, tmp_path / "black", mask_invert=True)).items():
-    np.testing.assert_array_equal(mask, plain[key])
-  small = mask_folder(tmp_path / "small", [side - 4 for side in SIDES])
-  widened = pipeline.evaluation_set(with_masks(config, small, mask_dilate=4, mask_invert=False))
-  for name in range(len(NAMES)):
-    mask = widened.mask(name, BUCKETS[2])
-    assert 0.2 < mask.mean() <= 0.3 and mask[0].sum() > mask[-1].sum()
-  assert "dilated by 4 pixels" in widened.mask_source
-
-
 def test_masks_that_are_final_are_not_changed(config, written):
   with pytest.raises(ConfigError, match="eval.mask_invert=True changes mask files"):
     pipeline.evaluation_set(with_masks(config, written, mask_invert=True))
