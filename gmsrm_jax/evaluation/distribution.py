@@ -138,12 +138,8 @@ def distances(
 ) -> dict[str, float]:
   """All distances that so many pictures allow.
 
-  Args:
-    network: whose features they are.
-    moments: of all filled pictures, and of the truth of each.
-    fills: of the filled pictures, or of a sample of them.
-    truth: of the true pictures, each once.
-    paired: of the truth of each of `fills`.
+  `moments` are of all fills and of the truth of each; `fills` may be a sample, of which `paired` is the truth; `truth`
+  has each true picture once.
   """
   own = (f"fd_{network}", f"kid_{network}", f"p_ids_{network}", f"u_ids_{network}")
   fd_name, kid_name, p_ids_name, u_ids_name = _NAMES.get(network, own)

@@ -115,12 +115,6 @@ def test_ids_are_those_of_scikit_learn():
   assert paired == pytest.approx(closer, abs=1e-12)
 
 
-def test_ids_range_from_nothing_to_half():
-  real = draw(400, 8, width=4)
-  assert distribution.ids(real + 100, real) == (0.0, 0.0)
-  assert distribution.ids(draw(400, 9, width=4), real) == pytest.approx((0.5, 0.5), abs=0.08)
-
-
 def test_a_sample_is_chosen_by_names_and_not_by_their_order(monkeypatch):
   monkeypatch.setattr(distribution, "SAMPLE", 5)
   keys = [(bucket, f"{i:02d}.png") for bucket in ("a", "b") for i in range(20)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -67,7 +66,7 @@ def test_every_bucket_has_its_holes(report):
 
 
 def test_the_report_says_what_its_numbers_rest_on(config, trained, report):
-  assert report["self_check"]["passed"] and report["self_check"]["psnr"] == "inf"
+  assert report["self_check"]["passed"] and report["self_check"]["images"] == 3
   assert set(report["weights"]) == {"alexnet", "vgg16"} and all(len(h) == 64 for h in report["weights"].values())
   assert report["versions"]["jax"] == jax.__version__ and "scikit-image" in report["versions"]
   assert report["commit"] == json.loads((trained.workdir / "config.json").read_text())["commit"]
@@ -80,15 +79,6 @@ def test_the_report_says_what_its_numbers_rest_on(config, trained, report):
   assert "Self-check" in text and ": passed." in text
   assert "FID" in text and "eval.inception_weights" in text  # which weights it would need
   assert "prefer the kernel distance" in text
-
-
-def test_the_table_has_a_row_per_method_bucket_and_image(trained, report):
-  with (trained.workdir / "report.csv").open() as file:
-    rows = list(csv.DictReader(file))
-  assert len(rows) == len(METHODS) * len(BUCKETS) * 3
-  for bucket in COLUMNS[:-1]:
-    values = [float(row["lpips"]) for row in rows if (row["method"], row["bucket"]) == ("Telea", bucket)]
-    np.testing.assert_allclose(report["scores"]["Telea"][bucket]["lpips"], np.mean(values), rtol=1e-6)
 
 
 def test_evaluating_again_repeats_the_report_elsewhere(trained, report, tmp_path):

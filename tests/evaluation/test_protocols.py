@@ -122,13 +122,8 @@ def test_hint_puts_a_ceiling_on_equal_images(networks):
 def test_ours_is_every_metric_of_its_own_module(networks, pairs):
   def expect(networks, a, b, hole):
     return {
-      "psnr": metrics.psnr(a, b),
-      "ssim": metrics.ssim(a, b),
-      "ms_ssim": metrics.ms_ssim(a, b),
-      "l1": metrics.l1(a, b),
-      "psnr_hole": metrics.psnr_hole(a, b, hole),
-      "l1_hole": metrics.l1_hole(a, b, hole),
-      "boundary_error": metrics.boundary_error(a, b, hole),
+      **{name: getattr(metrics, name)(a, b) for name in ("psnr", "ssim", "ms_ssim", "l1")},
+      **{name: getattr(metrics, name)(a, b, hole) for name in ("psnr_hole", "l1_hole", "boundary_error")},
       "lpips": lpips.lpips(networks["alex"], a, b),
       "lpips_vgg": lpips.lpips(networks["vgg"], a, b, net="vgg"),
       "lpips_hole": lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), hole),
