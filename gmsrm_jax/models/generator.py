@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import ModelConfig
 from gmsrm_jax.models.blocks import (
   ChannelNorm,
@@ -29,7 +28,9 @@ class MemoryGenerator(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, read: Float[Array, "b h w d"], noise: tuple | None = None) -> tuple[Pyramid, Image]:
+  def __call__(
+    self, read: Float[Array, "b h w d"], noise: tuple | None = None
+  ) -> tuple[Pyramid, Float[Array, "b _h _w 3"]]:
     """Renders a read into priors for the decoder, and into the image that shows what they stand for.
 
     `noise`, finest scale first, is added to the features at each scale.
