@@ -29,7 +29,7 @@ MAX_DPI = 100_000
 
 
 class _Mode(NamedTuple):
-  """How pixels are stored: the formats that hold them, all but JPEG to the bit, and RGB in the channels but alpha."""
+  """A mode of stored pixels: the formats that hold it, all but JPEG to the bit, and RGB in its channels but alpha."""
 
   formats: str
   from_rgb: Callable[[UInt8[np.ndarray, "h w 3"]], np.ndarray]

@@ -1,4 +1,4 @@
-"""Where the model looks in a photo of any size: square windows around the holes, each at a scale of its own.
+"""Windows through which the model sees a photo of any size: squares around the holes, each at a scale of its own.
 
 The model was trained on squares of S pixels with holes of up to about half their width. So it sees a hole through
 windows whose side is at least twice the hole's thickness: at the photo's own resolution where S is enough, reduced
@@ -104,7 +104,7 @@ def _crops(mask: UInt8[np.ndarray, "h w"], size: int) -> Iterator[Patch]:
 
 
 def _starts(start: int, length: int, side: int, limit: int) -> list[int]:
-  """The begins of windows along one axis of the photo, whose inner parts together cover a hole's `length`."""
+  """First pixels, along one axis of the photo, of windows whose inner parts together cover a hole's `length`."""
   inner = max(1, round(side * (1 - 2 * MARGIN)))
   if length <= inner or side == limit:
     starts = [start + (length - side) // 2]
@@ -152,7 +152,7 @@ def paste(
 
 
 def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"]:
-  """How much a window's pixels count along one axis: less towards its ends, but not at the photo's own."""
+  """Weights of a window's pixels along one axis: less towards its ends, but not at the photo's own."""
   ramp = max(1.0, 2 * MARGIN * length)
   position = np.arange(length) + 0.5
   before = np.where(start > 0, position, ramp)
@@ -161,7 +161,7 @@ def _weights(start: int, length: int, limit: int) -> Float[np.ndarray, " length"
 
 
 def padded_length(length: int, size: int, stride: int) -> int:
-  """What a side of a view is padded to: one of few lengths, so that a folder of photos compiles few programs.
+  """The length that a side of a view is padded to: one of few, so that a folder of photos compiles few programs.
 
   A side of at most `size` takes `size`; a larger one the next of size · 1.25^n, rounded up to the stride.
   """
