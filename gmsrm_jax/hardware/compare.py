@@ -34,7 +34,9 @@ def _scaled(value: float | None, factor: float) -> float | None:
 def compare(paths: Sequence[str]) -> str:
   """The table of several files; ratios are to the first. Raises ConfigError for fewer than two, and what is none."""
   require(len(paths) > 1, "--compare needs at least two files: give those that --mode=benchmark wrote")
-  return table({pathlib.Path(path).stem: read(path) for path in paths})
+  stems = [pathlib.Path(path).stem for path in paths]
+  names = stems if len(set(stems)) == len(paths) else paths
+  return table({name: read(path) for name, path in zip(names, paths, strict=True)})
 
 
 def read(path: str) -> dict[str, Any]:

@@ -81,6 +81,12 @@ def test_a_foreign_file_is_refused(tmp_path, content):
   assert str(bad) in str(caught.value) and f"version {compare.VERSION}" in str(caught.value)
 
 
+def test_files_of_one_name_in_two_folders_keep_a_column_each(tmp_path):
+  copied = tmp_path / STORED.name
+  copied.write_bytes(STORED.read_bytes())
+  assert compare.compare([str(STORED), str(copied)]).count("(x1)") > 10
+
+
 def test_one_file_cannot_be_compared():
   with pytest.raises(ConfigError, match="two files"):
     compare.compare([str(STORED)])
