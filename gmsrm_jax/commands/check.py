@@ -147,7 +147,7 @@ def _spread(values: Sequence[int]) -> str:
 
 
 def describe_split(config: Config, split: str, source: sources.Source, files: Sequence[Scan]) -> str:
-  """What one split holds, and which of its files are damaged or copies of others."""
+  """Counts, sizes and formats of one split, and which of its files are damaged or copies of others."""
   whole, bad = [file for file in files if not file.reason], [file for file in files if file.reason]
   copies = duplicates(whole)
   kinds = collections.Counter(file.kind for file in whole).most_common()

@@ -1,4 +1,4 @@
-"""What lies in a tree of image files, and which of them are for training and which are held out.
+"""Trees of image files: which of them are for training and which are held out.
 
 A layout brings its own held-out part (Paris StreetView's `paris_eval_gt`, Places2's `val_256`, a folder `val` beside
 `train`) or has a rule that holds images out. A rule looks at names alone, so that every copy of a tree is split alike.
@@ -37,13 +37,26 @@ _DEPTH = 3  # levels below the root at which the folders of a layout are looked 
 _log = logging.getLogger(__name__)
 
 
-class Split(NamedTuple):
-  """The image files of a split: paths relative to a folder, in order, and how they were chosen from which layout."""
+class Files(NamedTuple):
+  """The image files of a split, unread: paths relative to a folder, in order, and how they were chosen."""
 
   folder: Path
   names: list[str]
   layout: str
   rule: str
+
+  def open(self, index: int) -> Path:
+    """The file of image `index`."""
+    return self.folder / self.names[index]
+
+  def sizes(self) -> list[int]:
+    """Bytes of each file; -1 where there is no file any more."""
+    paths = [os.path.join(self.folder, name) for name in self.names]
+    return [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
+
+  def between(self, start: int, stop: int) -> Files:
+    """The files from `start` to before `stop`."""
+    return self._replace(names=self.names[start:stop])
 
 
 def check_folder(folder: str, setting: str, way_out: str) -> Path:
@@ -62,7 +75,7 @@ def check_folder(folder: str, setting: str, way_out: str) -> Path:
 
 
 def is_image(name: str) -> bool:
-  """Whether a file of this name is read as an image; hidden ones are not."""
+  """True for the name of an image file that is not hidden."""
   return not name.startswith(".") and name.lower().endswith(SUFFIXES)
 
 
@@ -100,7 +113,7 @@ def recognise(root: Path) -> str:
   return "folder"
 
 
-def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rule: bool, setting: str) -> Split:
+def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rule: bool, setting: str) -> Files:
   """The files of one split of a tree.
 
   Args:
@@ -117,7 +130,7 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
   if layout in ("paris", "places2"):
     near = _folders_by_name(root)
     pair = zip(("train", "val"), _PARIS if layout == "paris" else _PLACES2, strict=True)
-    own = {part: near[name] for part, name in pair if name in near}
+    own = {of: near[name] for of, name in pair if name in near}
   else:
     own = _train_and_val(root)
     if own is None and layout == "celebahq":
@@ -134,10 +147,10 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
     "or 'skimage' for the demo's photographs",
   )
   if "val" in own or not by_rule:
-    return Split(folder, names, layout, f"all of {folder.name}")
+    return Files(folder, names, layout, f"all of {folder.name}")
   held = held_out(names, _place if layout == "paris" else str, val_share, setting)
   rule = f"{val_share:g} of the {'places' if layout == 'paris' else 'names'} held out by hash"
-  return Split(folder, _side(split, names, held), layout, rule)
+  return Files(folder, _side(split, names, held), layout, rule)
 
 
 def held_out(names: Sequence[str], key: Callable[[str], str], share: float, setting: str) -> set[str]:
@@ -168,7 +181,7 @@ def _place(name: str) -> str:
   return place[0] if place else name
 
 
-def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
+def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Files:
   """The first 14 of 15 images in the order of their numbers are for training: 28,000 and 2,000 of 30,000.
 
   LaMa's lists draw another 2,000; who wants those gives folders `train` and `val`.
@@ -181,10 +194,10 @@ def _celebahq(root: Path, split: str, by_rule: bool, setting: str) -> Split:
   if len(names) != CELEBAHQ_IMAGES:
     _log.warning("%s: %d images, where CelebA-HQ has 30,000: is it complete?", setting, len(names))
   if not by_rule:
-    return Split(root, names, "celebahq", f"all of {root.name}")
+    return Files(root, names, "celebahq", f"all of {root.name}")
   order = sorted(range(len(names)), key=lambda i: (int(numbers[i][-1]), names[i]))
   held = {names[i] for i in order[len(names) - max(1, round(len(names) * CELEBAHQ_SHARE)) :]}
-  return Split(root, _side(split, names, held), "celebahq", "the last 1 of 15 by number held out")
+  return Files(root, _side(split, names, held), "celebahq", "the last 1 of 15 by number held out")
 
 
 def _folders_by_name(root: Path) -> dict[str, Path]:

@@ -154,7 +154,7 @@ class EvaluationSet:
 
   @property
   def mask_source(self) -> str:
-    """Where the holes come from, in words."""
+    """Source of the holes, in words."""
     return self._masks.source
 
 

@@ -33,7 +33,7 @@ from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import write_json, write_text
 
 Contents = dict[str, Any]
-"""What a shard holds: its split, names, bytes of each image, the names of bad images, and its own size."""
+"""Contents of a shard: its split, names, bytes of each image, the names of bad images, and its own size."""
 
 _DONE = "done"  # folder of one file per finished shard
 _JPEG_QUALITY = 95
@@ -87,7 +87,7 @@ class Shard:
 
   split: str
   path: Path
-  stored: sources.Files | records.Records
+  stored: datasets.Files | records.Records
   side: int  # largest short side, pixels
   image_format: str  # of resized images
 
@@ -96,7 +96,7 @@ class Shard:
     return self.path.parent / _DONE / f"{self.path.name}.json"
 
   def contents(self) -> Contents | None:
-    """What the finished shard holds; None where it must be written."""
+    """Contents of the finished shard; None where it must be written."""
     if not self._note.exists() or not self.path.exists():
       return None
     contents = json.loads(self._note.read_text(encoding="utf-8"))
@@ -157,7 +157,7 @@ class Preparation:
       borders = shard_borders(len(source))
       for index, border in enumerate(borders):
         path = Path(self._template(split).sharded_filepath(shard_index=index, num_shards=len(borders)))
-        self._shards.append(Shard(split, path, source.stored.part(*border), side, image_format))
+        self._shards.append(Shard(split, path, source.stored.between(*border), side, image_format))
 
   def _claim(self, plan: dict[str, Any]) -> None:
     path, output = self._folder / datasets.PLAN, f"--output={self._folder}"
@@ -221,10 +221,10 @@ class Preparation:
     """Lists the names, then writes TFDS's description, with the file that makes the folder readable last."""
     splits = []
     for split in self._splits:
-      parts = [contents for contents in done if contents["split"] == split]
-      listed = {key: [item for contents in parts for item in contents[key]] for key in ("names", "bytes")}
+      shards = [contents for contents in done if contents["split"] == split]
+      listed = {key: [item for contents in shards for item in contents[key]] for key in ("names", "bytes")}
       write_json(self._folder / records.index_name(split), listed)
-      lengths, size = [len(contents["names"]) for contents in parts], sum(contents["size"] for contents in parts)
+      lengths, size = [len(contents["names"]) for contents in shards], sum(contents["size"] for contents in shards)
       splits.append(tfds.core.SplitInfo(split, lengths, size, filename_template=self._template(split)))
     identity = DatasetIdentity(self._name, tfds.core.Version(_VERSION), os.fspath(self._folder), __name__)
     info = tfds.core.DatasetInfo(builder=identity, features=_features(), disable_shuffling=True)
@@ -240,6 +240,6 @@ class Preparation:
 
 
 def shard_borders(images: int) -> list[tuple[int, int]]:
-  """Where shards begin and end: of at most 1,024 images; few images in up to 64 shards, for all cores to have work."""
+  """Borders of shards: of at most 1,024 images; few images in up to 64 shards, for all cores to have work."""
   count = max(1, min(images // _MIN_IMAGES, _SHARDS), -(-images // _MAX_IMAGES))
   return [(index * images // count, (index + 1) * images // count) for index in range(count)]

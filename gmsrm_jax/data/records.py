@@ -45,7 +45,7 @@ class Records:
     """Bytes of each image, or of the file that it lies in where the former is not listed."""
     return self._sizes
 
-  def part(self, start: int, stop: int) -> Records:
+  def between(self, start: int, stop: int) -> Records:
     """The images from `start` to before `stop`."""
     names, sizes = self.names[start:stop], self._sizes[start:stop]
     return Records(self.folder, self.split, names, sizes, self._first + start, self.rule)
@@ -145,9 +145,9 @@ def _split_of(builder: Any, split: str, val_share: float, by_rule: bool, setting
   share = CELEBAHQ_SHARE if builder.name == "celeb_a_hq" else val_share
   require(len(names) > 1, f"{setting}: one image cannot be split in two: give data.val images of its own")
   border = len(names) - min(max(1, round(len(names) * share)), len(names) - 1)
-  part = whole.part(0, border) if split == "train" else whole.part(border, len(names))
-  part.rule += f", the last {len(names) - border} held out"
-  return part
+  side = whole.between(0, border) if split == "train" else whole.between(border, len(names))
+  side.rule += f", the last {len(names) - border} held out"
+  return side
 
 
 def _listed(folder: Path, info: Any, split: str) -> tuple[list[str], list[int]]:

@@ -1,4 +1,4 @@
-"""Where images come from: files in a folder, records, or the photographs inside the scikit-image wheel.
+"""Sources of images: files in a folder, records, or the photographs inside the scikit-image wheel.
 
 A source is random access, as grain wants it: `len(source)`, and `source[i]` gives an `Example`. What it gives
 depends on the files alone, never on the order of the calls, so many threads may read it, and many processes copies.
@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import datasets, pictures, records
+from gmsrm_jax.data.datasets import Files
 from gmsrm_jax.data.records import Records
 from gmsrm_jax.errors import ConfigError, require
 
@@ -40,26 +41,6 @@ class Example(NamedTuple):
 
   image: UInt8[np.ndarray, "h w 3"]
   name: str
-
-
-class Files:
-  """The image files of a split, unread."""
-
-  def __init__(self, folder: Path, names: list[str], layout: str, rule: str):
-    self.folder, self.names, self.layout, self.rule = folder, names, layout, rule
-
-  def open(self, index: int) -> Path:
-    """The file of image `index`."""
-    return self.folder / self.names[index]
-
-  def sizes(self) -> list[int]:
-    """Bytes of each file; -1 where there is no file any more."""
-    paths = [os.path.join(self.folder, name) for name in self.names]
-    return [os.path.getsize(path) if os.path.exists(path) else -1 for path in paths]
-
-  def part(self, start: int, stop: int) -> Files:
-    """The files from `start` to before `stop`."""
-    return Files(self.folder, self.names[start:stop], self.layout, self.rule)
 
 
 class ImageSource:
@@ -119,7 +100,7 @@ def check_bad(where: str, bad: Sequence[str], files: int) -> None:
 
 
 def demo_regions(name: str, height: int, width: int, split: str) -> dict[str, tuple[int, int, int, int]]:
-  """The split's part of a demo photograph: example names to (top, left, height, width).
+  """The regions of a demo photograph that are for the split: example names to (top, left, height, width).
 
   The left three quarters are for training; the right quarter, beyond a gap, is cut into square held-out tiles.
   """
@@ -170,8 +151,8 @@ Source = ImageSource | DemoSource
 def open_source(data: DataConfig, split: str) -> Source:
   """The images of a split, as `data.train`, `data.val` and `data.layout` say.
 
-  With `data.val` of its own, both trees give the part that they call theirs, or all they have. Without it, both splits
-  come from `data.train`, by its own parts or by its layout's rule.
+  With `data.val` of its own, both trees give the split that they call so, or all they have. Without it, both splits
+  come from `data.train`, by its own folders or by its layout's rule.
 
   Raises:
     ConfigError: a folder is missing, is a file, may not be read, holds no image or has another layout; or what reads
@@ -195,8 +176,7 @@ def open_source(data: DataConfig, split: str) -> Source:
   if layout == "arrayrecord":
     stored = records.from_folder(root, split, data.val_share, by_rule=by_rule, setting=where)
   else:
-    files = datasets.split_files(root, layout, split, val_share=data.val_share, by_rule=by_rule, setting=where)
-    stored = Files(*files)
+    stored = datasets.split_files(root, layout, split, val_share=data.val_share, by_rule=by_rule, setting=where)
   return ImageSource(stored, where)
 
 

@@ -34,7 +34,7 @@ def _end_with_parent() -> None:
 
 
 class BatchIterator(grain.DatasetIterator):
-  """Iterates over a process's part of every batch, `local_size` examples each.
+  """Iterates over a process's share of every batch, `local_size` examples each.
 
   The state is {'next_index': examples that all processes together have handed out}, so that a checkpoint may be
   continued with any number of processes, threads and workers; grain's own state of `mp_prefetch` is one entry per
@@ -60,7 +60,7 @@ class BatchIterator(grain.DatasetIterator):
     return {name: np.array(value) for name, value in batch.items()} if self._data.workers else batch
 
   def get_state(self) -> dict[str, Any]:
-    """Where the next batch begins."""
+    """The place where the next batch begins."""
     return {"next_index": self._done * self._batch_size}
 
   def set_state(self, state: dict[str, Any]) -> None:
@@ -83,7 +83,7 @@ class BatchIterator(grain.DatasetIterator):
     if not flags.FLAGS.is_parsed():
       # grain keeps its own settings in absl's flags, which a program without absl's `app.run` does not parse.
       flags.FLAGS.mark_as_parsed()
-    # Batches are a step of the random-access part, so that a worker makes whole ones and hands each over in one piece.
+    # Batches are a random-access step, so that a worker makes whole ones and hands each over in one piece.
     # Threads of its own would only contend with it for Python's lock.
     batches = rest.batch(self._local_size, drop_remainder=True).to_iter_dataset(grain.ReadOptions(0, 0))
     ahead = max(1, round(self._data.prefetch / (self._data.workers * self._local_size)))

@@ -131,7 +131,7 @@ def draw(
 
 
 def fixed_seed(name: str, bucket: tuple[float, float], seed: int) -> int:
-  """What decides the hole of a held-out image: 128 bits of a hash of (name, bucket, seed)."""
+  """The seed of the hole of a held-out image: 128 bits of a hash of (name, bucket, seed)."""
   low, high = (float(bound) for bound in bucket)
   digest = hashlib.sha256(f"{seed}\0{low!r}\0{high!r}\0{name}".encode("utf-8", "surrogateescape")).digest()
   return int.from_bytes(digest[:16], "big")

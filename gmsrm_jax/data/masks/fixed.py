@@ -33,7 +33,7 @@ def bucket_name(bucket: Bucket) -> str:
 
 
 def mask_bytes(name: str, bucket: Bucket, mask: UInt8[np.ndarray, "_ _"]) -> bytes:
-  """What a mask adds to the one hash over all, in their order, by which reports and manifests are compared."""
+  """The bytes that a mask adds to the one hash over all in their order, by which reports and manifests are compared."""
   return f"{name}\0{bucket}\0".encode("utf-8", "surrogateescape") + np.packbits(mask).tobytes()
 
 
@@ -43,7 +43,7 @@ def mask_sha256(mask: UInt8[np.ndarray, "h w"]) -> str:
 
 
 def mask_path(name: str, bucket: Bucket) -> str:
-  """Where a manifest's folder holds the mask of an image: 20-30/NAME.png, the name with its folders and suffix."""
+  """The place of an image's mask in a manifest's folder: 20-30/NAME.png, the name with its folders and suffix."""
   return f"{bucket_name(bucket).rstrip('%')}/{name}.png"
 
 

@@ -48,22 +48,22 @@ _DISCS = [(square >= _SQUARES).astype(np.uint8) for square in np.unique(_SQUARES
 
 
 def keep_nearest(
-  mask: UInt8[np.ndarray, "h w"], part: UInt8[np.ndarray, "h w"], rank: Real[np.ndarray, "h w"], missing: int
+  mask: UInt8[np.ndarray, "h w"], shape: UInt8[np.ndarray, "h w"], rank: Real[np.ndarray, "h w"], missing: int
 ) -> None:
-  """Adds to the mask the `missing` pixels of the part that rank lowest among those not yet in it; equals by place.
+  """Adds to the mask the `missing` pixels of the shape that rank lowest among those not yet in it; equals by place.
 
-  The part is used up: it must be an array of its own.
+  The shape is used up: it must be an array of its own.
   """
   if missing <= 0:
     return
-  new = np.flatnonzero(part > mask)
+  new = np.flatnonzero(shape > mask)
   if missing < len(new):
     ranks = rank.ravel()[new]
     bound = np.partition(ranks, missing - 1)[missing - 1]
-    pixels = part.ravel()
+    pixels = shape.ravel()
     pixels[new[ranks > bound]] = 0
     pixels[new[ranks == bound][missing - np.count_nonzero(ranks < bound) :]] = 0
-  mask |= part
+  mask |= shape
 
 
 def grow(mask: UInt8[np.ndarray, "h w"], missing: int) -> None:
@@ -209,10 +209,10 @@ def add_strokes(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], brush:
   height, width = mask.shape
   side, count = min(height, width), 0
   thinnest, widest = brush.width
-  for part in range(MAX_PARTS):
+  for number in range(MAX_PARTS):
     # The brush is thinner for small holes, so that they are strokes and not blobs, and swells when the strokes have
     # become many, so that large holes of a thin brush end soon.
-    swell = 1.04 ** max(0, part - 8)
+    swell = 1.04 ** max(0, number - 8)
     drawn = thinnest + (widest - thinnest) * rng.random()
     thickness = max(1, round(min(drawn * side * swell, 0.45 * math.sqrt(target))))
     # What is left is too little for a stroke: a speck would look like an accident.
@@ -230,11 +230,11 @@ def add_rectangles(rng: np.random.Generator, mask: UInt8[np.ndarray, "h w"], tar
   """One to four boxes, and more where they overlap much, up to `target` pixels or a little less."""
   height, width = mask.shape
   boxes, count = int(rng.integers(1, 5)), 0
-  for part in range(MAX_PARTS):
+  for number in range(MAX_PARTS):
     missing = target - count
     if missing < 0.03 * target:
       return
-    left = max(boxes - part, 1)
+    left = max(boxes - number, 1)
     # The last box is drawn too large and trimmed; an earlier one takes about its share of what is missing.
     pixels = missing * 1.05 if left == 1 else missing / left * rng.uniform(0.5, 1.4)
     box = random_box(rng, height, width, pixels, float(np.exp(rng.uniform(-0.7, 0.7))))
