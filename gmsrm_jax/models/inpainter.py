@@ -22,7 +22,7 @@ Rows = Callable[[Array], Array]
 """Picks, repeats or keeps examples of a batch."""
 
 Noise = tuple[Float[Array, "r 1 1 _c"], ...]  # r rows: one for every fill
-"""Standard normal vectors, one per image and scale, finest first."""
+"""Standard normal vectors, one per row that is drawn (or one for all) and scale, finest first."""
 
 
 class Inpainted(NamedTuple):
