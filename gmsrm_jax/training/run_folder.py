@@ -9,7 +9,6 @@ import os
 import pathlib
 from typing import Any
 
-import clu.parameter_overview
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -107,16 +106,15 @@ def print_overview(config: Config, mesh: Mesh) -> None:
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
   params = jax.eval_shape(network.init, jax.random.key(0), image, mask)
   cost = jax.jit(network.apply).lower(params, image, mask).cost_analysis() or {}
-  count = clu.parameter_overview.count_parameters
   sizes = collections.Counter()
-  for name, subtree in params["params"].items():
-    sizes[name.split("_")[0]] += count(subtree)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params["params"]):
+    sizes[path[0].key.split("_")[0]] += leaf.size
   print(
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
     f"computing in {jnp.dtype(compute_dtype(config)).name}"
   )
   print(
-    f"inpainter: {count(params) / 1e6:.2f} M parameters ("
+    f"inpainter: {sizes.total() / 1e6:.2f} M parameters ("
     + ", ".join(f"{name} {number / 1e6:.2f}" for name, number in sizes.items())
     + f"), {cost.get('flops', math.nan) / 1e9:.2f} GFLOP forward per {size}x{size} image"
   )
