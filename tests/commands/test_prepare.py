@@ -123,13 +123,6 @@ def test_only_what_every_reader_sees_alike_keeps_its_bytes(tmp_path):
     np.testing.assert_array_equal(np.asarray(image), pictures.decode(tmp_path / name))
 
 
-def test_the_short_side_follows_the_smallest_crop(tmp_path, capsys):
-  source = paris(tmp_path / "paris", height=200, width=220)
-  prepare.prepare(configured(source), str(tmp_path / "out"))  # crops of 0.6 of the short side, at 64 pixels
-  assert opened(tmp_path / "out", "train")[0].image.shape == (107, 118, 3)
-  assert "at most 107" in capsys.readouterr().out
-
-
 def test_damaged_files_are_left_out_named_and_bounded(tmp_path, capsys):
   source, output = paris(tmp_path / "paris"), tmp_path / "out"
   folder = source / "paris_train_original"

@@ -148,14 +148,3 @@ def test_a_wrong_tree_shows_the_expected_and_the_found_one(tmp_path, chosen):
       f"data.train='{tmp_path}': data.layout={chosen} expects {datasets.EXPECTED[chosen]}; found "
     )
     assert "left.jpg" in message and "photos" in message
-
-
-def test_an_empty_part_is_named(tmp_path):
-  plant(tmp_path, "val_256/Places365_val_00000001.jpg")
-  (tmp_path / "data_256").mkdir()
-  with pytest.raises(ConfigError, match=r"data\.train=.*: data_256 holds no image .*give data\.train a folder"):
-    opened(tmp_path, "train")
-  (tmp_path / "data_256").rmdir()
-  with pytest.raises(ConfigError, match=r"places2 expects data_256/.*; found val_256/ in "):
-    opened(tmp_path, "train")
-  assert opened(tmp_path, "val").names == ["Places365_val_00000001.jpg"]

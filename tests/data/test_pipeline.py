@@ -61,11 +61,6 @@ def _image_ids(batch):
   return [int(round((float(np.median(image[..., 2])) - 20) / 30)) for image in batch["image"]]
 
 
-def test_the_same_seed_gives_the_same_batches_whatever_the_threads(config):
-  first = _take(pipeline.training_iterator(config, "memory"), 4)
-  _assert_equal(first, _take(pipeline.training_iterator(_with(config, "data", threads=5, prefetch=3), "memory"), 4))
-
-
 @pytest.mark.parametrize(
   ("stream", "images", "holes"),
   [
@@ -175,14 +170,6 @@ def test_the_iterator_goes_into_an_orbax_checkpoint(config, tmp_path):
     resumed = pipeline.training_iterator(config, "memory")
     manager.restore(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
   _assert_equal(_take(resumed, 2), expected)
-
-
-def test_fewer_images_than_a_batch_repeat(config, tmp_path):
-  Image.new("RGB", (30, 20), (200, 10, 10)).save(tmp_path / "only.png")
-  few = _with(_with(config, "data", train=str(tmp_path)), "run", batch_size=8)
-  batches = _take(pipeline.training_iterator(few, "memory"), 2)
-  assert all((batch["image"] == (200, 10, 10)).all() for batch in batches)
-  assert len({mask.tobytes() for batch in batches for mask in batch["mask"]}) == 16
 
 
 def test_flip_mirrors_half_of_the_images_and_may_be_switched_off(config):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import sys
 
 import numpy as np
@@ -81,16 +80,6 @@ def test_a_data_set_with_its_own_validation_split_keeps_it(tmp_path):
   assert other.names == val.names
   assert sources.split_hash(train) != sources.split_hash(val)
   assert sources.split_hash(val) == sources.split_hash(other)
-
-
-def test_records_travel_to_other_processes(tmp_path):
-  prepared(tmp_path, "toy", {"train": 4, "validation": 2})
-  source = opened(f"tfds:toy@{tmp_path}", "train")
-  first = source[1]
-  copy = pickle.loads(pickle.dumps(source))
-  assert copy[1].name == first.name
-  np.testing.assert_array_equal(copy[1].image, first.image)
-  assert sources.split_hash(copy) == sources.split_hash(source)
 
 
 def test_a_damaged_record_is_replaced_and_named(tmp_path):

@@ -86,6 +86,9 @@ def test_a_range_of_one_number_is_hit_to_the_pixel(config, kind):
   for count in (700, 1024, 2047, 4096):
     for seed in range(10):
       assert draw.draw_kind(kind, _rng(seed), 64, 64, (count / 4096, count / 4096), config).sum() == count
+  # In spite of rounding: 0.29 * 100 is below 29.
+  for count in range(1, 101):
+    assert draw.draw_kind(kind, _rng(count), 10, 10, (count / 100, count / 100), config).sum() == count
 
 
 def test_a_half_is_all_that_lies_beyond_a_straight_cut():
@@ -110,18 +113,6 @@ def test_what_outpainting_knows_is_one_window_anywhere():
     assert 0.5 < (len(rows) / 48) / (len(columns) / 60) < 2
     places.add((rows[0] > 24 - len(rows) / 2, columns[0] > 30 - len(columns) / 2))
   assert len(places) == 4
-
-
-def test_lines_are_parallel_or_a_grid():
-  stripes = grids = 0
-  for seed in range(60):
-    mask = draw.draw_kind("lines", _rng(seed), 96, 96, (0.2, 0.3))
-    # Along an axis-parallel set of lines nothing changes; a grid leaves closed cells.
-    along = max((mask == mask[:1]).mean(), (mask == mask[:, :1]).mean())
-    cells = cv2.connectedComponents(1 - mask, connectivity=4)[0] - 1
-    stripes += int(along > 0.97 and 2 <= cells <= 14)
-    grids += int(along < 0.97 and cells >= 9)
-  assert stripes >= 10 and grids >= 15
 
 
 def test_objects_keep_their_shape_and_come_in_every_place_and_size(config, tmp_path):
@@ -208,11 +199,6 @@ def test_evaluation_masks_lie_above_the_lower_and_up_to_the_upper_bound():
   assert draw.evaluation_mask("a", (0.247, 0.25), 0, 16, 16, config).sum() == 64
   with pytest.raises(ConfigError, match="holds no whole number"):
     draw.evaluation_mask("a", (0.25, 0.25), 0, 16, 16, config)
-
-
-def test_every_share_that_is_a_whole_number_of_pixels_is_hit_in_spite_of_rounding():
-  for count in range(1, 101):
-    assert draw.draw_kind("thin", _rng(count), 10, 10, (count / 100, count / 100)).sum() == count
 
 
 def test_evaluation_masks_depend_on_name_bucket_and_seed_and_on_nothing_else():
