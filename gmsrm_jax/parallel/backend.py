@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 
 from gmsrm_jax.errors import ConfigError, require
@@ -33,7 +34,7 @@ def check(platform: str) -> None:
   import jax
 
   try:
-    with _native_stderr_dropped():
+    with _native_stderr_held():
       jax.devices()
   except (RuntimeError, AssertionError) as error:
     # JAX asserts, without a message, when the plugin that it was told to use is not installed.
@@ -104,18 +105,24 @@ def leave(code: int, *, together: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def _native_stderr_dropped() -> Iterator[None]:
-  """Drops what native code prints to stderr: libtpu without a TPU prints several lines before JAX gives it up.
+def _native_stderr_held() -> Iterator[None]:
+  """Holds back what native code prints to stderr, and drops it unless an accelerator was found.
 
-  Python's own warnings, such as JAX's "an NVIDIA GPU may be present", go where they went.
+  libtpu without a TPU prints several lines before JAX gives it up. Python's own warnings, such as JAX's "an NVIDIA GPU
+  may be present", go where they went.
   """
   sys.stderr.flush()
   real = os.dup(2)
   python = os.fdopen(os.dup(2), "w", buffering=1) if sys.stderr is sys.__stderr__ else sys.stderr
-  with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(python):
-    os.dup2(nowhere.fileno(), 2)
+  with tempfile.TemporaryFile() as held, contextlib.redirect_stderr(python):
+    os.dup2(held.fileno(), 2)
     try:
       yield
+      import jax
+
+      if jax.default_backend() != "cpu":
+        held.seek(0)
+        os.write(real, held.read())
     finally:
       os.dup2(real, 2)
       os.close(real)

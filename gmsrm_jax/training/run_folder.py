@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any
 
+import clu.parameter_overview
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -107,8 +108,8 @@ def print_overview(config: Config, mesh: Mesh) -> None:
   params = jax.eval_shape(network.init, jax.random.key(0), image, mask)
   cost = jax.jit(network.apply).lower(params, image, mask).cost_analysis() or {}
   sizes = collections.Counter()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params["params"]):
-    sizes[path[0].key.split("_")[0]] += leaf.size
+  for name, subtree in params["params"].items():
+    sizes[name.split("_")[0]] += clu.parameter_overview.count_parameters(subtree)
   print(
     f"{jax.device_count()} x {jax.devices()[0].device_kind}, mesh {dict(mesh.shape)}, "
     f"computing in {jnp.dtype(compute_dtype(config)).name}"
