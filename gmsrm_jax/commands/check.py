@@ -46,7 +46,7 @@ class Scan(NamedTuple):
 
 
 def run(flags: argparse.Namespace) -> None:
-  """Runs the mode."""
+  """Looks through both splits of the experiment."""
   config = configuration(flags)
   backend.check(flags.platform)
   check(config)

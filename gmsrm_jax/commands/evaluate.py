@@ -98,4 +98,4 @@ def _report(
   head["notes"] = [*head["notes"], measure.note]
   head["protocol"] = {**protocol.describe(*pictures.least_size), **head["protocol"]}
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
-  print(write_report(root, make_report(head, scores), pictures.again, fills, scores))
+  print(write_report(root, make_report(head, scores), pictures.read_again, fills, scores))

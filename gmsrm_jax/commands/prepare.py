@@ -14,7 +14,7 @@ from gmsrm_jax.errors import ConfigError, require
 
 
 def run(flags: argparse.Namespace) -> None:
-  """Runs the mode."""
+  """Writes both splits to --output as ArrayRecord shards."""
   prepare(configuration(flags), flags.output)
 
 

@@ -97,7 +97,7 @@ def image_names(folder: Path) -> list[str]:
   return sorted(names)
 
 
-def recognise(root: Path) -> str:
+def detect_layout(root: Path) -> str:
   """The layout of a tree, by the folders and files that only one layout has; 'folder' where none is there."""
   names = os.listdir(root)
   if any(".array_record" in name or name in (PLAN, "dataset_info.json") for name in names):

@@ -172,7 +172,7 @@ def open_source(data: DataConfig, split: str) -> Source:
 
   way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
   root = datasets.check_folder(spec, setting, way_out)
-  layout = datasets.recognise(root) if layout == "auto" else layout
+  layout = datasets.detect_layout(root) if layout == "auto" else layout
   if layout == "arrayrecord":
     stored = records.from_folder(root, split, data.val_share, by_rule=by_rule, setting=where)
   else:

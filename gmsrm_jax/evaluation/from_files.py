@@ -89,8 +89,8 @@ class FolderPictures:
     scored = len(self._files) > len(without_hole)
     require(scored, f"no mask of --masks={self._masks} has a hole (white is hole): see --mask_invert")
 
-  def again(self, bucket: str, name: str) -> Picture:
-    """One of them, to be shown."""
+  def read_again(self, bucket: str, name: str) -> Picture:
+    """Reads one picture and its hole again, for the pictures of the report."""
     return self._read(name, self._files[name][1].read_bytes())
 
   def _read(self, stem: str, data: bytes) -> Picture:

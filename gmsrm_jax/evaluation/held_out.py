@@ -82,8 +82,8 @@ class HeldOutPictures:
         if decoded == name:  # else the stand-in of a file that cannot be decoded, which has its own turn
           yield Picture(bucket_name(bucket), name, image, mask[..., None])
 
-  def again(self, bucket: str, name: str) -> Picture:
-    """One of them, to be shown."""
+  def read_again(self, bucket: str, name: str) -> Picture:
+    """Reads one picture and its hole again, for the pictures of the report."""
     index = self._evaluation.names.index(name)
     mask = self._evaluation.mask(index, next(bounds for bounds in BUCKETS if bucket_name(bounds) == bucket))
     return Picture(bucket, name, self._evaluation[index][1], mask[..., None])

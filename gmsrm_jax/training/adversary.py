@@ -1,4 +1,4 @@
-"""The discriminator's side of both stages: its losses, its step, and how hard it pulls on the generator."""
+"""The discriminator's side of both stages: its step, and how hard it pulls on the generator; `losses` has its loss."""
 
 from __future__ import annotations
 
@@ -14,32 +14,10 @@ from jaxtyping import Array, Float
 from gmsrm_jax.arrays import Image, Mask, PerImage, composite
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.blocks import Shares, hole_shares
+from gmsrm_jax.training import losses
 from gmsrm_jax.training.microbatch import in_parts, recomputed
 from gmsrm_jax.training.optimiser import discriminator_optimiser
 from gmsrm_jax.training.state import TrainState, make_networks
-
-Logits = Float[Array, "b h w 1"]
-
-
-def hinge_generator(fake_logits: Logits) -> PerImage:
-  """Returns minus the mean logit of an image's patches (Lim & Ye 2017)."""
-  return -jnp.mean(fake_logits.astype(jnp.float32), axis=(1, 2, 3))
-
-
-def hinge_discriminator(real_logits: Logits, fake_logits: Logits, *, hole: Logits | None = None) -> PerImage:
-  """Returns the mean over patches of max(0, 1 - real) + max(0, 1 + fake) (Lim & Ye 2017).
-
-  With `hole`, each patch's share of hole in [0, 1] at the logits' resolution, a patch of the inpainted image is as fake
-  as it has hole: hole max(0, 1 + fake) + (1 - hole) max(0, 1 - fake). The soft target is AOT-GAN's (SM-PatchGAN), which
-  takes squared errors.
-  """
-  real = jax.nn.relu(1.0 - real_logits.astype(jnp.float32))
-  logits = fake_logits.astype(jnp.float32)
-  fake = jax.nn.relu(1.0 + logits)
-  if hole is not None:
-    share = hole.astype(jnp.float32)
-    fake = share * fake + (1.0 - share) * jax.nn.relu(1.0 - logits)
-  return jnp.mean(real, axis=(1, 2, 3)) + jnp.mean(fake, axis=(1, 2, 3))
 
 
 @jax.custom_vjp
@@ -83,7 +61,7 @@ def generator_term(config: Config, state: TrainState, prediction: Image, image: 
   discriminator = make_networks(config).discriminator
   judge = recomputed(config, "discriminator")(functools.partial(discriminator.apply, update_stats=False))
   variables = {"params": state.disc_params, "batch_stats": state.disc_stats}
-  return hinge_generator(cast(Array, judge(variables, fake, mask)))
+  return losses.hinge_generator(cast(Array, judge(variables, fake, mask)))
 
 
 def patch_shares(config: Config, shares: Shares) -> Float[Array, "b _h _w 1"]:
@@ -114,7 +92,7 @@ def update_discriminator(
     logits, new = recomputed(config, "discriminator")(apply)(variables, _in_turn(real, fake), _in_turn(mask, mask))
     pairs = logits.reshape(len(real), 2, *logits.shape[1:])
     real_logits, fake_logits = pairs[:, 0], pairs[:, 1]
-    loss = jnp.mean(hinge_discriminator(real_logits, fake_logits, hole=share))
+    loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
     # The power iterations look at the parameters alone: those of all parts are equal.
     return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
 

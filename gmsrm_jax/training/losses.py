@@ -17,6 +17,7 @@ from gmsrm_jax.config import LossConfig
 
 # Layers differ in all axes but the batch.
 Features = Sequence[Float[Array, "b _h _w _c"]]
+Logits = Float[Array, "b h w 1"]
 
 
 def _absolute(a: Float[Array, "*shape"], b: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -103,6 +104,27 @@ def balance(mean_weights: Float[Array, "*heads s"]) -> Float[Array, ""]:
   # The floor keeps the gradient of an unused slot finite, and large.
   entropy = -jnp.sum(p * jnp.log(jnp.maximum(p, 1e-12)), axis=-1)
   return jnp.log(jnp.float32(p.shape[-1])) - jnp.mean(entropy)
+
+
+def hinge_generator(fake_logits: Logits) -> PerImage:
+  """Returns minus the mean logit of an image's patches (Lim & Ye 2017)."""
+  return -jnp.mean(fake_logits.astype(jnp.float32), axis=(1, 2, 3))
+
+
+def hinge_discriminator(real_logits: Logits, fake_logits: Logits, *, hole: Logits | None = None) -> PerImage:
+  """Returns the mean over patches of max(0, 1 - real) + max(0, 1 + fake) (Lim & Ye 2017).
+
+  With `hole`, each patch's share of hole in [0, 1] at the logits' resolution, a patch of the inpainted image is as fake
+  as it has hole: hole max(0, 1 + fake) + (1 - hole) max(0, 1 - fake). The soft target is AOT-GAN's (SM-PatchGAN), which
+  takes squared errors.
+  """
+  real = jax.nn.relu(1.0 - real_logits.astype(jnp.float32))
+  logits = fake_logits.astype(jnp.float32)
+  fake = jax.nn.relu(1.0 + logits)
+  if hole is not None:
+    share = hole.astype(jnp.float32)
+    fake = share * fake + (1.0 - share) * jax.nn.relu(1.0 - logits)
+  return jnp.mean(real, axis=(1, 2, 3)) + jnp.mean(fake, axis=(1, 2, 3))
 
 
 def weigh(

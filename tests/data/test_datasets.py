@@ -92,7 +92,7 @@ def test_celebahq_holds_out_the_last_fifteenth_by_number_and_wants_30000(tmp_pat
 
 def test_30000_numbered_images_are_celebahq_with_2000_held_out(tmp_path, caplog, monkeypatch):
   monkeypatch.setattr(datasets, "image_names", lambda folder: [f"{i + 1:05}.jpg" for i in range(30_000)])
-  assert datasets.recognise(tmp_path) == "celebahq"
+  assert datasets.detect_layout(tmp_path) == "celebahq"
   parts = [
     datasets.split_files(tmp_path, "celebahq", split, val_share=0.5, by_rule=True, setting="data.train='x'").names
     for split in ("train", "val")
@@ -100,7 +100,7 @@ def test_30000_numbered_images_are_celebahq_with_2000_held_out(tmp_path, caplog,
   assert (parts[0][-1], parts[1][0], len(parts[0]), len(parts[1])) == ("28000.jpg", "28001.jpg", 28_000, 2_000)
   assert not caplog.records
   monkeypatch.setattr(datasets, "image_names", lambda folder: [f"a{i + 1:05}.jpg" for i in range(30_000)])
-  assert datasets.recognise(tmp_path) == "folder"
+  assert datasets.detect_layout(tmp_path) == "folder"
 
 
 def test_train_beside_val_needs_no_second_setting(tmp_path):

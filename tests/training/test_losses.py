@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gmsrm_jax.config import LossConfig
-from gmsrm_jax.training import adversary, losses
+from gmsrm_jax.training import losses
 from tests import reference
 
 
@@ -134,8 +134,8 @@ def test_per_image_terms_do_not_mix_the_images_of_a_batch():
     (losses.hole_l1, (prediction, image, mask)),
     (losses.valid_l1, (prediction, image, mask)),
     (losses.l1, (prediction, image)),
-    (adversary.hinge_generator, (fake,)),
-    (adversary.hinge_discriminator, (fake, image[..., :1])),
+    (losses.hinge_generator, (fake,)),
+    (losses.hinge_discriminator, (fake, image[..., :1])),
     (losses.perceptual, (a, b)),
     (losses.style, (a, b)),
     (losses.retrieval_kl, (*log_weights, hole)),
@@ -163,3 +163,20 @@ def test_random_windows_reach_every_place_and_the_gradient_returns_to_it():
   np.testing.assert_array_equal(slope.sum(axis=(1, 2, 3)), 9)
   row = np.arange(5)[None]
   np.testing.assert_array_equal(slope.sum(axis=(2, 3)) > 0, (row >= corners[:, :1]) & (row < corners[:, :1] + 3))
+
+
+def test_hinge_equals_numpy():
+  rng = np.random.default_rng(8)
+  real, fake = jnp.asarray(2 * rng.normal(size=(2, 3, 4, 5, 1)), jnp.float32)
+  hole = jnp.asarray(rng.uniform(size=(3, 4, 5, 1)), jnp.float32)
+  everything = reference.hinge_discriminator(real, fake, np.ones_like(hole))
+  np.testing.assert_allclose(losses.hinge_generator(fake), -np.float64(fake).mean(axis=(1, 2, 3)), rtol=1e-5)
+  np.testing.assert_allclose(losses.hinge_discriminator(real, fake), everything, rtol=1e-5)
+  by_hole = losses.hinge_discriminator(real, fake, hole=hole)
+  np.testing.assert_allclose(by_hole, reference.hinge_discriminator(real, fake, hole), rtol=1e-5)
+
+
+def test_discriminator_pushes_known_patches_of_an_inpainted_image_up_and_hole_patches_down():
+  fake, hole = jnp.zeros((1, 2, 2, 1)), jnp.zeros((1, 2, 2, 1)).at[0, 0].set(1)
+  slope = jax.grad(lambda x: jnp.sum(losses.hinge_discriminator(fake, x, hole=hole)))(fake)
+  assert np.all(slope[0, 0] > 0) and np.all(slope[0, 1] < 0)
