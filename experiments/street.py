@@ -6,8 +6,9 @@ read recursively:
   python run.py --experiment=street --set data.train=my/photos data.val=my/held_out
 
 gmsrm_jax/pretrained/street/README.md tells which photographs the weights have seen, which settings were others then,
-and how they score. The schedule is ours.
-Stage 2 learns the layout of large holes at half the size first, where a step costs a third; L1
+and how they score.
+
+The schedule is ours. Stage 2 learns the layout of large holes at half the size first, where a step costs a third; L1
 alone leads until the last fifth, which adds VGG16 features and second fills. The discriminator takes part in stage 1
 alone: in stage 2 on few photographs it costs more PSNR than it gains LPIPS. Four context blocks instead of two: on the
 bottleneck grid they cost next to nothing, and what belongs into a large hole is decided there.

@@ -82,7 +82,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def plain(value: Any) -> Any:
-  """What JSON can hold: arrays and their scalars become plain values, and numbers that are not finite None."""
+  """Returns what JSON can hold: arrays and their scalars become plain values, and numbers that are not finite None."""
   if isinstance(value, Mapping):
     return {str(key): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):

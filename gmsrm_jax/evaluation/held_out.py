@@ -124,7 +124,7 @@ class HeldOutPictures:
     return head | ({"memory": self._memory()} if self._redrawn else {})
 
   def _memory(self) -> dict[str, float]:
-    """How many slots the teacher uses, and how well its reads can be drawn."""
+    """The number of slots that the teacher uses, and the quality of its reads drawn again."""
     usage = np.concatenate([slots for slots, _ in self._redrawn]).astype(np.float64).sum(axis=0)
     psnr = np.concatenate([psnr for _, psnr in self._redrawn])
     shares = jnp.asarray(usage / usage.sum(), jnp.float32)

@@ -126,7 +126,7 @@ def ssim_uniform(a: Picture, b: Picture, side: int) -> PerImage:
 
 
 def ms_ssim_scales(height: int, width: int) -> int:
-  """How many scales `ms_ssim` has: all that leave room for a window, at most 5.
+  """The number of scales of `ms_ssim`: all that leave room for a window, at most 5.
 
   5 from 161 pixels on, 4 from 81, 3 from 41, 2 from 21.
   """

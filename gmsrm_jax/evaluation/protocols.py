@@ -20,7 +20,7 @@ Networks = dict[str, weight_files.Params]
 """Feature networks by their LPIPS names, 'alex' and 'vgg'."""
 
 Metric = tuple[str, Callable[[Image, Image, Mask, Networks], PerImage]]
-"""What a number is, for the report, and its formula: of fill, truth, mask and networks."""
+"""A number's description for the report, and its formula: of fill, truth, mask and networks."""
 
 
 class Protocol(NamedTuple):
@@ -40,7 +40,7 @@ class Protocol(NamedTuple):
     )
 
   def describe(self, height: int, width: int) -> dict[str, str]:
-    """What each number is, for pictures of that size."""
+    """Describes each number, for pictures of that size."""
     scales = metrics.ms_ssim_scales(height, width)
     described = {name: description.format(scales=scales) for name, (description, _) in self.metrics.items()}
     return {"name": self.name, "source": self.source, **described}

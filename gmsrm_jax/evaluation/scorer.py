@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
 
 Watch = Callable[[Sequence[Picture], Mapping[str, UInt8[np.ndarray, "b h w 3"]]], None]
-"""What sees each batch and its fills by method, too."""
+"""Called with each batch and its fills by method."""
 
 
 @dataclasses.dataclass
@@ -210,7 +210,7 @@ def _check_truth(
 
 
 def self_check(values: Mapping[str, np.ndarray], frechet: Mapping[str, float]) -> dict[str, Any]:
-  """How the truth scored against itself, and whether as it must: PSNR 100 dB at least, every error and distance 0.
+  """The truth scored against itself, and if it scored as it must: PSNR 100 dB at least, every error and distance 0.
 
   HINT's protocol ends PSNR at 100 dB, and a compiler's rounding may leave more than that instead of infinity.
   """

@@ -54,7 +54,7 @@ def perplexity(usage: Usage) -> Scalar:
 
 
 def used_slots(usage: Usage) -> Scalar:
-  """How many slots are alive."""
+  """The number of slots that are alive."""
   return jnp.sum(usage >= REVIVE_BELOW / usage.shape[0]).astype(jnp.float32)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from gmsrm_jax.models.blocks import BRANCH_INIT, ChannelNorm, Map, Pyramid, Share, Shares, conv1x1, unit
 
 HOLE_PENALTY = 16.0
-"""How far a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
+"""Distance by which a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
 
 
 def rotate_by_position(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:

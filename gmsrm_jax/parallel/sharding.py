@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices of all processes, and rules from shapes to shardings.
+"""Places arrays: one mesh over all devices of all processes, and rules from shapes to shardings.
 
 Model code carries no sharding. Batches are split over both axes; parameters only over `fsdp`.
 """

@@ -30,7 +30,7 @@ SIDE = 299
 """Pixels; pictures are resized to it."""
 
 RESIZE = "bilinear, half-pixel centres, no antialiasing, as pytorch-fid (TensorFlow's of 2015 and clean-fid differ)"
-"""What the report has to say beside a FID."""
+"""The report says this beside a FID."""
 
 Params = dict[str, jax.Array] | dict[str, np.ndarray]
 """Tensors by their names in the file; kernels are HWIO."""
@@ -143,7 +143,7 @@ def find_inception() -> pathlib.Path | None:
 
 
 def cache_folder() -> pathlib.Path:
-  """Where `download` puts the file."""
+  """The folder that `download` puts the file into."""
   return pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gmsrm_jax"
 
 

@@ -25,7 +25,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What one request may ask for, and all of them together."""
+  """Bounds of one request, and of all together."""
 
   upload_bytes: int = 64 * 2**20  # of a request's body; more is 413
   pixels: int = 24_000_000  # of a picture, read from its header before it is decoded; more is 413

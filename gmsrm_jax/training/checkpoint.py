@@ -186,7 +186,7 @@ class Checkpointer:
 
 
 _FAILURES = (OSError, ValueError, RuntimeError)
-"""What Orbax and TensorStore raise when a file cannot be written: a full disk is a ValueError."""
+"""Errors of Orbax and TensorStore where a file cannot be written: a full disk is a ValueError."""
 
 
 def _quality(metrics: Any) -> float:

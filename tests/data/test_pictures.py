@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -55,7 +56,6 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path, suffix):
 
 
 def test_16_bit_colour_is_scaled(tmp_path):
-  cv2 = pytest.importorskip("cv2")
   values = _photo().astype(np.uint16) * 257
   cv2.imwrite(str(tmp_path / "x.png"), values[..., ::-1])
   np.testing.assert_array_equal(pictures.decode(tmp_path / "x.png"), _photo())

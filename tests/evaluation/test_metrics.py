@@ -65,14 +65,6 @@ def test_ms_ssim_equals_its_definition_at_every_number_of_scales(images):
     np.testing.assert_allclose(jax.jit(metrics.ms_ssim)(a, b), expected, atol=1e-4, err_msg=f"{side}")
 
 
-def test_ms_ssim_equals_pytorch_msssim(pairs, images):
-  torch = pytest.importorskip("torch")
-  package = pytest.importorskip("pytorch_msssim")
-  a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in pairs[:2])
-  expected = package.ms_ssim(a, b, data_range=255, size_average=False).numpy()
-  np.testing.assert_allclose(metrics.ms_ssim(*images[:2]), expected, atol=1e-4)
-
-
 def test_the_scales_are_those_that_hold_a_window_and_odd_sides_are_as_good():
   sides = {11: 1, 20: 1, 21: 2, 40: 2, 41: 3, 80: 3, 81: 4, 160: 4, 161: 5, 400: 5}
   assert {side: metrics.ms_ssim_scales(side, 500) for side in sides} == sides
