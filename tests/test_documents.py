@@ -74,7 +74,7 @@ def test_benchmarks_scripts_and_tests_that_a_page_names_are_there_and_take_its_f
 
 
 def anchors(page: pathlib.Path) -> set[str]:
-  """What `#...` can name on a page: its headings, as a browser of the repository writes them."""
+  """The targets of `#...` on a page: its headings, as a browser of the repository writes them."""
   headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
   return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,4 +1,4 @@
-"""What `pip install .` installs, and what the image copies."""
+"""The files that `pip install .` installs, and that the image copies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What we measure by hand: leads over another method, the worth of a read of the memory, the time of a scope."""
+"""Comparisons run by hand: leads over another method, the worth of a read of the memory, the time of a scope."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report shows: the page picks the right pictures, numbers are written plainly."""
+"""Reports: the page picks the right pictures, numbers are written plainly."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ STORED = pathlib.Path(gmsrm_jax.__file__).parents[1] / "benchmarks/results/cpu_2
 
 
 def pair(program: str, **changes):
-  """What two cores measured of one program at batch 4, and the same with changes."""
+  """The measurement by two cores of one program at batch 4, and the same with changes."""
   one = compare.read(str(STORED))
   one["rows"] = [row for row in one["rows"] if (row["program"], row["size"], row["batch"]) == (program, "small", 4)]
   other = copy.deepcopy(one)

@@ -1,4 +1,4 @@
-"""Where the model looks: every hole pixel is seen, large holes reduced, small ones at full resolution."""
+"""Windows of the model: every hole pixel is seen, large holes reduced, small ones at full resolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: records survive kills and resumes, files are whole, panels show the pixels."""
+"""Files of a run: records survive kills and resumes, files are whole, panels show the pixels."""
 
 from __future__ import annotations
 
