@@ -1,4 +1,4 @@
-"""Files that a reader sees whole or not at all, and what made a result: code, packages, weights."""
+"""Files that a reader sees whole or not at all, folders that one start works in, and what made a result."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ import math
 import os
 import pathlib
 import platform
+import signal
+import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gmsrm_jax.errors import ConfigError
+import filelock
+
+from gmsrm_jax.errors import ConfigError, require
 
 SHIPPED = pathlib.Path(__file__).resolve().parent / "pretrained" / "street"
 """The weights that come with this code, which serve until others are named; the README there describes them."""
+
+LOCK = ".lock"  # names host and process of the start that works in a folder
+_LEASE, _BEAT = 60.0, 5.0  # seconds without a sign of life after which a claim is void, and between two signs
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy scikit-image opencv-python-headless dm-pix pillow"
 
@@ -58,10 +66,62 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   temporary.replace(path)
 
 
+@contextlib.contextmanager
+def claimed(folder: pathlib.Path) -> Iterator[None]:
+  """Keeps a folder, made if missing, for this process. The claim of a process that died is void.
+
+  That is seen at once on the same host; from another one that shares the folder, by a minute without a sign of life.
+
+  Raises:
+    ConfigError: another process works there; names it and its host.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  lease = filelock.SoftFileLease(
+    folder / LOCK, lease_duration=_LEASE, heartbeat_interval=_BEAT, on_compromise=_leave_to_others
+  )
+  try:
+    lease.acquire(blocking=False)
+  except filelock.Timeout:
+    _outlive(lease, folder)
+  try:
+    yield
+  finally:
+    lease.release()
+
+
+def _outlive(lease: filelock.SoftFileLease, folder: pathlib.Path) -> None:
+  """Takes the claim of a process that cannot be asked from here, once it has given no sign of life for a lease."""
+  owner = lease.owner
+  who = f"process {owner.pid} on {owner.hostname}" if owner else "another process"
+  in_use = f"{folder} is in use by {who}"
+  # In a container the name has more to it, for its processes have numbers of their own.
+  require(owner is None or owner.hostname != socket.gethostname(), f"{in_use}: stop that, or name another folder")
+  print(f"{in_use}, or was: waiting up to {_LEASE:.0f} s for a sign of life", file=sys.stderr)
+
+  def modified() -> int:
+    return (folder / LOCK).stat().st_mtime_ns if (folder / LOCK).exists() else 0
+
+  dead = {modified(), 0}
+  try:
+    lease.acquire(_LEASE + _BEAT, poll_interval=1, cancel_check=lambda: modified() not in dead)
+  except filelock.Timeout:
+    raise ConfigError(f"{in_use}: stop that, or name another folder") from None
+
+
+def _leave_to_others(loss: filelock.LeaseCompromise) -> None:
+  """Ends this program where another one has taken its folder over, as after a sleep of minutes."""
+  print(f"warning: {loss.lock_file} is lost ({loss.reason}): another start may work in this folder", file=sys.stderr)
+  if loss.reason == "owner-changed":
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-  """Writes a file that a reader, or a kill at any moment, sees whole or not at all."""
+  """Writes a file that a reader, or a kill at any moment, sees whole or not at all.
+
+  A file's name that is no text stands in it as on standard error: \\udcff for the byte 255.
+  """
   with replacing(path) as temporary:
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import io
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   A run that saved and stopped on SIGTERM raises SystemExit(143).
   """
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a file's name may be no text
   try:
     dispatch(parse(sys.argv[1:] if arguments is None else arguments))
   except ConfigError as error:

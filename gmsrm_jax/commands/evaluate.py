@@ -20,7 +20,7 @@ from gmsrm_jax.evaluation.from_files import FolderPictures
 from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, write_report
-from gmsrm_jax.evaluation.scorer import Watch, make_measure, score
+from gmsrm_jax.evaluation.scorer import make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import REPORT, read_config
@@ -44,15 +44,14 @@ def run(flags: argparse.Namespace) -> None:
   config = overrides.override(read_config(described, flags.experiment), flags.set or [])
   backend.check(flags.platform)
   weights = load_weights(config, pathlib.Path(trained(flags)))
-  evaluate_weights(config, weights, pipeline.evaluation_set(config), pathlib.Path(output))
+  evaluate_weights(config, pathlib.Path(output), weights, pipeline.evaluation_set(config))
 
 
-def evaluate_weights(config: Config, weights: Weights, evaluation: pipeline.EvaluationSet, root: pathlib.Path) -> None:
-  """Scores the model on the held-out images, and writes the report and a panel of fills per bucket."""
+def evaluate_weights(config: Config, root: pathlib.Path, weights: Weights, evaluation: pipeline.EvaluationSet) -> None:
+  """Scores the model on the held-out images, and writes a panel of fills per bucket and the report."""
   fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
   pictures = HeldOutPictures(config, evaluation, weights)
-  _report(config.eval, pictures, fills, root, pictures.watch)
-  pictures.save_panels(root / "samples")
+  _report(config.eval, pictures, fills, root)
   print(f"pictures: {root / 'samples'}    report: {root / REPORT}.md")
 
 
@@ -88,14 +87,16 @@ def _report(
   pictures: HeldOutPictures | FolderPictures,
   fills: Mapping[str, Fill],
   root: pathlib.Path,
-  watch: Watch | None = None,
 ) -> None:
+  held_out = isinstance(pictures, HeldOutPictures)
   protocol = PROTOCOLS[config.protocol]
   protocol.check(*pictures.least_size)
   measure = make_measure(config)
-  scores = score(pictures, fills, measure.program, config.batch_size, watch)
+  scores = score(pictures, fills, measure.program, config.batch_size, pictures.watch if held_out else None)
   head = pictures.describe()
   head["notes"] = [*head["notes"], measure.note]
   head["protocol"] = {**protocol.describe(*pictures.least_size), **head["protocol"]}
+  if held_out:
+    pictures.save_panels(root / "samples")
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
   print(write_report(root, make_report(head, scores), pictures.read_again, fills, scores))

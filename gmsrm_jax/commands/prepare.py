@@ -11,6 +11,7 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.data import records, sources
 from gmsrm_jax.data.prepare import Preparation
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.files import claimed
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -35,7 +36,8 @@ def prepare(config: Config, output: str) -> None:
   if records.is_finished(folder):
     print(f"{output} is finished: {way_on}")
     return
-  done = preparation.write()
+  with claimed(folder):
+    done = preparation.write()
   kept = {split: sum(len(shard["names"]) for shard in done if shard["split"] == split) for split in splits}
   size = sum(shard["size"] for shard in done)
   print(

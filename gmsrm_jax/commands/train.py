@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 
 from gmsrm_jax.commands.flags import configuration, workdir
@@ -13,7 +14,7 @@ def run(flags: argparse.Namespace) -> None:
   """Trains what is not trained yet, then writes `report.md`; a finished run only says so.
 
   Raises:
-    ConfigError: data, devices, checkpoint or settings do not fit.
+    ConfigError: data, devices, checkpoint or settings do not fit, or another process works in the folder.
     NonFiniteError: names the term and the step.
     Stopped: SIGTERM came, and everything is saved.
   """
@@ -24,7 +25,4 @@ def run(flags: argparse.Namespace) -> None:
   from gmsrm_jax.commands.evaluate import evaluate_weights
   from gmsrm_jax.training import loop
 
-  trained = loop.train(config, folder)
-  if trained is not None:
-    weights, evaluation = trained
-    evaluate_weights(config, weights, evaluation, pathlib.Path(folder))
+  loop.train(config, folder, functools.partial(evaluate_weights, config, pathlib.Path(folder)))

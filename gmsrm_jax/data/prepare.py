@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from gmsrm_jax.data import datasets, pictures, records, sources, workers
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import write_json, write_text
+from gmsrm_jax.files import LOCK, write_json, write_text
 
 Contents = dict[str, Any]
 """Contents of a shard: its split, names, bytes of each image, the names of bad images, and its own size."""
@@ -230,12 +230,13 @@ class Preparation:
     info = tfds.core.DatasetInfo(builder=identity, features=_features(), disable_shuffling=True)
     info.set_file_format("array_record")
     info.set_splits(tfds.core.SplitDict(splits))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=self._folder / _DONE) as folder:
       info.write_to_directory(folder)
       for file in sorted(Path(folder).iterdir(), key=lambda file: file.name == "dataset_info.json"):
         write_text(self._folder / file.name, file.read_text(encoding="utf-8"))
     for file in self._folder.glob(".*"):  # of processes that were killed
-      file.unlink()
+      if file.name != LOCK:
+        file.unlink()
     shutil.rmtree(self._folder / _DONE)
 
 

@@ -25,6 +25,9 @@ from gmsrm_jax.errors import ConfigError, require
 
 BAD_SHARE = 0.01  # of a split's files: more that cannot be decoded are an error
 
+_LOOKED_AT = 256  # held-out images that are compared with training images before a run
+_COMPARED = 16  # training images of its size that one is compared with at most, those of its name first
+
 # Photographs of things, and one of a stereo pair only: the other would show the held-out region again.
 _DEMO_PHOTOS = (
   *("astronaut.png", "brick.png", "camera.png", "chelsea.png"),
@@ -56,6 +59,7 @@ class ImageSource:
     self.where = where
     self.names = stored.names
     self._bad: dict[str, object] = {}
+    self._sizes: list[int] | None = None
 
   def __len__(self) -> int:
     return len(self.names)
@@ -79,8 +83,10 @@ class ImageSource:
     return sorted(self._bad.copy())
 
   def file_sizes(self) -> list[int]:
-    """Bytes of each image as it is stored; -1 where it is no more."""
-    return self.stored.sizes()
+    """Bytes of each image as it was stored when this was first asked; -1 where it was no more."""
+    if self._sizes is None:
+      self._sizes = self.stored.sizes()  # a question to the disk for every file
+    return self._sizes
 
   def _add_bad(self, name: str, why: str) -> None:
     mine = object()
@@ -131,6 +137,7 @@ class DemoSource:
       for name, (top, left, height, width) in demo_regions(photo, pixels.shape[0], pixels.shape[1], split).items():
         self._examples[name] = pixels[top : top + height, left : left + width].copy()
     self.names = sorted(self._examples)
+    self.where = f"{setting}='skimage'"
     self.bad_files: list[str] = []
 
   def __len__(self) -> int:
@@ -182,7 +189,51 @@ def open_source(data: DataConfig, split: str) -> Source:
 
 def split_hash(source: Source) -> str:
   """sha256 over the names and stored sizes, in order: equal for equal copies of a split, wherever they lie."""
+  return files_hash(source.names, source.file_sizes())
+
+
+def files_hash(names: Sequence[str], sizes: Sequence[int]) -> str:
+  """sha256 over names and sizes, in order."""
   digest = hashlib.sha256()
-  for name, size in zip(source.names, source.file_sizes(), strict=True):
+  for name, size in zip(names, sizes, strict=True):
     digest.update(os.fsencode(name) + b"\0%d\n" % size)
   return digest.hexdigest()
+
+
+def doubts(train: Source | None, val: Source) -> list[str]:
+  """What makes scores on the held-out images say little: that they are one image, or training images as well."""
+  found = []
+  if len(val) == 1:
+    found.append(f"{val.where} holds out 1 image, whose score says little: give data.val more, or raise data.val_share")
+  shared = _stored_twice(train, val) if isinstance(train, ImageSource) and isinstance(val, ImageSource) else []
+  if shared:
+    found.append(
+      f"{len(shared)} of {min(len(val), _LOOKED_AT)} held-out images that were looked at are training images too "
+      f"({', '.join(shared[:3])}{', …' if len(shared) > 3 else ''}), so scores will flatter: give data.val others; "
+      "--mode=check finds them all"
+    )
+  return found
+
+
+def _stored_twice(train: ImageSource, val: ImageSource) -> list[str]:
+  """Names of held-out images, of some spread over all, whose bytes are those of a training image of any name."""
+  count = min(len(val), _LOOKED_AT)
+  chosen = [index * len(val) // count for index in range(count)]
+  sizes, train_sizes = val.file_sizes(), train.file_sizes()
+  alike: dict[int, list[int]] = {sizes[index]: [] for index in chosen if sizes[index] >= 0}
+  for index, size in enumerate(train_sizes):
+    if size in alike:
+      alike[size].append(index)
+
+  def is_training_image(index: int) -> bool:
+    name = PurePosixPath(val.names[index]).name
+    order = sorted(alike.get(sizes[index], ()), key=lambda other: PurePosixPath(train.names[other]).name != name)
+    data = _stored_bytes(val, index) if order else b""
+    return any(_stored_bytes(train, other) == data for other in order[:_COMPARED])
+
+  return [val.names[index] for index in chosen if is_training_image(index)]
+
+
+def _stored_bytes(source: ImageSource, index: int) -> bytes:
+  stored = source.stored.open(index)
+  return stored if isinstance(stored, bytes) else stored.read_bytes()

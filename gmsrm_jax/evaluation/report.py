@@ -105,12 +105,15 @@ def _interval(values: np.ndarray) -> list[float] | None:
 def write_report(
   root: pathlib.Path, report: Mapping[str, Any], again: Again, fills: Mapping[str, Fill], scores: Scores
 ) -> str:
-  """Writes the four files, with pictures that `again` reads and `fills` fill, and returns the Markdown."""
+  """Writes the four files, with pictures that `again` reads and `fills` fill, and returns the Markdown.
+
+  `report.json` comes last, for it is what says that an evaluation is done.
+  """
   text = markdown(report)
-  write_json(root / f"{REPORT}.json", report)
   write_text(root / f"{REPORT}.csv", table(scores))
   save_panel(root / f"{REPORT}.png", _page(again, fills, scores))
   write_text(root / f"{REPORT}.md", text)
+  write_json(root / f"{REPORT}.json", report)
   return text
 
 

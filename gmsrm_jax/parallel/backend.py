@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import glob
+import importlib.util
 import os
+import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 
 from gmsrm_jax.errors import ConfigError, require
@@ -20,13 +23,31 @@ def select(platform: str) -> None:
   """Sets the back end of this process; `auto` leaves the choice to JAX and to JAX_PLATFORMS.
 
   Raises:
-    ConfigError: the platform is unknown, or JAX has been imported and may have chosen already.
+    ConfigError: the platform is unknown, JAX has been imported and may have chosen already, or XLA_FLAGS is wrong.
   """
   require(platform in PLATFORMS, f"--platform={platform} is unknown: choose from {', '.join(PLATFORMS)}")
+  _check_xla_flags()
   if platform == "auto":
     return
   require("jax" not in sys.modules, f"--platform={platform} comes too late: select it before JAX is imported")
   os.environ["JAX_PLATFORMS"] = _JAX_NAMES[platform]
+
+
+def _check_xla_flags() -> None:
+  """Raises ConfigError where XLA would end the program over XLA_FLAGS: a process of its own tries them first."""
+  flags = os.environ.get("XLA_FLAGS", "")
+  if not flags:
+    return
+  parse = [sys.executable, "-c", "from jaxlib import xla_client; xla_client.CompileOptions()"]
+  tried = subprocess.run(parse, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+  said = re.findall(r"^[EF]\d{4} .*?\] (.*)$", tried.stderr, re.MULTILINE) or tried.stderr.splitlines()[-1:]
+  require(tried.returncode == 0, f"XLA_FLAGS={flags!r}: XLA does not start ({'; '.join(said)}): mend or unset it")
+
+
+def has_tpu() -> bool:
+  """Looks for TPU chips and the library for them without asking either, which would take the chips."""
+  chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+  return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def check(platform: str) -> None:
@@ -34,7 +55,7 @@ def check(platform: str) -> None:
   import jax
 
   try:
-    with _native_stderr_held():
+    with _libtpu_held():
       jax.devices()
   except (RuntimeError, AssertionError) as error:
     # JAX asserts, without a message, when the plugin that it was told to use is not installed.
@@ -47,6 +68,38 @@ def check(platform: str) -> None:
       ) from None
     chosen = os.environ.get("JAX_PLATFORMS", "")
     raise ConfigError(f"JAX_PLATFORMS={chosen}: no such back end on this machine ({reason}); unset it") from None
+
+
+@contextlib.contextmanager
+def _libtpu_held() -> Iterator[None]:
+  """Holds back the lines that libtpu prints on a machine without a TPU, and drops them unless it found one.
+
+  They lie with a process of its own, which shows them should this one end in between. Python's own warnings, such as
+  JAX's "an NVIDIA GPU may be present", go where they went.
+  """
+  if importlib.util.find_spec("libtpu") is None or has_tpu():
+    yield
+    return
+  sys.stderr.flush()
+  real = os.dup(2)
+  python = os.fdopen(os.dup(2), "w", buffering=1) if sys.stderr is sys.__stderr__ else sys.stderr
+  show = "import sys; held = sys.stdin.buffer.read(); sys.stderr.buffer.write(held)"
+  with subprocess.Popen([sys.executable, "-IS", "-c", show], stdin=subprocess.PIPE) as holder:
+    assert holder.stdin is not None
+    os.dup2(holder.stdin.fileno(), 2)
+    try:
+      with contextlib.redirect_stderr(python):
+        yield
+        import jax
+
+        if jax.default_backend() == "cpu":
+          holder.kill()
+    except Exception:  # whose message says why
+      holder.kill()
+      raise
+    finally:
+      os.dup2(real, 2)
+      os.close(real)
 
 
 def use_compile_cache(setting: str) -> None:
@@ -102,27 +155,3 @@ def leave(code: int, *, together: bool = False) -> int:
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(code)
-
-
-@contextlib.contextmanager
-def _native_stderr_held() -> Iterator[None]:
-  """Holds back what native code prints to stderr, and drops it unless an accelerator was found.
-
-  libtpu without a TPU prints several lines before JAX gives it up. Python's own warnings, such as JAX's "an NVIDIA GPU
-  may be present", go where they went.
-  """
-  sys.stderr.flush()
-  real = os.dup(2)
-  python = os.fdopen(os.dup(2), "w", buffering=1) if sys.stderr is sys.__stderr__ else sys.stderr
-  with tempfile.TemporaryFile() as held, contextlib.redirect_stderr(python):
-    os.dup2(held.fileno(), 2)
-    try:
-      yield
-      import jax
-
-      if jax.default_backend() != "cpu":
-        held.seek(0)
-        os.write(real, held.read())
-    finally:
-      os.dup2(real, 2)
-      os.close(real)

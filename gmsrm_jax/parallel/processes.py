@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import importlib.util
 import itertools
 import json
 import os
@@ -19,6 +17,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from gmsrm_jax.errors import ConfigError, SharedError, require
+from gmsrm_jax.parallel import backend
 
 HEARTBEAT_TIMEOUT = 60
 """Seconds of silence after which a process counts as dead, and the others end."""
@@ -52,7 +51,7 @@ def start(platform: str, coordinator: str | None, num_processes: int | None, pro
     )
     if coordinator:
       _join(flag)
-    elif platform in ("auto", "tpu") and _has_tpu():
+    elif platform in ("auto", "tpu") and backend.has_tpu():
       _join("the TPU slice", required=False)
     return
   require(
@@ -78,12 +77,6 @@ def _number(variable: str) -> int | None:
   text = os.environ.get(variable)
   require(text is None or text.isdecimal(), f"{variable}={text} is no whole number: give one, or unset it")
   return None if text is None else int(text)
-
-
-def _has_tpu() -> bool:
-  """Looks for TPU chips and the library for them without asking either, which would take the chips."""
-  chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
-  return bool(chips) and importlib.util.find_spec("libtpu") is not None
 
 
 def _join(how: str, *, required: bool = True, **arguments: Any) -> None:
@@ -114,12 +107,12 @@ def gather(text: str) -> list[str]:
   if jax.process_count() == 1:
     return [text]
   barrier("gather")
-  data = np.frombuffer(text.encode(), np.uint8)
+  data = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)  # the name of a file may be no text
   sizes = np.asarray(multihost_utils.process_allgather(np.int32(data.size))).reshape(-1)
   padded = np.zeros(max(int(sizes.max()), 1), np.uint8)
   padded[: data.size] = data
   texts = np.asarray(multihost_utils.process_allgather(padded))
-  return [bytes(text[:size]).decode() for text, size in zip(texts, sizes, strict=True)]
+  return [bytes(text[:size]).decode("utf-8", "surrogateescape") for text, size in zip(texts, sizes, strict=True)]
 
 
 @contextlib.contextmanager

@@ -121,14 +121,14 @@ class Writer:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-  """Returns the records of a metrics.jsonl, without a line that a killed run left half-written."""
+  """Returns the records of a metrics.jsonl; a line that names no stage and step, as half of one, is none."""
   records = []
   for line in pathlib.Path(path).read_text(encoding="utf-8", errors="replace").split("\n"):
     try:
       record = json.loads(line)
     except json.JSONDecodeError:
       continue
-    if isinstance(record, dict) and "stage" in record and "step" in record:
+    if isinstance(record, dict) and isinstance(record.get("stage"), str) and isinstance(record.get("step"), int):
       records.append(record)
   return records
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gmsrm_jax import files
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import SharedError, require
@@ -58,14 +60,13 @@ class _Run(NamedTuple):
   first: bool  # this process is the one that writes and shows
 
 
-def train(config: Config, workdir: str) -> tuple[Weights, pipeline.EvaluationSet] | None:
-  """Trains what is not trained yet; returns what is to be scored, and on which images.
+def train(config: Config, workdir: str, score: Callable[[Weights, pipeline.EvaluationSet], None]) -> None:
+  """Trains what is not trained yet, then has the weights scored on the held-out images; a finished run only says so.
 
-  With several processes all of them call it and the first one writes. None where nothing is left to score: the run is
-  finished, or this is not the first process.
+  With several processes all of them call it, and the first one writes and scores. It keeps the folder for itself.
 
   Raises:
-    ConfigError: data, devices, checkpoint or settings do not fit.
+    ConfigError: data, devices, checkpoint or settings do not fit, or another process works in the folder.
     NonFiniteError: names the term and the step.
     Stopped: SIGTERM came, and everything is saved.
   """
@@ -77,22 +78,23 @@ def train(config: Config, workdir: str) -> tuple[Weights, pipeline.EvaluationSet
       "--num_processes and --process_id",
     )
     print(processes.banner(), flush=True)
-  with Stop() as stop:
-    run = _prepare(config, pathlib.Path(workdir), stop)
+  with Stop() as stop, contextlib.ExitStack() as claim:
+    run = _prepare(config, pathlib.Path(workdir), stop, claim)
     if finished(config, run.root):
       if run.first:
         print(f"{workdir} is finished: read {run.root / REPORT}.md, or start another with --workdir=")
-      return None
+      return
     if run.first:
       print_overview(config, run.mesh)
     stop.defer()
     state = sharding.local_copy(without_optimisers(_run_stages(run)), run.mesh)
     stop.resume()
-    return (weights_of(state), run.evaluation) if run.first else None
+    if run.first:
+      score(weights_of(state), run.evaluation)
 
 
-def _prepare(config: Config, root: pathlib.Path, stop: Stop) -> _Run:
-  """Checks what is there and opens the run's folder; on all processes alike."""
+def _prepare(config: Config, root: pathlib.Path, stop: Stop, claim: contextlib.ExitStack) -> _Run:
+  """Checks what is there and opens the run's folder, claimed until `claim` is closed; on all processes alike."""
   first = jax.process_index() == 0
   with processes.together():
     check_settings(config)
@@ -101,14 +103,19 @@ def _prepare(config: Config, root: pathlib.Path, stop: Stop) -> _Run:
     evaluation = pipeline.evaluation_set(config)
     # Before the checkpointers: a missing folder is refused before one is made for the run.
     training = None if config.data.synthetic else sources.open_source(config.data, "train")
-    data = data_facts(training, evaluation)
+    data = data_facts(config, training, evaluation)
   if jax.process_count() > 1:
     processes.agree(common_facts(config, data))
+  with processes.together():
+    if first and not finished(config, root):
+      claim.enter_context(files.claimed(root))
   with processes.together():
     saved = {stage: Checkpointer(root, stage, config.run, owner=True) for stage in planned_stages(config)}
     begun = saved["inpaint"].latest() is not None
     # A stage without a checkpoint has not begun, so its settings are still open.
     describe_run(config, root, data, free=_FREE_ON_RESUME if begun else (*_FREE_ON_RESUME, "stage2."))
+    for doubt in sources.doubts(training, evaluation.source) if first else ():
+      print(f"warning: {doubt}", file=sys.stderr)
   with processes.together():
     seen = (root / "config.json").exists()
     require(seen, f"--workdir={root} is not the same folder on all hosts: name one that they share")

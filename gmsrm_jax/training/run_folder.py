@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline, sources
-from gmsrm_jax.errors import require
+from gmsrm_jax.data.masks import hole_files
+from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import git_commit, read_json, versions, write_json
 from gmsrm_jax.training.state import compute_dtype, make_networks
 
@@ -50,24 +51,41 @@ def read_config(folder: str | os.PathLike[str], experiment: str | None = None) -
   return config
 
 
-def data_facts(training: sources.Source | None, evaluation: pipeline.EvaluationSet) -> dict[str, dict[str, Any]]:
-  """Returns hash and number of images of both splits; `training` is None where data.synthetic stands in for it."""
+def data_facts(
+  config: Config, training: sources.Source | None, evaluation: pipeline.EvaluationSet
+) -> dict[str, dict[str, Any]]:
+  """Returns hash and number of images of both splits, and the hashes of the folders that holes are drawn from.
+
+  `training` is None where data.synthetic stands in for it.
+  """
   train_hash = "synthetic" if training is None else sources.split_hash(training)
+  folders = {"objects": config.mask.objects_folder, "occlusions": config.mask.occlusions_folder}
+  holes = {kind: _hash_of_holes(kind, folder) for kind, folder in folders.items() if config.mask.weights[kind] > 0}
   return {
-    "splits": {"train": train_hash, "val": sources.split_hash(evaluation.source)},
+    "splits": {"train": train_hash, "val": sources.split_hash(evaluation.source), **holes},
     "images": {"train": 0 if training is None else len(training), "val": len(evaluation)},
   }
 
 
+def _hash_of_holes(kind: str, folder: str) -> str:
+  paths, root = hole_files.mask_paths(folder, f"mask.{kind}_folder"), pathlib.Path(folder).expanduser()
+  return sources.files_hash([str(path.relative_to(root)) for path in paths], [path.stat().st_size for path in paths])
+
+
 def common_facts(config: Config, data: dict[str, dict[str, Any]]) -> dict[str, Any]:
-  """Returns what all processes of a run must have in common."""
+  """Returns what all processes of a run must have in common; each may find the same images in another place."""
   code = b"".join(path.read_bytes() for path in sorted(pathlib.Path(__file__).parents[1].rglob("*.py")))
-  facts = {"versions": versions(), "config": overrides.to_dict(config), "images": data["splits"]}
+  settings = overrides.to_dict(config)
+  for name in ("train", "val"):
+    del settings["data"][name]
+  facts = {"versions": versions(), "config": settings, "images": data["splits"]}
   return {"code": hashlib.sha256(code).hexdigest(), **facts}
 
 
 def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, Any]], *, free: tuple[str, ...]) -> None:
-  """Writes `config.json`; on resume compares with the one that is there, settings that begin with `free` excepted.
+  """Writes `config.json`; on resume compares with the one that is there.
+
+  Settings that begin with `free` may differ, and those of folders whose contents are the same.
 
   Raises:
     ConfigError: the folder holds a run of other settings or other images.
@@ -75,16 +93,19 @@ def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, A
   path = root / "config.json"
   if path.exists():
     before = read_run(root)
+    hashes = before["splits"]  # of what lies in folders, which may lie elsewhere now
+    free = (*free, "data.train", "data.val", "data.layout", *(f"mask.{kind}_folder" for kind in hashes))
     different = overrides.differences(overrides.from_dict(before["config"]), config)
     changed = [line for line in different if not line.startswith(free)]
     require(
       not changed,
       f"{root} holds a run with other settings ({'; '.join(changed)}): use another --workdir, or the old settings",
     )
+    others = [_folder_of(config, kind) for kind in hashes if data["splits"].get(kind) != hashes[kind]]
     require(
-      before["splits"] == data["splits"],
-      f"{root} was begun with other images than data.train={config.data.train} and data.val={config.data.val} hold "
-      "now (their hash differs): bring them back or use another --workdir",
+      not others,
+      f"{root} was begun with other images than there are now in {' and '.join(others)} (names or sizes differ): "
+      "bring them back or use another --workdir",
     )
   if jax.process_index() > 0:
     return
@@ -98,6 +119,15 @@ def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, A
     f"{config.name}: {counts['train']} training images ({hashes['train'][:12]}), {counts['val']} held out "
     f"({hashes['val'][:12]})"
   )
+
+
+def _folder_of(config: Config, kind: str) -> str:
+  """Returns the setting that names the folder of a hash, with its value."""
+  if kind == "val" and not config.data.val:
+    return f"the held-out part of data.train={config.data.train}"
+  if kind in ("train", "val"):
+    return f"data.{kind}={getattr(config.data, kind)}"
+  return f"mask.{kind}_folder={getattr(config.mask, f'{kind}_folder')}"
 
 
 def print_overview(config: Config, mesh: Mesh) -> None:
@@ -122,6 +152,10 @@ def print_overview(config: Config, mesh: Mesh) -> None:
 
 
 def finished(config: Config, root: pathlib.Path) -> bool:
-  """Returns True where both stages have run to their end and were scored."""
-  report = root / f"{REPORT}.json"
-  return report.exists() and read_json(report)["step"] == config.stage2.steps
+  """Returns True where both stages have run to their end and were scored; a report that is cut off counts as none."""
+  try:
+    report = read_json(root / f"{REPORT}.json")
+  except (FileNotFoundError, ConfigError):
+    return False
+  whole = isinstance(report, dict) and (root / f"{REPORT}.md").exists()  # which earlier versions wrote last
+  return whole and report.get("step") == config.stage2.steps
