@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 import run
 from gmsrm_jax import commands, experiments, overrides
@@ -124,6 +125,26 @@ def test_what_stops_a_run_is_one_line(monkeypatch, capsys, error, code, part):
   assert run.main([]) == code
   (line,) = capsys.readouterr().err.splitlines()
   assert part in line
+
+
+def test_a_file_whose_name_is_no_text_goes_through_check_masks_and_preparation(tmp_path, capsys):
+  for index in range(9):
+    path = tmp_path / "photos" / os.fsdecode(b"%d\xff.png" % index)
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (40, 40), (index, 0, 0)).save(path)
+  (tmp_path / "photos" / os.fsdecode(b"9\xff.png")).write_bytes(b"no picture")
+  data = ["--set", f"data.train={tmp_path / 'photos'}", f"data.val={tmp_path / 'photos'}", "eval.max_images=1"]
+  assert run.main(["--mode=check", *data]) == 2
+  out, err = capsys.readouterr()
+  assert "9\\udcff.png: no known picture format" in out and "9 held-out pictures are training pictures" in err
+  assert run.main(["--mode=masks", f"--output={tmp_path / 'masks'}", *data]) == 0
+  masks = json.loads((tmp_path / "masks" / "manifest.json").read_bytes())["masks"]
+  assert {os.fsencode(mask["name"]) for mask in masks} == {b"0\xff.png"}
+  assert os.listdir(os.fsencode(tmp_path / "masks" / "10-20")) == [b"0\xff.png.png"]
+  assert run.main(["--mode=prepare", f"--output={tmp_path / 'records'}", *data]) == 0
+  assert "left out 2 that cannot be decoded: train/9\\udcff.png" in capsys.readouterr().out
+  listed = json.loads((tmp_path / "records" / "train.names.json").read_bytes())["names"]
+  assert [os.fsencode(name) for name in listed] == [b"%d\xff.png" % index for index in range(9)]
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):

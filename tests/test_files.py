@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -22,6 +27,11 @@ def test_a_failed_write_keeps_the_old_file_and_no_scraps(tmp_path, monkeypatch):
   assert [entry.name for entry in path.parent.iterdir()] == ["report.md"]
 
 
+def test_the_name_of_a_file_that_is_no_text_is_written_with_escapes(tmp_path):
+  files.write_text(tmp_path / "report.md", f"é {os.fsdecode(bytes([0x61, 0xFF]))}")
+  assert (tmp_path / "report.md").read_bytes() == "é a\\udcff".encode()
+
+
 def test_json_holds_plain_values_and_reads_back(tmp_path):
   path = tmp_path / "report.json"
   files.write_json(path, {"n": np.int64(3), "rows": np.array([[1.5, np.nan]]), 2: (np.float32(0.5), None, True)})
@@ -29,6 +39,58 @@ def test_json_holds_plain_values_and_reads_back(tmp_path):
   path.write_text("{")
   with pytest.raises(ConfigError, match="report.json is no JSON file"):
     files.read_json(path)
+
+
+HOLDER = """
+import os, pathlib, socket, sys, time
+from gmsrm_jax import files
+folder, host, lease = sys.argv[1:]
+socket.gethostname = lambda: host or os.uname().nodename
+files._LEASE, files._BEAT = float(lease), float(lease) / 6
+with files.claimed(pathlib.Path(folder)):
+  print("mine", flush=True)
+  time.sleep(60)
+"""
+
+
+@contextlib.contextmanager
+def holder(folder, host="", lease=60):
+  """A second process that keeps the folder, on a host of that name."""
+  words = [sys.executable, "-c", HOLDER, str(folder), host, str(lease)]
+  with subprocess.Popen(words, cwd=pathlib.Path(files.__file__).parents[1], stdout=subprocess.PIPE, text=True) as child:
+    try:
+      assert child.stdout.readline() == "mine\n"
+      yield child
+    finally:
+      child.kill()
+
+
+def test_a_folder_belongs_to_one_process_and_is_free_when_that_is_killed(tmp_path):
+  folder = tmp_path / "new" / "run"
+  with holder(folder) as child:
+    with pytest.raises(ConfigError) as caught, files.claimed(folder):
+      raise AssertionError("two of them")
+    for part in (str(folder), f"process {child.pid} on {os.uname().nodename}", "another folder"):
+      assert part in str(caught.value)
+    child.kill()  # as `kill -9`
+    child.wait()
+    with files.claimed(folder):
+      assert f"pid={os.getpid()}\n" in (folder / files.LOCK).read_text()
+  assert not list(folder.iterdir())
+
+
+def test_a_process_of_another_host_keeps_its_folder_while_it_gives_signs_of_life(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(files, "_LEASE", 6.0)
+  monkeypatch.setattr(files, "_BEAT", 1.0)
+  with holder(tmp_path, "elsewhere", 6) as child:
+    with pytest.raises(ConfigError, match=f"process {child.pid} on elsewhere"), files.claimed(tmp_path):
+      raise AssertionError("two of them")
+    child.kill()
+    child.wait()
+    begin = time.monotonic()
+    with files.claimed(tmp_path):
+      assert time.monotonic() - begin > 5.0
+  assert f"{tmp_path} is in use by process {child.pid} on elsewhere" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("side", "factor"), [(64, 2), (50, 3), (200, 1)])

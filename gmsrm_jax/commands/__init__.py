@@ -30,8 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   A run that saved and stopped on SIGTERM raises SystemExit(143).
   """
-  if isinstance(sys.stdout, io.TextIOWrapper):
-    sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: a file's name may be no text
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
   try:
     dispatch(parse(sys.argv[1:] if arguments is None else arguments))
   except ConfigError as error:

@@ -70,6 +70,8 @@ def check(config: Config) -> None:
       print(f"\n{describe_split(config, split, source, scans[split])}")
       bad = [file.name for file in scans[split] if file.reason]
       sources.check_bad(f"data.{split}", bad, len(source))
+      for doubt in sources.doubts(None, source) if split == "val" else ():
+        print(f"warning: {doubt}")
     except ConfigError as error:
       problems.append(str(error))
   if len(scans) == 2:

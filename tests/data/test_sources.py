@@ -6,12 +6,14 @@ import hashlib
 import logging
 import os
 import pickle
+import shutil
 import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import pictures, sources
 from gmsrm_jax.errors import ConfigError
@@ -173,6 +175,41 @@ def test_the_split_hash_follows_names_and_sizes_but_not_the_place(tmp_path):
   (tmp_path / "two" / "3.png").rename(tmp_path / "two" / "2.png")
   (tmp_path / "two" / "1.png").write_bytes((tmp_path / "two" / "1.png").read_bytes() + b"\0")
   assert digest("one") != digest("two")
+
+
+def test_held_out_images_that_are_training_images_are_found_by_content_under_any_name(tmp_path):
+  for i in range(6):
+    _save(tmp_path / "train" / f"{i}.png", seed=i)
+    _save(tmp_path / "val" / f"{i}.png", seed=10 + i)
+  train = opened(str(tmp_path / "train"), "train")
+  assert sources.doubts(train, opened(str(tmp_path / "val"), "val")) == []
+  shutil.copy(tmp_path / "train" / "2.png", tmp_path / "val" / "other.png")
+  (doubt,) = sources.doubts(train, opened(str(tmp_path / "val"), "val"))
+  assert "1 of 7" in doubt and "(other.png)" in doubt
+  (doubt,) = sources.doubts(train, opened(str(tmp_path / "train") + "/.", "val"))
+  assert "6 of 6" in doubt and "--mode=check" in doubt
+
+
+def test_one_held_out_image_is_doubtful(tmp_path):
+  for i in range(9):
+    _save(tmp_path / f"{i}.png", seed=i)
+  data = DataConfig(train=str(tmp_path))
+  train, val = (sources.open_source(data, split) for split in ("train", "val"))
+  assert len(val) == 1
+  (doubt,) = sources.doubts(train, val)
+  assert str(tmp_path) in doubt and "1 image" in doubt and "data.val_share" in doubt
+  assert sources.doubts(None, opened("skimage", "val")) == []
+
+
+def test_the_demo_holds_out_from_the_images_that_it_trains_on(tmp_path):
+  for i in range(9):
+    _save(tmp_path / f"{i}.png", seed=i)
+  data = overrides.override(experiments.load("demo"), [f"data.train={tmp_path}"]).data
+  train, val = (sources.open_source(data, split) for split in ("train", "val"))
+  assert sorted(train.names + val.names) == [f"{i}.png" for i in range(9)] and len(val) == 1
+  own = experiments.load("demo").data
+  for split in ("train", "val"):
+    assert sources.open_source(own, split).names == opened("skimage", split).names
 
 
 @pytest.mark.parametrize("shape", [(300, 451), (512, 512), (303, 384), (427, 640), (500, 741)])

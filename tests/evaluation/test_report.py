@@ -7,6 +7,7 @@ import io
 import re
 
 import numpy as np
+import pytest
 
 from gmsrm_jax.evaluation import report, scorer
 from gmsrm_jax.evaluation.scorer import ALL
@@ -39,6 +40,21 @@ def test_infinite_and_awkward_names_survive_the_table():
     ["model", BUCKET, 'a, "b".png', "inf"],
     ["model", BUCKET, "c", "0.333333333"],
   ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "png", "md"])
+def test_the_file_that_says_done_is_not_there_before_the_others(kind, tmp_path, monkeypatch):
+  def no_room(path, *_):
+    if path.suffix == f".{kind}":
+      raise OSError(28, "No space left on device")
+
+  for name in ("write_text", "save_panel"):
+    monkeypatch.setattr(report, name, no_room)
+  monkeypatch.setattr(report, "markdown", str)
+  monkeypatch.setattr(report, "_page", lambda *_: {})
+  with pytest.raises(OSError, match="No space"):
+    report.write_report(tmp_path, {"step": 3}, lambda *_: None, {}, scores_of(psnr=[1.0]))
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_failed_self_check_is_said_aloud():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -34,10 +35,13 @@ def tiny(*assignments: str):
 @pytest.fixture(scope="module")
 def document(tmp_path_factory):
   path = tmp_path_factory.mktemp("benchmark") / "new" / "result.json"
+  said = []
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(logging.Logger, "callHandlers", lambda _, record: said.append((record.name, record.getMessage())))
     patch.setattr(machine, "measure_peak", lambda dtype, seconds: PEAK)
     # Nobody has the photographs of this experiment here.
     benchmark.benchmark(experiments.load("paris"), SETTINGS, ["tiny"], [1, 4], str(path), seconds=0.1)
+  assert [text for name, text in said if name.startswith("gmsrm_jax")] == [], "a measurement has nothing to warn of"
   return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import resource
+import subprocess
 import sys
 
 import jax
 import pytest
 
+import run
 from gmsrm_jax.parallel import backend
+
+ROOT = pathlib.Path(run.__file__).parent
 
 
 @pytest.mark.parametrize(
@@ -30,6 +37,54 @@ def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, enviro
   monkeypatch.setattr(jax, "default_backend", lambda: back_end)
   backend.use_compile_cache(setting)
   assert seen == changed
+
+
+def python(program, *, before=None, **environment):
+  """A program in a process of its own."""
+  return subprocess.run(
+    [sys.executable, "-c", program],
+    cwd=ROOT,
+    env=os.environ | environment,
+    preexec_fn=before,
+    capture_output=True,
+    text=True,
+    timeout=120,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ("flags", "said"), [("--bogus", "Unknown flag in XLA_FLAGS: --bogus"), ("/no/file", "/no/file")]
+)
+def test_wrong_flags_of_xla_are_one_line_with_what_xla_says(flags, said):
+  done = python("import sys, run; sys.exit(run.main(['--mode=check']))", XLA_FLAGS=flags)
+  (line,) = done.stderr.splitlines()
+  assert (done.returncode, done.stdout) == (2, "") and line.startswith(f"error: XLA_FLAGS={flags!r}") and said in line
+
+
+CHECK = """
+import os
+from gmsrm_jax.parallel import backend
+backend.importlib.util.find_spec = lambda name: name
+backend.has_tpu = lambda: False
+with backend._libtpu_held():
+  os.write(2, b"words of libtpu\\n")
+  {}
+"""
+
+
+@pytest.mark.parametrize(("then", "code", "shown"), [("os._exit(7)", 7, True), ("pass", 0, False), ("1 / 0", 1, False)])
+def test_what_libtpu_prints_is_dropped_without_a_tpu_but_shown_where_the_program_dies(then, code, shown):
+  done = python(CHECK.format(then), JAX_PLATFORMS="cpu")
+  assert done.returncode == code and ("words of libtpu" in done.stderr.splitlines()) == shown
+
+
+def test_nothing_needs_a_temporary_file_to_start():
+  def no_files():
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+  done = python("from gmsrm_jax.parallel import backend; backend.check('cpu'); print('on')", before=no_files)
+  assert done.stdout == "on\n", done.stderr
 
 
 def test_a_process_alone_returns_its_code_and_one_of_several_that_fails_does_not_wait(monkeypatch):

@@ -16,6 +16,7 @@ import sys
 import numpy as np
 import pytest
 
+from gmsrm_jax import files
 from gmsrm_jax.errors import ConfigError, SharedError
 from gmsrm_jax.parallel import processes
 from gmsrm_jax.training import logger
@@ -115,7 +116,6 @@ def test_processes_that_do_not_agree_end_with_one_line_each_before_anything_is_w
   change, expected, trained, tmp_path
 ):
   commands = [trained.flags(tmp_path / "run"), trained.flags(tmp_path / "run", change)]
-  commands[1] = [flag for flag in commands[1] if flag == change or not flag.startswith(change.partition("=")[0] + "=")]
   for code, out, err in ends(start(trained.cache, 1, commands)):
     assert code == 2, out + err
     (line,) = (line for line in err.splitlines() if TRUNCATED not in line)
@@ -141,6 +141,17 @@ def slurm(index: int, port: int) -> dict[str, str]:
 def open_mpi(index: int, port: int) -> dict[str, str]:
   where = {"OMPI_MCA_orte_hnp_uri": f"{(port - 61440) * 4096}.0;tcp://127.0.0.1:34911", "OMPI_COMM_WORLD_SIZE": "2"}
   return where | {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
+
+
+def test_a_folder_in_use_is_refused_by_all_processes_with_the_host_and_process_that_use_it(trained, tmp_path):
+  flags = trained.flags(tmp_path / "run")
+  with files.claimed(tmp_path / "run"):
+    ended = ends(start(trained.cache, 1, [flags, flags]))
+  for code, out, err in ended:
+    assert code == 2, out + err
+    (line,) = (line for line in err.splitlines() if TRUNCATED not in line)
+    assert line.startswith("error: process 0: ") and f"process {os.getpid()} on {socket.gethostname()}" in line
+  assert not list((tmp_path / "run").iterdir())
 
 
 @pytest.mark.parametrize("launcher", [slurm, open_mpi])

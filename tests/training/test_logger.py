@@ -66,6 +66,7 @@ def test_a_resumed_run_leaves_the_records_of_an_uninterrupted_one(tmp_path):
   write_run(tmp_path / "whole", {"memory": 4, "inpaint": 6})
   write_run(tmp_path / "cut", {"memory": 4, "inpaint": 5})
   with (tmp_path / "cut" / "metrics.jsonl").open("a") as file:
+    file.write('{"stage": "inpaint", "step": null}\n{"stage": null, "step": 1}\n[]\n')
     file.write('{"stage": "inpaint", "st')  # killed while writing
   write_run(tmp_path / "cut", {"inpaint": 6}, since=2)
   assert logged(tmp_path / "cut") == logged(tmp_path / "whole")

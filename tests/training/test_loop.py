@@ -9,6 +9,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -31,12 +32,13 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import logger, loop
 from gmsrm_jax.training.checkpoint import Checkpointer
-from gmsrm_jax.training.run_folder import data_facts, describe_run
+from gmsrm_jax.training.run_folder import data_facts, describe_run, finished
 from gmsrm_jax.training.state import with_shardings
 
 ROOT = pathlib.Path(run.__file__).parent
 STEPS = 6
 TRUNCATED = "photo03.jpg"
+ODD = os.fsdecode(b"photo\xff.png")
 
 # As tests.small, with two scales only; four images a batch, because a test process sees four devices.
 SETTINGS = (
@@ -60,9 +62,9 @@ class Trained(NamedTuple):
 
   def flags(self, workdir: pathlib.Path, *changes: str) -> list[str]:
     changed = {change.partition("=")[0] for change in changes}
-    kept = [setting for setting in SETTINGS if setting.partition("=")[0] not in changed]
-    data = [f"data.train={self.photos}", f"data.val={self.held_out}"]
-    return [f"--workdir={workdir}", "--set", *data, *kept, *changes]
+    settings = [f"data.train={self.photos}", f"data.val={self.held_out}", *SETTINGS]
+    kept = [setting for setting in settings if setting.partition("=")[0] not in changed]
+    return [f"--workdir={workdir}", "--set", *kept, *changes]
 
 
 def write_photos(folder: pathlib.Path, count: int, size: int = 96) -> None:
@@ -120,6 +122,8 @@ def trained_run(base: pathlib.Path) -> Trained:
   broken = root / "photos" / TRUNCATED
   broken.write_bytes(broken.read_bytes()[:1500])
   write_photos(root / "held_out", 3, size=80)
+  for folder in ("photos", "held_out"):  # a name that is no UTF-8
+    (root / folder / "photo02.png").rename(root / folder / ODD)
   cache = root / "cache"
   cache.mkdir()
   nothing = subprocess.CompletedProcess([], 0, "", "")
@@ -198,6 +202,24 @@ def test_samples_and_report_are_written(trained):
   report = json.loads((trained.workdir / "report.json").read_text())
   assert report["step"] == STEPS and report["protocol"]["images"] == 3
   assert (trained.workdir / "report.md").read_text() in trained.done.stdout
+  assert "photo\\udcff.png" in (trained.workdir / "report.csv").read_text(encoding="utf-8")
+  with Image.open(trained.workdir / "report.png") as page:
+    assert page.width > 500
+  assert not (trained.workdir / files.LOCK).exists()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "null", "no step", "no page"])
+def test_a_report_that_is_not_whole_does_not_count_as_one(damage, trained, config, tmp_path):
+  for name in ("report.json", "report.md"):
+    shutil.copy(trained.workdir / name, tmp_path)
+  assert finished(config, tmp_path)
+  text = (tmp_path / "report.json").read_text()
+  if damage == "no page":
+    (tmp_path / "report.md").unlink()
+  else:
+    cut = {"empty": "", "cut off": text[: len(text) // 2], "null": "null", "no step": "{}"}
+    (tmp_path / "report.json").write_text(cut[damage])
+  assert not finished(config, tmp_path)
 
 
 def test_a_truncated_photo_is_named_and_the_run_goes_on(trained):
@@ -214,10 +236,26 @@ def test_the_same_command_again_says_finished_and_changes_nothing(trained):
   assert snapshot(trained.workdir) == before
 
 
+def assert_refused_beside(process, trained, workdir):
+  """A second start in the folder of a running one, which sleeps meanwhile, so that it does not end."""
+  lock, deadline = workdir / files.LOCK, time.monotonic() + 120
+  while not (lock.exists() and f"pid={process.pid}\n" in lock.read_text()):
+    assert process.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  process.send_signal(signal.SIGSTOP)
+  second = finish(trained.cache, *trained.flags(workdir))
+  process.send_signal(signal.SIGCONT)
+  assert second.returncode == 2, second.stdout + second.stderr
+  line = one_line(second.stderr)
+  assert f"{workdir} is in use by process {process.pid} on {socket.gethostname()}" in line
+
+
 def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
   workdir = tmp_path / "run"
   for stage, step in (("memory", 2), ("inpaint", 3)):
     process = start(trained.cache, *trained.flags(workdir))
+    if stage == "inpaint":  # what the killed start has left behind is no obstacle
+      assert_refused_beside(process, trained, workdir)
     wait_for_step([process], workdir, stage, step)
     while not (workdir / "checkpoints" / stage / "2").is_dir():
       time.sleep(0.01)
@@ -315,10 +353,8 @@ def refused(capsys, *flags):
 )
 def test_what_cannot_train_is_refused_before_anything_is_written(change, rule, trained, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  key = change.partition("=")[0]
-  flags = [flag for flag in trained.flags(tmp_path / "run", change) if flag == change or not flag.startswith(key + "=")]
-  line = refused(capsys, *flags)
-  assert key in line and rule in line
+  line = refused(capsys, *trained.flags(tmp_path / "run", change))
+  assert change.partition("=")[0] in line and rule in line
   assert not (tmp_path / "run").exists()
 
 
@@ -339,6 +375,39 @@ def test_a_folder_keeps_to_its_settings_and_images(trained, tmp_path, capsys):
   assert snapshot(workdir) == before
 
 
+def test_images_are_known_by_what_they_are_not_by_where(trained, tmp_path, capsys, monkeypatch):
+  workdir = shutil.copytree(trained.workdir, tmp_path / "run")
+  shutil.copytree(trained.photos, tmp_path / "elsewhere")
+  monkeypatch.chdir(trained.held_out.parent)
+  for train, val in ((tmp_path / "elsewhere", f"{trained.held_out}/"), (f"{trained.photos}/.", "held_out")):
+    assert run.main([*trained.flags(workdir, f"data.train={train}", f"data.val={val}")]) == 0
+    assert "is finished" in capsys.readouterr().out
+  (tmp_path / "elsewhere" / "photo00.png").rename(tmp_path / "elsewhere" / "photo.png")
+  line = refused(capsys, *trained.flags(workdir, f"data.train={tmp_path / 'elsewhere'}"))
+  assert f"data.train={tmp_path / 'elsewhere'}" in line and "use another --workdir" in line
+
+
+def test_folders_of_hole_shapes_are_known_by_what_they_hold_where_that_was_noted(tmp_path):
+  write_photos(tmp_path / "photos", 2)
+  write_photos(tmp_path / "objects", 2)
+  base = [f"data.train={tmp_path / 'photos'}", "data.synthetic=true", "mask.objects=1"]
+  config = overrides.override(experiments.load("demo"), [*base, f"mask.objects_folder={tmp_path / 'objects'}"])
+  evaluation = pipeline.evaluation_set(config)
+  describe_run(config, tmp_path, data_facts(config, None, evaluation), free=())
+  shutil.copytree(tmp_path / "objects", tmp_path / "copy")
+  moved = overrides.override(config, [f"mask.objects_folder={tmp_path / 'copy'}"])
+  describe_run(moved, tmp_path, data_facts(moved, None, evaluation), free=())
+  (tmp_path / "copy" / "photo00.png").unlink()
+  with pytest.raises(ConfigError, match="mask.objects_folder=.*copy"):
+    describe_run(moved, tmp_path, data_facts(moved, None, evaluation), free=())
+  # Older runs noted no hash: only the path can tell.
+  described = json.loads((tmp_path / "config.json").read_text())
+  del described["splits"]["objects"]
+  (tmp_path / "config.json").write_text(json.dumps(described))
+  with pytest.raises(ConfigError, match="mask.objects_folder: .*copy -> "):
+    describe_run(config, tmp_path, data_facts(config, None, evaluation), free=())
+
+
 def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsys):
   write_photos(tmp_path / "photos", 2)
   photos = str(tmp_path / "photos")
@@ -346,12 +415,12 @@ def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsy
   made = overrides.override(real, ["data.synthetic=true"])
   evaluation = pipeline.evaluation_set(made)
   for _ in range(2):
-    describe_run(made, tmp_path, data_facts(None, evaluation), free=())
+    describe_run(made, tmp_path, data_facts(made, None, evaluation), free=())
   described = json.loads((tmp_path / "config.json").read_text())
   assert described["splits"]["train"] == "synthetic" and described["images"]["train"] == 0
   assert "0 training images (synthetic)" in capsys.readouterr().out
   with pytest.raises(ConfigError, match="data.synthetic: True -> False"):
-    describe_run(real, tmp_path, data_facts(sources.open_source(real.data, "train"), evaluation), free=())
+    describe_run(real, tmp_path, data_facts(real, sources.open_source(real.data, "train"), evaluation), free=())
 
 
 def restore(folder, target):
