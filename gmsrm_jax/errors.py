@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Sequence
 
 
@@ -18,6 +19,29 @@ def require(condition: bool, message: str) -> None:
   """Raises ConfigError with the message unless the condition holds."""
   if not condition:
     raise ConfigError(message)
+
+
+_WAYS_OUT = {
+  errno.ENOSPC: "make room there, or choose another folder",
+  errno.EDQUOT: "make room there, or choose another folder",
+  errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+  errno.ENAMETOOLONG: "choose a shorter name",
+  errno.EACCES: "change its permissions, or choose another place",
+  errno.EPERM: "change its permissions, or choose another place",
+  errno.EROFS: "choose a place that can be written to",
+}
+
+
+def is_of_a_file(error: BaseException) -> bool:
+  """True for what the file system refuses, which the user can mend; anything else may be a bug of ours."""
+  return isinstance(error, OSError) and (error.filename is not None or error.errno in _WAYS_OUT)
+
+
+def one_line(error: Exception) -> str:
+  """The message of an error; of what the file system refuses: path, reason and way out."""
+  if isinstance(error, OSError) and is_of_a_file(error):
+    return f"{error.filename or 'a file'}: {error.strerror}: {_WAYS_OUT.get(error.errno or 0, 'choose another path')}"
+  return " ".join(str(error).split())
 
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import filelock
@@ -26,6 +26,7 @@ SHIPPED = pathlib.Path(__file__).resolve().parent / "pretrained" / "street"
 
 LOCK = ".lock"  # names host and process of the start that works in a folder
 _LEASE, _BEAT = 60.0, 5.0  # seconds without a sign of life after which a claim is void, and between two signs
+TEMPORARY = ".writing-"  # not the file's own name, which may be as long as a name can be
 
 _PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy scikit-image opencv-python-headless dm-pix pillow"
 
@@ -47,23 +48,79 @@ def versions() -> dict[str, str]:
   return {"python": platform.python_version(), **packages}
 
 
+def local_path(text: str, name: str, way_out: str = "give a path") -> pathlib.Path:
+  """The path that a flag or setting `name` says, with the home folder for '~'.
+
+  Raises:
+    ConfigError: it is empty, an address such as gs://bucket, or the home of nobody.
+  """
+  require(text.strip() != "", f"{name}={text!r} names nothing: {way_out}")
+  require("://" not in text, f"{name}={text!r} is no local path: mount the bucket and name the path it is mounted at")
+  try:
+    return pathlib.Path(text).expanduser()
+  except RuntimeError:
+    raise ConfigError(f"{name}={text!r}: no such user, or none with a home folder: write the whole path") from None
+
+
+def cache_folder() -> pathlib.Path:
+  """The folder for what can be made or fetched again."""
+  return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gmsrm_jax"
+
+
+def check_output(path: pathlib.Path, name: str) -> None:
+  """Raises ConfigError where no file can be made at or below the path: it leads through a file, or is read-only."""
+  there = nearest(path)
+  require(there == path or there.is_dir(), f"{name}={path} leads through {there}, which is a file: choose another path")
+  folder = there if there.is_dir() else there.parent
+  require(os.access(folder, os.W_OK | os.X_OK), f"{name}={path}: {folder} is read-only: choose another path")
+
+
+def nearest(path: pathlib.Path) -> pathlib.Path:
+  """The path itself, or the nearest of the folders above it that is there."""
+  return next(above for above in (path, *path.parents, pathlib.Path()) if os.path.lexists(above))
+
+
+def check_inputs_stay(outputs: Iterable[pathlib.Path], inputs: Iterable[pathlib.Path]) -> None:
+  """Raises ConfigError where an output is an input, however either is spelled."""
+  identities = {identity(path) for path in inputs}
+  for path in outputs:
+    require(identity(path) not in identities, f"{path} is an input and would be overwritten: choose another --output")
+
+
+def identity(path: pathlib.Path) -> tuple:
+  """Tells one file from another, through links, and whatever the file system makes of case and accents."""
+  try:
+    status = os.stat(path)
+  except OSError:  # it is not there
+    return (os.path.abspath(path),)
+  return status.st_dev, status.st_ino
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-  """Yields a temporary file beside `path` that takes its place on success and vanishes on failure."""
+  """Yields a temporary file beside `path` that takes its place on success and vanishes on failure.
+
+  Raises:
+    OSError: the file system refuses; it names `path`.
+  """
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-  os.close(handle)
-  temporary = pathlib.Path(name)
+  temporary = None
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=TEMPORARY, dir=path.parent)
+    os.close(handle)
+    temporary = pathlib.Path(name)
     yield temporary
-  except BaseException:
-    temporary.unlink(missing_ok=True)
+    mask = os.umask(0)
+    os.umask(mask)
+    temporary.chmod(0o666 & ~mask)  # mkstemp makes a file that nobody else may read
+    temporary.replace(path)
+  except BaseException as error:
+    if temporary is not None:
+      temporary.unlink(missing_ok=True)
+    if isinstance(error, OSError) and (error.filename is None or TEMPORARY in str(error.filename)):
+      error.filename, error.filename2 = str(path), None
     raise
-  mask = os.umask(0)
-  os.umask(mask)
-  temporary.chmod(0o666 & ~mask)  # mkstemp makes a file that nobody else may read
-  temporary.replace(path)
 
 
 @contextlib.contextmanager

@@ -76,7 +76,7 @@ def test_help_names_every_experiment_mode_and_flag_without_importing_jax():
     (["--mode=inpaint", "--images=x", "--output=z", "--num_samples=0"], ["--num_samples=0", "1 or more"]),
     (["--mode=serve", "--port=65536"], ["--port=65536", "0 to 65535"]),
     (["--mode=inpaint", "--images=x", "--output=z", "--seed=x"], ["--seed", "'x'"]),
-    (["--workdir=gs://bucket/run"], ["--workdir=gs://bucket/run"]),
+    (["--workdir=gs://bucket/run"], ["--workdir=", "gs://bucket/run", "mount"]),
   ],
 )
 def test_flags_are_refused_with_the_way_out(flags, parts):
@@ -113,7 +113,11 @@ def test_a_trained_folder_says_which_experiment_it_is(tmp_path):
   ("error", "code", "part"),
   [
     (ConfigError("two\nlines"), 2, "error: two lines"),
-    (OSError(28, "No space left on device", "x/metrics.jsonl"), 2, "error: No space left on device: x/metrics.jsonl"),
+    (
+      OSError(28, "No space left on device", "x/metrics.jsonl"),
+      2,
+      "x/metrics.jsonl: No space left on device: make room",
+    ),
     (KeyboardInterrupt(), 130, "resumes"),
   ],
 )

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import io
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
 
 from gmsrm_jax.commands.flags import parse
-from gmsrm_jax.errors import ConfigError, SharedError
+from gmsrm_jax.errors import ConfigError, SharedError, is_of_a_file, one_line
 from gmsrm_jax.parallel import backend
 
-# What the user can change; anything else is a bug of ours and keeps its traceback.
-_USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+_RESUMED = ("train", "prepare")  # modes that the same command continues
 
 
 def dispatch(flags: argparse.Namespace) -> None:
@@ -28,22 +28,50 @@ def dispatch(flags: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user must change, 3 when another process is gone, 130 when interrupted.
 
-  A run that saved and stopped on SIGTERM raises SystemExit(143).
+  A run that saved and stopped on SIGTERM raises SystemExit(143). Where nobody reads what is printed any more (`| head`)
+  it ends without a word, with 141 as other programs do.
   """
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
   try:
-    dispatch(parse(sys.argv[1:] if arguments is None else arguments))
+    try:
+      return _main(sys.argv[1:] if arguments is None else arguments)
+    finally:
+      sys.stdout.flush()
+  except BrokenPipeError:
+    unread = [stream for stream in (1, 2) if _is_unread(stream)]
+    if not unread:
+      raise
+    for stream in unread:  # so that the interpreter does not try once more
+      os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    return backend.leave(141)
+
+
+def _is_unread(stream: int) -> bool:
+  """True for a pipe that nobody reads from any more."""
+  poll = select.poll()
+  poll.register(stream, 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _main(arguments: Sequence[str]) -> int:
+  flags = None
+  try:
+    flags = parse(arguments)
+    dispatch(flags)
   except ConfigError as error:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"error: {one_line(error)}", file=sys.stderr)
     return backend.leave(2, together=isinstance(error, SharedError))
   except KeyboardInterrupt:
-    print("interrupted: the same command again resumes from the last checkpoint", file=sys.stderr)
+    resumed = flags is not None and flags.mode in _RESUMED
+    print(f"interrupted{': the same command again resumes' if resumed else ''}", file=sys.stderr)
     return backend.leave(130)
   except Exception as error:
-    if isinstance(error, OSError) and error.errno in _USER_ERRNOS:
-      print(f"error: {error.strerror}: {error.filename or 'while writing'}", file=sys.stderr)
+    if isinstance(error, BrokenPipeError):
+      raise
+    if is_of_a_file(error):
+      print(f"error: {one_line(error)}", file=sys.stderr)
       return backend.leave(2)
     if not backend.is_shared():
       raise

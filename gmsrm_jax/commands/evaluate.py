@@ -19,7 +19,7 @@ from gmsrm_jax.evaluation.baselines import Fill, baselines
 from gmsrm_jax.evaluation.from_files import FolderPictures
 from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
-from gmsrm_jax.evaluation.report import make_report, write_report
+from gmsrm_jax.evaluation.report import make_report, report_files, write_report
 from gmsrm_jax.evaluation.scorer import make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
@@ -78,6 +78,7 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   )
   fills = baselines(config.eval.baselines) if flags.masks else {}
   root = pathlib.Path(flags.output)
+  files.check_inputs_stay(report_files(root), pictures.files())
   _report(config.eval, pictures, fills, root)
   print(f"report: {root / REPORT}.md")
 

@@ -22,6 +22,7 @@ from gmsrm_jax import overrides
 from gmsrm_jax.arrays import Mask8, Rgb8
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
+from gmsrm_jax.files import check_inputs_stay
 from gmsrm_jax.models.inpainter import draw_noise, fill_pixels
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import read_run
@@ -71,6 +72,7 @@ def run(flags: argparse.Namespace) -> None:
   described = read_run(checkpoint)
   config = overrides.from_dict(described["config"])
   weights = load_weights(config, pathlib.Path(checkpoint))
+  check_inputs_stay([pathlib.Path(flags.output) / "config.json"], [pathlib.Path(checkpoint) / "config.json"])
   write(config, weights, described, pathlib.Path(flags.output), flags.weights)
   print(f"weights: {checkpoint}: {config.name}, step {weights.step}, as {flags.weights}")
   print(f"{PROGRAM}, {WEIGHTS} and {EXAMPLE} in {flags.output}: try python {flags.output}/{EXAMPLE} IMAGE MASK OUTPUT")

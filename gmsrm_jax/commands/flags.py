@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.errors import ConfigError, one_of, require, suggest
-from gmsrm_jax.files import SHIPPED
+from gmsrm_jax.files import SHIPPED, check_output, local_path
 from gmsrm_jax.parallel import backend
 
 MODES = ("train", "evaluate", "inpaint", "masks", "export", "check", "prepare", "serve", "compile", "benchmark")
 """Each is a module of this room with a function `run(flags)`."""
 
 _ALL = " ".join(MODES)
+_FILLED_FOLDER = ("train", "evaluate", "masks", "export", "prepare")  # modes whose output cannot be a file
 _OF_A_RUN = "train evaluate inpaint masks export serve"
 
 
@@ -29,7 +32,7 @@ class Flag:
   help: str
   metavar: str = ""  # that of the choices where there are any
   needed_by: str = ""  # modes that do not start without it
-  type: Callable[[str], Any] = str  # bool: it takes no value
+  type: Callable[..., Any] = str  # bool: it takes no value; local_path: a path, kept as text
   default: Any = None
   choices: Sequence[str] = ()
   least: int | None = None  # smallest number
@@ -41,7 +44,7 @@ FLAGS = (
   Flag("experiment", _ALL, f"{', '.join(experiments.names())} (default: demo)", "NAME", choices=experiments.names()),
   Flag("platform", _ALL, "back end of JAX", default="auto", choices=backend.PLATFORMS),
   Flag("mode", _ALL, "what to do", default="train", choices=MODES),
-  Flag("workdir", _OF_A_RUN, "folder of the run (default: runs/EXPERIMENT)", "DIR"),
+  Flag("workdir", _OF_A_RUN, "folder of the run (default: runs/EXPERIMENT)", "DIR", type=local_path),
   Flag(
     "set",
     "train evaluate masks check prepare compile benchmark",
@@ -52,20 +55,37 @@ FLAGS = (
   Flag("coordinator", "train", "process 0 of several; auto: as Slurm, Open MPI or Kubernetes tell", "HOST:PORT|auto"),
   Flag("num_processes", "train", "how many processes there are; a TPU slice needs no such flag", "N", type=int),
   Flag("process_id", "train", "which of them this is, from 0", "I", type=int),
-  Flag("checkpoint", "evaluate inpaint export serve", "folder of other weights: of a run, or exported", "DIR"),
+  Flag(
+    "checkpoint",
+    "evaluate inpaint export serve",
+    "folder of other weights: of a run, or exported",
+    "DIR",
+    type=local_path,
+  ),
   Flag(
     "images",
     "evaluate inpaint",
     "photographs to fill (evaluate: the truth)",
     "FILE|DIR",
     needed_by="inpaint",
+    type=local_path,
+    several=True,
   ),
-  Flag("inpainted", "evaluate", "filled pictures with the same stems as --images", "DIR"),
+  Flag(
+    "inpainted",
+    "evaluate",
+    "filled pictures with the same stems as --images",
+    "FILE|DIR",
+    type=local_path,
+    several=True,
+  ),
   Flag(
     "masks",
     "evaluate inpaint",
-    "masks with the same stems, white in the hole (default: what is transparent)",
+    "masks with the same stems, or STEM_mask*, white in the hole (default: what is transparent)",
     "FILE|DIR",
+    type=local_path,
+    several=True,
   ),
   Flag("mask_invert", "evaluate inpaint", "black is hole instead", type=bool, default=False),
   Flag("mask_dilate", "inpaint", "widen the hole by N pixels", "N", type=int, default=0, least=0),
@@ -75,6 +95,7 @@ FLAGS = (
     "where the results go (default of evaluate: the workdir)",
     "PATH",
     needed_by="inpaint masks export prepare",
+    type=local_path,
   ),
   Flag("format", "inpaint", "keep: each file's own", default="keep", choices=("keep", "png")),
   Flag("strategy", "inpaint", "how a large photo is seen", default="auto", choices=STRATEGIES),
@@ -88,7 +109,7 @@ FLAGS = (
   Flag("batch_per_chip", "compile", "instead of run.batch_size, which is for all chips", "N", type=int, least=1),
   Flag("sizes", "benchmark", "of the model (default: what the back end is fit for)", "NAME", several=True),
   Flag("batches", "benchmark", "images at once (default: likewise)", "N", type=int, several=True),
-  Flag("compare", "benchmark", "only print what these files say, side by side", "FILE", several=True),
+  Flag("compare", "benchmark", "only print what these files say, side by side", "FILE", type=local_path, several=True),
 )
 
 
@@ -107,6 +128,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   known = [f"--{flag.name}" for flag in FLAGS]
   for argument in unknown:
     name = argument.partition("=")[0]
+    require(
+      name.startswith("-"),
+      f"{argument!r} belongs to no flag: the one before it takes one value; quote what has spaces or a * in it",
+    )
     raise ConfigError(f"unknown flag {name!r}: {suggest(name, known)}see --help")
   mode = flags.mode or "train"
   one_of("--mode", mode, MODES)
@@ -118,13 +143,24 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     elif value is None:
       require(mode not in flag.needed_by.split(), f"--mode={mode} needs --{flag.name}: {flag.help}")
       setattr(flags, flag.name, flag.default)
+    elif flag.type is local_path:
+      paths = [str(local_path(text, f"--{flag.name}")) for text in (value if flag.several else [value])]
+      setattr(flags, flag.name, paths if flag.several else paths[0])
     else:
       _check(flag, value)
-  require(
-    "://" not in (flags.workdir or ""),
-    f"--workdir={flags.workdir} is no local folder: mount the bucket and name the path it is mounted at",
-  )
+  name, output = ("workdir", workdir(flags)) if mode == "train" else ("output", flags.output)
+  if output is not None:
+    _check_output(mode, f"--{name}", Path(output))
   return flags
+
+
+def _check_output(mode: str, name: str, output: Path) -> None:
+  require(
+    mode not in _FILLED_FOLDER or output.is_dir() or not os.path.lexists(output),
+    f"{name}={output} is a file: name a folder",
+  )
+  if not (mode in ("train", "prepare") and output.is_dir()):  # a finished one may be read-only
+    check_output(output, name)
 
 
 def _check(flag: Flag, value: Any) -> None:
@@ -155,7 +191,7 @@ def _parser() -> _Parser:
     groups[flag.modes].add_argument(
       f"--{flag.name}",
       metavar=flag.metavar or "|".join(flag.choices),
-      type=flag.type,
+      type=str if flag.type is local_path else flag.type,
       help=flag.help + default,
       **several,
     )

@@ -49,7 +49,6 @@ def write_masks(config: Config, output: str) -> None:
     "size": config.model.image_size,
     "source": evaluation.mask_source,
   }
-  require(not folder.is_file(), f"--output={output} is a file: give a folder for the masks")
   if (folder / MANIFEST).exists():
     old = fixed.read_manifest(folder)
     names = {mask["name"] for mask in old["masks"]}

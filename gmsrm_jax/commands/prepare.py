@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 from gmsrm_jax.commands.flags import configuration
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import records, sources
 from gmsrm_jax.data.prepare import Preparation
-from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import claimed
+from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.files import claimed, local_path
 
 
 def run(flags: argparse.Namespace) -> None:
@@ -25,8 +24,7 @@ def prepare(config: Config, output: str) -> None:
   Raises:
     ConfigError: the data cannot be read, or the folder holds something else.
   """
-  require("://" not in output, f"--output={output} is no local folder: mount the bucket and name the path")
-  folder = Path(output).expanduser()
+  folder = local_path(output, "--output")
   splits = {split: _open(config, split) for split in ("train", "val")}
   side = config.data.stored_side or math.ceil(config.model.image_size / config.data.crop_min)
   preparation = Preparation(splits, folder, side, config.data.stored_format)

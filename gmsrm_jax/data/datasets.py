@@ -6,6 +6,7 @@ A layout brings its own held-out part (Paris StreetView's `paris_eval_gt`, Place
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -14,9 +15,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from gmsrm_jax.data import pictures
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.files import local_path
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 PLAN = "prepare.json"  # in a folder of --mode=prepare: what is prepared there from what
 CELEBAHQ_IMAGES = 30_000
 CELEBAHQ_SHARE = 1 / 15  # 2,000 of 30,000
@@ -65,9 +67,7 @@ def check_folder(folder: str, setting: str, way_out: str) -> Path:
   Raises:
     ConfigError: it is missing, a file, or may not be read.
   """
-  root, where = Path(folder).expanduser(), f"{setting}={folder!r}"
-  require(folder != "", f"{where} names no folder: {way_out}")
-  require("://" not in folder, f"{where} is no local folder: mount the bucket and name the path it is mounted at")
+  root, where = local_path(folder, setting, way_out), f"{setting}={folder!r}"
   require(root.exists(), f"{where} does not exist: {way_out}")
   require(root.is_dir(), f"{where} is a file, not a folder: {way_out}")
   require(os.access(root, os.R_OK | os.X_OK), f"{where} may not be read: change its permissions")
@@ -76,13 +76,17 @@ def check_folder(folder: str, setting: str, way_out: str) -> Path:
 
 def is_image(name: str) -> bool:
   """True for the name of an image file that is not hidden."""
-  return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+  return not name.startswith(".") and name.lower().endswith(pictures.SUFFIXES)
 
 
 def image_names(folder: Path) -> list[str]:
-  """Sorted paths of the image files below the folder; hidden ones are left out, a link to a folder is followed once."""
-  names, seen = [], set()
-  for here, folders, files in os.walk(folder, followlinks=True):
+  """Sorted paths of the image files below the folder; a link to a folder is followed once.
+
+  What is not read is counted and named in a warning, but for what is hidden.
+  """
+  names, others, seen = [], [], set()
+  closed: list[OSError] = []
+  for here, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
     real = os.path.realpath(here)
     if real in seen:
       folders.clear()
@@ -94,7 +98,23 @@ def image_names(folder: Path) -> list[str]:
     prefix = os.path.relpath(here, folder).replace(os.sep, "/") + "/"
     prefix = "" if prefix == "./" else prefix
     names += [prefix + name for name in files if is_image(name)]
+    others += [prefix + name for name in files if not is_image(name) and not name.startswith(".")]
+  left_out = []
+  for what, which in (
+    (f"files that are none of {', '.join(pictures.FORMATS)} by their names", others),
+    ("folders that may not be read", [str(error.filename) for error in closed]),
+  ):
+    if which:
+      shown = ", ".join(sorted(which)[:5]) + (", …" if len(which) > 5 else "")
+      left_out.append(f"{len(which)} {what}: {shown}")
+  if left_out:
+    _warn_once(f"{folder}: left out {'; and '.join(left_out)}")
   return sorted(names)
+
+
+@functools.cache  # a folder is listed for each split
+def _warn_once(line: str) -> None:
+  _log.warning("%s", line)
 
 
 def detect_layout(root: Path) -> str:
@@ -143,8 +163,8 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
   inside = "" if folder == root else f": {folder.name}"
   require(
     bool(names),
-    f"{setting}{inside} holds no image ({' '.join(SUFFIXES)}): give {setting.partition('=')[0]} a folder of images, "
-    "or 'skimage' for the demo's photographs",
+    f"{setting}{inside} holds no image ({', '.join(pictures.FORMATS)}): give {setting.partition('=')[0]} a folder of "
+    "images, or 'skimage' for the demo's photographs",
   )
   if "val" in own or not by_rule:
     return Files(folder, names, layout, f"all of {folder.name}")

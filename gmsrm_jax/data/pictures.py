@@ -17,6 +17,18 @@ from gmsrm_jax.errors import ConfigError
 MAX_PIXELS = 89_000_000
 """Larger pictures are refused by their header, for a small file can expand to gigabytes; Pillow warns from here on."""
 
+Image.init()
+FORMATS = tuple(
+  name
+  for name in ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF", "TGA")
+  if name in Image.OPEN  # AVIF is newer than our oldest Pillow
+)
+"""Formats that are read, as Pillow names them (MPO counts as JPEG): from files, folders and uploads alike. Others start
+programs, or are rarely looked at by those who search for holes in decoders."""
+
+SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
+"""Of the files of a folder that are pictures, in lower case."""
+
 _JPEG_END = b"\xff\xd9"  # cannot occur inside the coded pixels, where 0 follows every 255
 
 
@@ -32,27 +44,24 @@ def _why(error: Exception, most_pixels: int) -> str:
   if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
     return f"it has more than {most_pixels / 1e6:.0f} million pixels: shrink it"
   if isinstance(error, Image.UnidentifiedImageError):
-    return "no known picture format"
+    return f"no known picture format: it is none of {', '.join(FORMATS)}"
   return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextlib.contextmanager
-def open_picture(
-  source: Path | bytes, name: str = "", formats: tuple[str, ...] | None = None, most_pixels: int = MAX_PIXELS
-) -> Iterator[Image.Image]:
+def open_picture(source: Path | bytes, name: str = "", most_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
   """Opens a picture file, or its bytes; the pixels are decoded when they are first asked for.
 
   Args:
     source: the file; its bytes may come from anywhere.
     name: what errors call it; the path when empty.
-    formats: those of Pillow's formats that are tried; None for all of them, which suits one's own files alone.
     most_pixels: by the file's header; a picture with more is refused before it is decoded.
 
   Raises:
     PictureError: for whatever is raised while the picture is open, with that as its cause.
   """
   try:
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as file:
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
       width, height = file.size
       if width * height > most_pixels:
         raise Image.DecompressionBombError

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from gmsrm_jax.data import datasets, pictures, records, sources, workers
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import LOCK, write_json, write_text
+from gmsrm_jax.files import LOCK, TEMPORARY, write_json, write_text
 
 Contents = dict[str, Any]
 """Contents of a shard: its split, names, bytes of each image, the names of bad images, and its own size."""
@@ -161,14 +161,13 @@ class Preparation:
 
   def _claim(self, plan: dict[str, Any]) -> None:
     path, output = self._folder / datasets.PLAN, f"--output={self._folder}"
-    require(not self._folder.is_file(), f"{output} is a file: name a folder")
     if path.exists():
       before = json.loads(path.read_text(encoding="utf-8"))
       changed = [f"{key}={before.get(key)}, not {plan[key]}" for key in plan if before.get(key) != plan[key]]
       require(not changed, f"{output} holds a preparation of {'; '.join(changed)}: name another folder or remove it")
       return
     self._folder.mkdir(parents=True, exist_ok=True)
-    strange = sorted(entry.name for entry in self._folder.iterdir() if not entry.name.startswith(f".{datasets.PLAN}"))
+    strange = sorted(entry.name for entry in self._folder.iterdir() if not entry.name.startswith(TEMPORARY))
     require(not strange, f"{output} holds other files ({', '.join(strange[:3])}): name an empty folder")
     write_json(path, plan)
 

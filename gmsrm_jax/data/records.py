@@ -14,6 +14,7 @@ from typing import Any
 
 from gmsrm_jax.data.datasets import CELEBAHQ_SHARE, PLAN, wrong_tree
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.files import local_path
 
 _HELD_OUT = ("val", "validation", "test")  # the first that a data set has is its held-out split
 
@@ -87,7 +88,7 @@ def from_tfds(spec: str, split: str, val_share: float, *, by_rule: bool, setting
 
   name, _, folder = spec.removeprefix("tfds:").partition("@")
   require(bool(name), f"{setting} names no data set: write tfds:NAME, such as tfds:celeb_a_hq/256")
-  folder = os.path.expanduser(folder) or None
+  folder = str(local_path(folder, setting)) if folder else None
   way_out = (
     f"prepare it once, where TensorFlow is installed, with: tfds build {name} --file_format=array_record"
     f"{f' --data_dir={folder}' if folder else ''}"

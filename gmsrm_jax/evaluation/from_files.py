@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,55 +40,82 @@ class FolderPictures:
     ConfigError: a folder is missing or empty, sizes differ, or nothing can be paired.
   """
 
-  def __init__(self, images: str, inpainted: str, masks: str | None, *, invert: bool = False, limit: int = 0):
-    self._images, self._inpainted, self._masks, self._invert = images, inpainted, masks, invert
-    self.method = pathlib.Path(inpainted).name or "inpainted"
+  def __init__(
+    self,
+    images: Sequence[str],
+    inpainted: Sequence[str],
+    masks: Sequence[str] | None,
+    *,
+    invert: bool = False,
+    limit: int = 0,
+  ):
+    self._images, self._inpainted = file_pairs.shown(images), file_pairs.shown(inpainted)
+    self._masks, self._invert = file_pairs.shown(masks) if masks else None, invert
+    self.method = (len(inpainted) == 1 and pathlib.Path(inpainted[0]).name) or "inpainted"
     self._notes: list[str] = []
     self._deep: set[pathlib.Path] = set()
     self._transparent: set[pathlib.Path] = set()
     self._digest, self._masks_digest = hashlib.sha256(), hashlib.sha256()
-    truths = file_pairs.files_by_stem("--images", images)
-    results = file_pairs.files_by_stem("--inpainted", inpainted)
-    stems = self._known(sorted(truths)[: limit or None], results, f"no picture of that name in --inpainted={inpainted}")
-    holes: dict[str, pathlib.Path] = {}
-    if masks is not None:
-      holes = file_pairs.masks_by_stem(masks, stems)
-      stems = self._known(stems, holes, f"no mask of that name in --masks={masks}")
+    truths, holes = file_pairs.find_files(images, masks, inpainted)
+    truths = {stem: truths[stem] for stem in sorted(truths)[: limit or None]}
+    found = file_pairs.list_files("--inpainted", inpainted, filter(os.path.isdir, [*images, *(masks or ())]))
+    results = file_pairs.by_stem("--inpainted", found)
+    pairs = [file_pairs.Pair(truth, None, truth.stem) for truth in truths.values()]
+    without_mask: list[str] = []
+    if holes is not None:
+      pairs, without_mask = file_pairs.pair(truths, holes)
+    self._files: dict[str, tuple[pathlib.Path, pathlib.Path, pathlib.Path | None]] = {}
+    without_result = []
+    for pair in pairs:
+      result = file_pairs.result_of(pair, results)
+      if result is None:
+        without_result.append(pair.stem)
+      else:
+        self._files[pair.stem] = (pair.image, result, pair.mask)
+    self._leave_out(without_result, f"no picture of that name in --inpainted={self._inpainted}")
+    self._leave_out(without_mask, f"no mask of that name in --masks={self._masks}")
     require(
-      bool(stems),
-      f"no picture of --inpainted={inpainted} has the name of one in --images={images}"
-      f"{f' and in --masks={masks}' if masks else ''}, so nothing can be scored: name results like their truth",
+      bool(self._files),
+      f"no picture of --inpainted={self._inpainted} has the name of one in --images={self._images}"
+      f"{f' and in --masks={self._masks}' if masks else ''}, so nothing can be scored: name results like their truth",
     )
-    self._files = {stem: (truths[stem], results[stem], holes.get(stem)) for stem in stems}
     self.least_size = min((_common_size(*files) for files in self._files.values()), key=min)  # height, width
-
-  def _known(self, stems: Sequence[str], files: Mapping[str, pathlib.Path], why: str) -> list[str]:
-    self._leave_out([stem for stem in stems if stem not in files], why)
-    return [stem for stem in stems if stem in files]
 
   def _leave_out(self, stems: Sequence[str], why: str) -> None:
     if stems:
       shown = ", ".join(stems[:5]) + (", …" if len(stems) > 5 else "")
-      self._notes.append(f"{len(stems)} not scored, {why}: {shown}")
-      _log.warning("%s", self._notes[-1])
+      self._note(f"{len(stems)} not scored, {why}: {shown}")
+
+  def _note(self, note: str) -> None:
+    self._notes.append(note)
+    _log.warning("%s", note)
+
+  def files(self) -> list[pathlib.Path]:
+    """All that is read."""
+    return [path for files in self._files.values() for path in files if path is not None]
 
   def __len__(self) -> int:
     return len(self._files)
 
   def __iter__(self) -> Iterator[Picture]:
-    without_hole = []
+    without_hole, large = [], 0
     for stem, (_, result, _) in self._files.items():
       data = result.read_bytes()
       self._digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(data).digest())
       picture = self._read(stem, data)
+      large += picture.mask.mean() > hole_files.LARGE
       if picture.mask.any():
         self._masks_digest.update(mask_bytes(stem, area_bounds(picture.mask), picture.mask[..., 0]))
         yield picture
       else:
         without_hole.append(stem)
-    self._leave_out(without_hole, "a mask without a hole")
-    scored = len(self._files) > len(without_hole)
-    require(scored, f"no mask of --masks={self._masks} has a hole (white is hole): see --mask_invert")
+    white = f"white is hole, above {hole_files.THRESHOLD} of 255"
+    self._leave_out(without_hole, f"a mask without a hole ({white})")
+    scored = len(self._files) - len(without_hole)
+    require(scored > 0, f"no mask of --masks={self._masks} has a hole ({white}): see --mask_invert")
+    if self._masks and large > scored / 2:
+      share = f"more than {hole_files.LARGE:.0%} of the picture"
+      self._note(f"{large} of {scored} masks make {share} hole: are they inverted? {white}; see --mask_invert")
 
   def read_again(self, bucket: str, name: str) -> Picture:
     """Reads one picture and its hole again, for the pictures of the report."""

@@ -117,6 +117,11 @@ def write_report(
   return text
 
 
+def report_files(root: pathlib.Path) -> list[pathlib.Path]:
+  """The four files."""
+  return [root / f"{REPORT}.{suffix}" for suffix in ("json", "csv", "png", "md")]
+
+
 def table(scores: Scores) -> str:
   """CSV, a line per method, bucket and image, a column per metric; 'inf' is a PSNR of equal pictures."""
   text = io.StringIO()

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import itertools
 import operator
-import pathlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +23,7 @@ from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation import distribution
 from gmsrm_jax.evaluation.baselines import Fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
+from gmsrm_jax.files import local_path
 from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
 from gmsrm_jax.pretrained import inception, lpips, vgg16, weight_files
 
@@ -85,8 +85,10 @@ def make_measure(config: EvalConfig) -> Measure:
   protocol, setting = PROTOCOLS[config.protocol], config.inception_weights
   networks: dict[str, Any] = {"alex": lpips.load_alexnet(), "vgg": vgg16.load_vgg16()}
   weights = {name: weight_files.SHA256[name] for name in ("alexnet", "vgg16")}
-  path = inception.download() if setting == "download" else pathlib.Path(setting) if setting else None
-  path = path or inception.find_inception()
+  if setting == "download":
+    path = inception.download()
+  else:
+    path = local_path(setting, "eval.inception_weights") if setting else inception.find_inception()
   note = f"No FID: it needs {inception.NAME}; set eval.inception_weights to its path, or to download."
   if path is not None:
     networks["inception"], weights["inception"] = inception.load_inception(path), inception.SHA256

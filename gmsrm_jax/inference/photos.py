@@ -51,6 +51,9 @@ _MODES = {
   "RGBA;16": _Mode("PNG TIFF", lambda rgb: rgb * np.uint16(257)),
   "CMYK": _Mode("TIFF JPEG MPO", lambda rgb: np.asarray(PilImage.fromarray(rgb).convert("CMYK"))),
 }
+WRITTEN = {suffix: name for suffix, name in PilImage.registered_extensions().items() if name in _MODES["RGB"].formats}
+"""Suffix, in lower case, to the format that a file of that name is written in."""
+
 _DEEP = ("RGB;16", "RGBA;16")
 _OPTIONS: dict[str, dict[str, Any]] = {
   "JPEG": {"quality": 95},
@@ -96,7 +99,6 @@ class Photo:
 def read_photo(
   source: pathlib.Path | bytes,
   name: str = "",
-  formats: tuple[str, ...] | None = None,
   most_pixels: int = pictures.MAX_PIXELS,
 ) -> Photo:
   """Reads a picture file, or its bytes; the arguments are those of `open_picture`.
@@ -104,7 +106,7 @@ def read_photo(
   Raises:
     PictureError: it cannot be decoded to the end, or is too large.
   """
-  with pictures.open_picture(source, name, formats, most_pixels) as file:
+  with pictures.open_picture(source, name, most_pixels) as file:
     file.load()
     orientation = file.getexif().get(ExifTags.Base.Orientation, 1)
     orientation = orientation if orientation in _UPRIGHT else 1
@@ -200,15 +202,19 @@ def fill_hole(
 
 
 def output_format(photo: Photo, wanted: str) -> str:
-  """Names the format a photo is written in: with 'keep' its own, where that holds its mode, else PNG."""
-  if wanted != "keep" or photo.format not in _MODES[photo.mode].formats.split():
-    return "PNG"
-  return "JPEG" if photo.format == "MPO" else photo.format
+  """Names the format a photo is written in: with 'keep' its own, where that holds its mode, else PNG.
 
-
-def output_name(path: pathlib.Path, photo: Photo, wanted: str) -> str:
-  """The photo's own name; with another suffix where it is written in another format."""
-  return path.name if output_format(photo, wanted) in (photo.format, "JPEG") else path.stem + ".png"
+  Raises:
+    ConfigError: `wanted` is a format that does not hold the photo's mode.
+  """
+  formats = _MODES[photo.mode].formats.split()
+  if wanted == "keep":
+    named = photo.format if photo.format in formats else "PNG"
+    return "JPEG" if named == "MPO" else named
+  named = wanted.upper()
+  held = named in (*formats, "PNG")
+  require(held, f"{named} cannot hold pixels of {photo.mode}: name a .png file, or a folder")
+  return named
 
 
 def write_photo(photo: Photo, path: pathlib.Path, wanted: str = "keep") -> None:

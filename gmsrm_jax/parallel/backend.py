@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.files import cache_folder, local_path
 
 PLATFORMS = ("auto", "cpu", "gpu", "tpu")
 
@@ -113,8 +114,8 @@ def use_compile_cache(setting: str) -> None:
   if setting == "off":
     jax.config.update("jax_enable_compilation_cache", False)
   elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (setting != "auto" or jax.default_backend() != "cpu"):
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    jax.config.update("jax_compilation_cache_dir", os.path.join(base, "gmsrm_jax") if setting == "auto" else setting)
+    folder = cache_folder() if setting == "auto" else local_path(setting, "run.compile_cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def is_shared() -> bool:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image
 from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.files import cache_folder
 from gmsrm_jax.pretrained import weight_files
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
@@ -126,7 +127,7 @@ def load_inception(path: str | pathlib.Path) -> Params:
   Raises:
     ConfigError: the file is missing or altered.
   """
-  path = pathlib.Path(path).expanduser()
+  path = pathlib.Path(path)
   weight_files.check_sha256(path, SHA256, f"download {URL} and set eval.inception_weights to its path")
   return {
     name: tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor
@@ -140,11 +141,6 @@ def find_inception() -> pathlib.Path | None:
   torch_home = os.environ.get("TORCH_HOME", "~/.cache/torch")
   folders = (cache_folder(), pathlib.Path(torch_home).expanduser() / "hub" / "checkpoints")
   return next((folder / NAME for folder in folders if (folder / NAME).is_file()), None)
-
-
-def cache_folder() -> pathlib.Path:
-  """The folder that `download` puts the file into."""
-  return pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "gmsrm_jax"
 
 
 def download() -> pathlib.Path:

@@ -19,9 +19,6 @@ from gmsrm_jax.errors import require
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
 
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "JPEG2000", "AVIF")
-"""Formats that are decoded for strangers (MPO counts as JPEG); others start programs or are rarely looked at."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
@@ -56,9 +53,9 @@ def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[
   Raises:
     ConfigError: they are damaged (PictureError), do not fit each other, or there is no hole.
   """
-  photo, names = photos.read_photo(fields.image, "image", FORMATS, most_pixels), ("image", "mask")
+  photo, names = photos.read_photo(fields.image, "image", most_pixels), ("image", "mask")
   if fields.mask:
-    with pictures.open_picture(fields.mask, "mask", FORMATS, most_pixels) as file:
+    with pictures.open_picture(fields.mask, "mask", most_pixels) as file:
       hole = photos.hole_of(photo, file, names)
   else:
     hole = photos.hole_of(photo, None, names)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import jax
 from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import require
+from gmsrm_jax.files import local_path
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.stages import has_teacher
 from gmsrm_jax.training.state import TrainState, abstract_state, first_state, init_state, release_params
@@ -19,7 +19,7 @@ from gmsrm_jax.training.weights import is_export, load_state, load_weights
 
 def check_source(config: Config) -> None:
   """Raises ConfigError for no weights, those of another model, or no teacher where the losses need one."""
-  folder = pathlib.Path(config.run.init_from)
+  folder = local_path(config.run.init_from, "run.init_from")
   named = f"run.init_from={config.run.init_from}"
   exported = is_export(folder)
   require(
@@ -45,7 +45,7 @@ def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
   A run's checkpoint brings its discriminator and, where the losses need it, its teacher; an export brings neither: the
   discriminator starts anew, from the key. The new run may freeze the memory where the trained one did not.
   """
-  folder = pathlib.Path(config.run.init_from)
+  folder = local_path(config.run.init_from, "run.init_from")
   if is_export(folder):
     trained, weights = None, load_weights(config, folder).params
   else:

@@ -150,7 +150,7 @@ def test_folders_that_cannot_be_used_are_named_in_one_line(tmp_path, split):
   empty = tmp_path / "empty"
   empty.mkdir()
   missing = tmp_path / "no"
-  cases = {"": "names no folder", str(missing): "does not exist", str(file): "is a file", str(empty): "no image"}
+  cases = {"": "names nothing", str(missing): "does not exist", str(file): "is a file", str(empty): "no image"}
   for spec, rule in cases.items():
     with pytest.raises(ConfigError, match=rule) as error:
       opened(spec, split)

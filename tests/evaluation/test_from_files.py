@@ -50,7 +50,7 @@ def tree(tmp_path):
 
 
 def opened(tree, **options):
-  return FolderPictures(str(tree / "truth"), str(tree / "filled"), str(tree / "masks"), **options)
+  return FolderPictures([str(tree / "truth")], [str(tree / "filled")], [str(tree / "masks")], **options)
 
 
 def flags(tree, *more):

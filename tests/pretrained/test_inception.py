@@ -15,6 +15,7 @@ import torch
 
 from gmsrm_jax.arrays import image_from_uint8
 from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.files import cache_folder
 from gmsrm_jax.pretrained import inception, weight_files
 from tests import photographs
 from tests.pretrained import torch_inception
@@ -65,10 +66,10 @@ def test_a_download_keeps_what_has_the_right_hash_and_is_fetched_once(home, monk
     online.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"weights"))
     with pytest.raises(ConfigError, match=r"sha256 [0-9a-f]{8}… instead of 6726825d….*https"):
       inception.download()
-    assert list(inception.cache_folder().iterdir()) == []
+    assert list(cache_folder().iterdir()) == []
     online.setattr(inception, "SHA256", hashlib.sha256(b"weights").hexdigest())
     assert inception.download().read_bytes() == b"weights"
-  assert inception.download() == inception.cache_folder() / inception.NAME
+  assert inception.download() == cache_folder() / inception.NAME
 
 
 def test_no_network_is_one_clear_line(home, monkeypatch):
@@ -82,7 +83,7 @@ def test_no_network_is_one_clear_line(home, monkeypatch):
 
 def test_the_file_is_found_where_it_was_left(home):
   assert inception.find_inception() is None
-  for folder in (home / "torch" / "hub" / "checkpoints", inception.cache_folder()):
+  for folder in (home / "torch" / "hub" / "checkpoints", cache_folder()):
     folder.mkdir(parents=True)
     (folder / inception.NAME).touch()
     assert inception.find_inception() == folder / inception.NAME

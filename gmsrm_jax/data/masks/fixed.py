@@ -17,6 +17,7 @@ from tqdm import tqdm
 from gmsrm_jax.config import Config, EvalConfig, MaskConfig
 from gmsrm_jax.data.masks import draw, hole_files
 from gmsrm_jax.errors import require
+from gmsrm_jax.files import local_path
 
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -142,12 +143,12 @@ def open_masks(config: Config, names: Sequence[str]) -> EvaluationMasks:
     ConfigError: `eval.masks` cannot be read, or lacks masks of an image or a bucket.
   """
   size, settings = config.model.image_size, config.eval
-  folder = Path(settings.masks).expanduser()
-  if settings.masks and not (folder / MANIFEST).is_file():
+  folder = local_path(settings.masks, "eval.masks") if settings.masks else None
+  if folder and not (folder / MANIFEST).is_file():
     return PickedMasks(settings, size)
   for name, value in (("mask_invert", settings.mask_invert), ("mask_dilate", settings.mask_dilate)):
     require(not value, f"eval.{name}={value} changes mask files, not drawn masks: leave it out")
-  return ManifestMasks(folder, size, names) if settings.masks else DrawnMasks(config.mask, settings.mask_seed, size)
+  return ManifestMasks(folder, size, names) if folder else DrawnMasks(config.mask, settings.mask_seed, size)
 
 
 def read_manifest(folder: Path) -> dict:

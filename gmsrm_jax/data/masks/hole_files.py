@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 
 from gmsrm_jax.data import datasets, pictures
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.files import local_path
 
 THRESHOLD = 127
 """A mask pixel above this is hole, of 0..255, so the soft edges of a JPEG are cut in the middle."""
@@ -112,7 +113,7 @@ def mask_paths(folder: str, setting: str) -> tuple[Path, ...]:
   way_out = "give a folder of mask files, white in the hole"
   root = datasets.check_folder(folder, setting, way_out)
   paths = tuple(root / name for name in datasets.image_names(root))
-  require(bool(paths), f"{setting}={folder!r} holds no image ({' '.join(datasets.SUFFIXES)}): {way_out}")
+  require(bool(paths), f"{setting}={folder!r} holds no image ({', '.join(pictures.FORMATS)}): {way_out}")
   return paths
 
 
@@ -124,7 +125,7 @@ class MaskFiles:
   """
 
   def __init__(self, path: str, setting: str, *, invert: bool = False, dilate: int = 0):
-    root = Path(path).expanduser()
+    root = local_path(path, setting)
     if root.is_file():
       self._files = _packed(root, f"{setting}={path!r}")
     else:

@@ -191,7 +191,7 @@ def test_kinds_that_draw_from_files_need_them(tmp_path):
     draw.check_folders(empty)
   with pytest.raises(ConfigError, match="mask.occlusions_folder=.* holds no image"):
     draw.draw_kind("occlusions", _rng(0), 9, 9, (0, 1), empty)
-  with pytest.raises(ConfigError, match="mask.objects_folder='' names no folder"):
+  with pytest.raises(ConfigError, match="mask.objects_folder='' names nothing"):
     draw.draw_kind("objects", _rng(0), 9, 9, (0, 1))
   Image.new("L", (8, 8), 0).save(tmp_path / "black.png")
   with pytest.raises(ConfigError, match="black.png is black everywhere"):
