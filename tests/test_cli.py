@@ -67,7 +67,12 @@ def test_help_names_every_experiment_mode_and_flag_without_importing_jax():
     (["--mode=trian"], ["--mode='trian'", "'train'?"]),
     (["--exprment=paris"], ["'--exprment'", "'--experiment'?"]),
     (["--exp=paris"], ["'--exp'"]),
-    (["demo"], ["'demo'"]),
+    (["demo"], ["'demo'", "quote"]),
+    (["--mode=inpaint", "--images", "a", "b", "--output", "x", "c.png"], ["'c.png'", "one value", "quote"]),
+    (["--mode=inpaint", "--images=x", "--output="], ["--output=''", "names nothing"]),
+    (["--mode=inpaint", "--images=x", f"--output={__file__}/z"], ["--output=", "test_cli.py, which is a file"]),
+    (["--mode=masks", f"--output={__file__}"], ["--output=", "is a file", "folder"]),
+    ([f"--workdir={__file__}"], ["--workdir=", "is a file", "folder"]),
     (["--images=x"], ["--images", "--mode=train", "--mode=evaluate or inpaint"]),
     (["--seed=0"], ["--seed", "--mode=train"]),
     (["--mode=inpaint", "--set", "run.seed=1"], ["--set", "--mode=inpaint"]),
@@ -90,7 +95,8 @@ def test_a_flag_gets_the_default_of_its_mode_and_none_in_the_others():
   flags = parse(["--set", "run.seed=1", "data.flip=false", "--set", "run.batch_size=2"])
   assert flags.set == ["run.seed=1", "data.flip=false", "run.batch_size=2"]
   assert (flags.mode, flags.platform, flags.num_samples, flags.workdir) == ("train", "auto", None, None)
-  flags = parse(["--mode=inpaint", "--images=x", "--output=z", "--mask_invert"])
+  flags = parse(["--mode=inpaint", "--images", "x", "y", "--output=~/z/", "--mask_invert"])
+  assert (flags.images, flags.output) == (["x", "y"], os.path.expanduser("~/z"))
   assert (flags.num_samples, flags.mask_invert, flags.strategy, flags.set) == (1, True, "auto", None)
 
 
@@ -149,6 +155,29 @@ def test_a_file_whose_name_is_no_text_goes_through_check_masks_and_preparation(t
   assert "left out 2 that cannot be decoded: train/9\\udcff.png" in capsys.readouterr().out
   listed = json.loads((tmp_path / "records" / "train.names.json").read_bytes())["names"]
   assert [os.fsencode(name) for name in listed] == [b"%d\xff.png" % index for index in range(9)]
+
+
+def test_an_interrupt_promises_to_resume_only_where_it_is_so(monkeypatch, capsys):
+  monkeypatch.setattr(commands, "dispatch", lambda flags: (_ for _ in ()).throw(KeyboardInterrupt))
+  assert run.main(["--mode=inpaint", "--images=x", "--output=z"]) == 130
+  assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_goes_away_ends_the_program_without_a_word(stream):
+  read, write = os.pipe()
+  os.close(read)
+  flags = ["--mode=nothing"] if stream == "stderr" else ["--mode=serve"]
+  program = (
+    "import sys, run; from gmsrm_jax import commands; commands.dispatch = lambda flags: print('ready')\n"
+    "sys.exit(run.main(sys.argv[1:]))"
+  )
+  streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
+  done = subprocess.run(
+    [sys.executable, "-c", program, *flags], cwd=ROOT, text=True, timeout=120, check=False, **streams
+  )
+  os.close(write)
+  assert done.returncode == 141 and not done.stderr
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from gmsrm_jax import files, panels
-from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.errors import ConfigError, is_of_a_file, one_line
 
 
 def test_a_failed_write_keeps_the_old_file_and_no_scraps(tmp_path, monkeypatch):
@@ -30,6 +30,62 @@ def test_a_failed_write_keeps_the_old_file_and_no_scraps(tmp_path, monkeypatch):
 def test_the_name_of_a_file_that_is_no_text_is_written_with_escapes(tmp_path):
   files.write_text(tmp_path / "report.md", f"é {os.fsdecode(bytes([0x61, 0xFF]))}")
   assert (tmp_path / "report.md").read_bytes() == "é a\\udcff".encode()
+
+
+@pytest.mark.parametrize("target", ["n" * 251 + ".png", "folder", "file/below"])
+def test_a_name_may_be_as_long_as_a_name_can_be_and_what_cannot_be_replaced_is_named(target, tmp_path):
+  (tmp_path / "folder").mkdir()
+  (tmp_path / "file").touch()
+  if target.startswith("n"):
+    files.write_text(tmp_path / target, "new")
+    assert (tmp_path / target).read_text() == "new"
+  else:
+    with pytest.raises(OSError) as error:
+      files.write_text(tmp_path / target, "new")
+    assert is_of_a_file(error.value) and str(tmp_path / target.partition("/")[0]) in one_line(error.value)
+  assert not list(tmp_path.glob(".*"))
+
+
+def test_a_full_disk_leaves_no_scraps_and_names_the_file(tmp_path):
+  """The kernel refuses to write more than 1,000 bytes."""
+  program = (
+    "import resource, sys; from gmsrm_jax import files, errors\n"
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+    "try: files.write_text(sys.argv[1], 'x' * 2000)\n"
+    "except OSError as error: print(errors.one_line(error))"
+  )
+  command = [sys.executable, "-c", program, str(tmp_path / "a.png")]
+  done = subprocess.run(command, capture_output=True, text=True, check=True)
+  assert done.stdout.startswith(f"{tmp_path / 'a.png'}: File too large: ") and "ulimit" in done.stdout
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_path_is_local_and_begins_at_the_home_folder(monkeypatch, tmp_path):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert files.local_path("~/a b", "--output") == tmp_path / "a b"
+  for text, rule in (("", "names nothing"), ("gs://b/x", "no local path: mount"), ("~nobody-here/x", "no such user")):
+    with pytest.raises(ConfigError, match=f"--output={text!r}.* {rule}"):
+      files.local_path(text, "--output")
+
+
+def test_an_output_needs_a_folder_that_can_be_written_to(tmp_path, monkeypatch):
+  (tmp_path / "file").touch()
+  files.check_output(tmp_path / "new" / "deep", "--output")
+  with pytest.raises(ConfigError, match="--output=.*deep leads through .*file, which is a file"):
+    files.check_output(tmp_path / "file" / "deep", "--output")
+  monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+  with pytest.raises(ConfigError, match="--output=.*deep: .* is read-only"):
+    files.check_output(tmp_path / "new" / "deep", "--output")
+
+
+def test_an_input_is_known_by_any_name(tmp_path):
+  (tmp_path / "photo").write_text("")
+  (tmp_path / "link").symlink_to("photo")
+  files.check_inputs_stay([tmp_path / "new"], [tmp_path / "photo", tmp_path / "gone"])
+  for output in (tmp_path / "link", tmp_path / "x" / ".." / "photo", tmp_path / "gone"):
+    (tmp_path / "x").mkdir(exist_ok=True)
+    with pytest.raises(ConfigError, match="is an input"):
+      files.check_inputs_stay([output], [tmp_path / "photo", tmp_path / "gone"])
 
 
 def test_json_holds_plain_values_and_reads_back(tmp_path):

@@ -59,7 +59,7 @@ def test_samples_have_names_of_their_own_and_equal_seeds_give_equal_files(folder
 def test_the_users_own_files_are_never_overwritten(folder, capsys):
   before = (folder / "images" / "a.png").read_bytes()
   assert fill(folder, output="images") == 2
-  assert "would overwrite" in one_line(capsys.readouterr().err)
+  assert "a.png is an input" in one_line(capsys.readouterr().err)
   assert (folder / "images" / "a.png").read_bytes() == before
 
 
