@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import skimage.data
@@ -10,6 +13,7 @@ from PIL import Image
 import run
 from gmsrm_jax import Inpainter
 from gmsrm_jax.commands import inpaint
+from gmsrm_jax.inference import photos
 from tests.inference.test_inpainter import noisy_model
 from tests.inference.test_photos import MODES_OF, save_picture
 from tests.training.test_loop import one_line, trained_run
@@ -77,6 +81,42 @@ def test_what_cannot_be_filled_is_one_line_and_exit_code_2(damage, flag, parts, 
   line = one_line(capsys.readouterr().err)
   assert [part for part in parts if part not in line] == []
   assert not list(folder.glob("out/*"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, None])
+def test_a_picture_that_cannot_be_written_is_named_and_the_others_are_done(number, folder, capsys, monkeypatch):
+  for name in ("b", "c"):
+    Image.fromarray(PHOTO).save(folder / "images" / f"{name}.png")
+  write = photos.write_photo
+
+  def write_or_fail(photo, path, wanted):
+    if path.name == "b.png":
+      raise OSError(number, os.strerror(number), str(path)) if number else OSError("encoder error -2")
+    write(photo, path, wanted)
+
+  monkeypatch.setattr(photos, "write_photo", write_or_fail)
+  where = [f"--images={folder / 'images'}", f"--masks={folder / 'masks' / 'a.png'}", f"--output={folder / 'out'}"]
+  assert run.main(["--mode=inpaint", *where]) == 2
+  line = one_line(capsys.readouterr().err)
+  assert "1 of 3" in line and (f"b.png: {os.strerror(number)}" if number else "encoder error -2") in line
+  assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "c.png"]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("x1.png", "PNG"), ("new/x1.jpg", "JPEG"), ("x1.TIF", "TIFF")])
+def test_one_picture_is_written_to_the_file_that_is_named_in_its_format(name, kind, folder):
+  assert fill(folder, output=name) == 0
+  with Image.open(folder / name) as filled:
+    assert filled.format == kind
+    if kind != "JPEG":
+      np.testing.assert_array_equal(np.asarray(filled)[HOLE == 0], PHOTO[HOLE == 0])
+
+
+def test_a_format_that_cannot_hold_the_pixels_is_refused(folder, capsys):
+  Image.fromarray(PHOTO).convert("RGBA").save(folder / "images" / "a.png")
+  assert fill(folder, output="x.jpg") == 2
+  line = one_line(capsys.readouterr().err)
+  assert [part for part in ("JPEG", "RGBA", ".png") if part not in line] == []
+  assert not (folder / "x.jpg").exists()
 
 
 def test_the_flags_invert_and_then_widen_the_hole_which_then_is_suspiciously_large(folder, caplog):

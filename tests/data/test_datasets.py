@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 
 import pytest
 from PIL import Image
 
 from gmsrm_jax.config import DataConfig
-from gmsrm_jax.data import datasets, sources
+from gmsrm_jax.data import datasets, pictures, sources
 from gmsrm_jax.errors import ConfigError
 
 
@@ -40,6 +41,47 @@ def paris_names(places=40, headings=3):
     for place in range(places)
     for heading in range(headings)
   ]
+
+
+def test_every_format_is_found_in_a_folder_and_what_is_left_out_is_named(tmp_path, caplog, monkeypatch):
+  for suffix in [
+    "png",
+    "apng",
+    "jpg",
+    "jpeg",
+    "jfif",
+    "JPG",
+    "webp",
+    "tif",
+    "tiff",
+    "bmp",
+    "gif",
+    "ppm",
+    "pgm",
+    "jp2",
+    "j2k",
+    "tga",
+  ]:
+    Image.new("L" if suffix == "pgm" else "RGB", (24, 20)).save(tmp_path / f"{suffix}.{suffix}")
+  found = datasets.image_names(tmp_path)
+  assert found == sorted(path.name for path in tmp_path.iterdir()) and caplog.text == ""
+  for name in found:
+    assert pictures.decode(tmp_path / name).shape == (20, 24, 3), name
+  for name in ("a.heic", "notes.txt", ".hidden.txt", "closed/b.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+  scan = os.scandir
+
+  def scan_what_is_open(path):  # root may read everything
+    if os.path.basename(path) == "closed":
+      raise PermissionError(13, "Permission denied", path)
+    return scan(path)
+
+  monkeypatch.setattr(os, "scandir", scan_what_is_open)
+  assert datasets.image_names(tmp_path) == datasets.image_names(tmp_path) == found
+  (record,) = caplog.records  # once
+  assert [part for part in ("2 files", "a.heic, notes.txt", "1 folder", "closed") if part not in record.message] == []
+  assert ".hidden" not in record.message
 
 
 @pytest.mark.parametrize("inside", ["", "paris_eval/", "given/out/"])

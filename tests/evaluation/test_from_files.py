@@ -17,6 +17,7 @@ from PIL import Image
 
 import run
 from gmsrm_jax.data.masks.fixed import bucket_name, mask_bytes
+from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation.from_files import FolderPictures, area_bounds
 from gmsrm_jax.evaluation.scorer import ALL
 from gmsrm_jax.inference import photos
@@ -148,6 +149,26 @@ def test_inverted_masks_are_turned_by_a_flag(tree):
     np.testing.assert_array_equal(mask, picture.mask)
 
 
+def test_masks_that_look_inverted_are_pointed_out(tree, caplog):
+  for path in (tree / "masks").iterdir():
+    mask = np.full_like(pixels(path), 255)
+    mask[:8] = 0
+    write(path, mask)
+  folder = opened(tree)
+  assert len(list(folder)) == 4
+  assert "4 of 4 masks" in caplog.text and "--mask_invert" in folder.describe()["notes"][-1]
+
+
+def test_masks_beside_the_truth_and_results_called_like_them_as_lama_has_it(tree):
+  for name in NAMES:
+    (tree / "masks" / f"{name}.png").rename(tree / "truth" / f"{name}_mask001.png")
+    (tree / "filled" / f"{name}.png").rename(tree / "filled" / f"{name}_mask001.png")
+  folder = FolderPictures([str(tree / "truth")], [str(tree / "filled")], [str(tree / "truth")])
+  assert [picture.name for picture in folder] == list(NAMES)
+  with pytest.raises(ConfigError, match="compared with itself"):
+    FolderPictures([str(tree / "filled")], [str(tree / "filled")], None)
+
+
 @pytest.mark.parametrize(
   ("case", "named"),
   [
@@ -159,6 +180,7 @@ def test_inverted_masks_are_turned_by_a_flag(tree):
     ("no holes", ["--masks=", "white is hole", "--mask_invert"]),
     ("twins", ["--inpainted", "'a'", "rename one"]),
     ("broken", ["filled/a.png", "cannot be decoded", "replace the file"]),
+    ("overwritten", ["truth/report.png is an input", "--output"]),
     ("too small", ["protocol=ours", "32x32", "30x20"]),
   ],
 )
@@ -186,7 +208,12 @@ def test_what_cannot_be_scored_is_one_line_and_exit_code_2(case, named, tree, ca
   elif case == "too small":
     for folder, picture in (("truth", small), ("filled", small), ("masks", small + 255)):
       write(tree / folder / "e.png", picture)
-  assert run.main(flags(tree, f"--masks={tree / 'masks'}")) == 2
+  more = [f"--masks={tree / 'masks'}"]
+  if case == "overwritten":
+    for folder in ("truth", "filled", "masks"):
+      shutil.copy(tree / folder / "a.png", tree / folder / "report.png")
+    more = [*more, f"--output={tree / 'truth'}"]
+  assert run.main(flags(tree, *more)) == 2
   (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
   assert all(fragment in line for fragment in named), line
   assert not (tree / "out").exists()
