@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from gmsrm_jax.errors import one_of, require
+from gmsrm_jax.errors import check_seed, one_of, require
 
 # Names that settings and flags choose from; their owners are inference/tiling.py, evaluation/ and data/.
 STRATEGIES = ("auto", "full", "crop", "resize")
@@ -264,8 +264,8 @@ class EvalConfig:
     for name in baselines:
       one_of("eval.baselines", name, BASELINES)
     require(len({*baselines}) == len(baselines), f"eval.baselines={self.baselines!r} names one twice: name each once")
-    positive, not_negative = "batch_size", "max_images mask_seed mask_dilate"
-    _check(self, "eval.", positive=positive, not_negative=not_negative)
+    check_seed("eval.mask_seed", self.mask_seed)
+    _check(self, "eval.", positive="batch_size", not_negative="max_images mask_dilate")
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
 
 
@@ -292,7 +292,8 @@ class RunConfig:
 
   def __post_init__(self):
     positive = "batch_size log_every save_every keep panel_every panel_images fsdp accumulate"
-    _check(self, "run.", positive=positive, not_negative="seed keep_best")
+    check_seed("run.seed", self.seed)
+    _check(self, "run.", positive=positive, not_negative="keep_best")
     one_of("run.if_save_fails", self.if_save_fails, ("stop", "go_on"))
     for name in self.recomputed:
       one_of("run.remat", name, REMAT)

@@ -6,6 +6,9 @@ import difflib
 import errno
 from collections.abc import Sequence
 
+MAX_SEED = 2**32 - 1
+"""The largest seed; of a larger one JAX takes the last 32 bits, which are another seed."""
+
 
 class ConfigError(ValueError):
   """A setting, flag, file or folder that the user must change; `run.py` prints it as one line."""
@@ -47,6 +50,11 @@ def one_line(error: Exception) -> str:
 def one_of(name: str, value: str, choices: Sequence[str]) -> None:
   """Raises ConfigError, with the closest choice, unless the value is one of them."""
   require(value in choices, f"{name}={value!r} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
+
+
+def check_seed(name: str, seed: int) -> None:
+  """Raises ConfigError for a seed that would give the numbers of another one."""
+  require(0 <= seed <= MAX_SEED, f"{name}={seed} is out of range: give a whole number from 0 to {MAX_SEED}")
 
 
 def suggest(name: str, choices: Sequence[str]) -> str:

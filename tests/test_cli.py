@@ -81,6 +81,10 @@ def test_help_names_every_experiment_mode_and_flag_without_importing_jax():
     (["--mode=inpaint", "--images=x", "--output=z", "--num_samples=0"], ["--num_samples=0", "1 or more"]),
     (["--mode=serve", "--port=65536"], ["--port=65536", "0 to 65535"]),
     (["--mode=inpaint", "--images=x", "--output=z", "--seed=x"], ["--seed", "'x'"]),
+    *(
+      (["--mode=inpaint", "--images=x", "--output=z", f"--seed={seed}"], [f"--seed={seed}", "0 to 4294967295"])
+      for seed in (-1, 2**32, 10**20)
+    ),
     (["--workdir=gs://bucket/run"], ["--workdir=", "gs://bucket/run", "mount"]),
   ],
 )

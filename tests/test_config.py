@@ -67,6 +67,11 @@ def test_checks_see_only_the_final_values(config):
     ("memory=1", ["'memory' is a section", "memory.num_groups"]),
     ("memory.usage_decay=0.99", ["'memory.usage_decay'", "leave it out"]),
     ("run.seed", ["'run.seed'", "KEY=VALUE"]),
+    *(
+      (f"{name}={seed}", [f"{name}={seed}", "0 to 4294967295"])
+      for name in ("run.seed", "eval.mask_seed")
+      for seed in (-1, 2**32, 10**20)
+    ),
     ("run.seed=one", ["run.seed='one'", "a whole number", "run.seed=4"]),
     ("data.flip=1", ["data.flip='1'", "true or false"]),
     ("data.workers=-1", ["data.workers=-1", "negative"]),

@@ -42,7 +42,7 @@ FLOORS: tuple[dict[str, str], ...] = (
   {"inference": "__init__ file_pairs inpainter output_plan photos tiling"},
   {
     "evaluation": "__init__ baselines distribution from_files held_out metrics protocols report scorer",
-    "serving": "__init__ requests server",
+    "serving": "__init__ connections requests server",
     "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
     " tpu.topologies",
   },

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import STRATEGIES, Config
-from gmsrm_jax.errors import ConfigError, one_of, require, suggest
+from gmsrm_jax.errors import MAX_SEED, ConfigError, one_of, require, suggest
 from gmsrm_jax.files import SHIPPED, check_output, local_path
 from gmsrm_jax.parallel import backend
 
@@ -100,7 +100,7 @@ FLAGS = (
   Flag("format", "inpaint", "keep: each file's own", default="keep", choices=("keep", "png")),
   Flag("strategy", "inpaint", "how a large photo is seen", default="auto", choices=STRATEGIES),
   Flag("num_samples", "inpaint", "fills per photograph", "N", type=int, default=1, least=1),
-  Flag("seed", "inpaint", "another seed draws other samples 1, 2 ...", "S", type=int, default=0, least=0),
+  Flag("seed", "inpaint", "another one draws other samples 1, 2 ...", "S", type=int, default=0, least=0, most=MAX_SEED),
   Flag("contact_sheet", "inpaint", "also write STEM_sheet.png with all samples", type=bool, default=False),
   Flag("weights", "export", "type in the file", default="float32", choices=("float32", "float16")),
   Flag("host", "serve", "address to listen on; 0.0.0.0 lets other machines in", "NAME", default="127.0.0.1"),

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from gmsrm_jax.arrays import Image, Mask, PerImage, masked_mean
 
-Picture = Float[Array, "b h w c"]  # in [-1, 1]; one channel where a protocol scores a grey picture
+Pixels = Float[Array, "b h w c"]  # in [-1, 1]; one channel where a protocol scores a grey picture
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales, finest first (Wang, Simoncelli & Bovik 2003)."""
@@ -27,15 +27,15 @@ GAUSSIAN = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
 """SSIM's window of 11 pixels, sigma 1.5, before it is normalised (Wang et al. 2004)."""
 
 
-def _unit_range(image: Picture) -> Picture:
+def _unit_range(image: Pixels) -> Pixels:
   return (image.astype(jnp.float32) + 1.0) * 0.5
 
 
-def _difference(a: Picture, b: Picture) -> Picture:
+def _difference(a: Pixels, b: Pixels) -> Pixels:
   return (a.astype(jnp.float32) - b.astype(jnp.float32)) * 0.5
 
 
-def l1(a: Picture, b: Picture) -> PerImage:
+def l1(a: Pixels, b: Pixels) -> PerImage:
   """Mean absolute error, in [0, 1]."""
   return jnp.mean(jnp.abs(_difference(a, b)), axis=(1, 2, 3))
 
@@ -45,7 +45,7 @@ def l1_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   return masked_mean(jnp.abs(_difference(a, b)), mask)
 
 
-def mae_relative(a: Picture, b: Picture) -> PerImage:
+def mae_relative(a: Pixels, b: Pixels) -> PerImage:
   """EdgeConnect's "MAE": the sum of |a - b| over the sum of a + b of values in [0, 1]; 0 when both are black.
 
   Not a mean error: the same error counts for more in a darker picture.
@@ -70,7 +70,7 @@ def boundary_error(a: Image, b: Image, mask: Mask) -> PerImage:
   return error / (a.shape[-1] * jnp.maximum(pairs, 1.0))
 
 
-def psnr(a: Picture, b: Picture) -> PerImage:
+def psnr(a: Pixels, b: Pixels) -> PerImage:
   """Peak signal-to-noise ratio in dB, over all pixels and channels; inf for equal images."""
   return jnp.asarray(dm_pix.psnr(_unit_range(a), _unit_range(b)))
 
@@ -80,7 +80,7 @@ def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   return -10.0 * jnp.log10(masked_mean(jnp.square(_difference(a, b)), mask))  # log10(0) is -inf
 
 
-def _window_mean(x: Picture, window: np.ndarray) -> Float[Array, "b _h _w c"]:
+def _window_mean(x: Pixels, window: np.ndarray) -> Float[Array, "b _h _w c"]:
   """The weighted mean over the window at every place where it fits; rows and columns as one matrix product each."""
 
   def places(length: int) -> Float[np.ndarray, "out length"]:
@@ -95,7 +95,7 @@ def _window_mean(x: Picture, window: np.ndarray) -> Float[Array, "b _h _w c"]:
 
 
 def _similarity(
-  a: Picture, b: Picture, window: np.ndarray, *, sample: bool = False
+  a: Pixels, b: Pixels, window: np.ndarray, *, sample: bool = False
 ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
   """SSIM and its contrast-structure factor of pictures in [0, 1], means over places (Wang et al. 2004, eq. 12, 13)."""
   if min(a.shape[1:3]) < len(window):
@@ -111,7 +111,7 @@ def _similarity(
   return jnp.mean(luminance * contrast, axis=(1, 2)), jnp.mean(contrast, axis=(1, 2))
 
 
-def ssim(a: Picture, b: Picture) -> PerImage:
+def ssim(a: Pixels, b: Pixels) -> PerImage:
   """Structural similarity in [-1, 1], 1 for equal images (Wang et al. 2004, eq. 13).
 
   Gaussian window of 11 pixels, sigma 1.5, at every place where it fits ('valid'); data range 1, K1 = .01, K2 = .03;
@@ -120,7 +120,7 @@ def ssim(a: Picture, b: Picture) -> PerImage:
   return jnp.mean(_similarity(_unit_range(a), _unit_range(b), GAUSSIAN)[0], axis=1)
 
 
-def ssim_uniform(a: Picture, b: Picture, side: int) -> PerImage:
+def ssim_uniform(a: Pixels, b: Pixels, side: int) -> PerImage:
   """SSIM with a flat window of `side` pixels and sample covariance, scikit-image's defaults; else as `ssim`."""
   return jnp.mean(_similarity(_unit_range(a), _unit_range(b), np.ones(side), sample=True)[0], axis=1)
 
@@ -136,13 +136,13 @@ def ms_ssim_scales(height: int, width: int) -> int:
   return scales
 
 
-def _halve(x: Picture) -> Float[Array, "b _h _w c"]:
+def _halve(x: Pixels) -> Float[Array, "b _h _w c"]:
   # An odd last row or column is repeated, as TensorFlow does, so that nothing is lost or darkened.
   x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
   return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) * 0.25
 
 
-def ms_ssim(a: Picture, b: Picture) -> PerImage:
+def ms_ssim(a: Pixels, b: Pixels) -> PerImage:
   """Multi-scale structural similarity in [0, 1], 1 for equal images (Wang, Simoncelli & Bovik 2003, eq. 7).
 
   The window, constants and data range of `ssim`; each scale halves the one before by 2x2 means; factors below 0 count

@@ -76,12 +76,12 @@ def _flat_ssim(side: int) -> Metric:
   return _whole(text, lambda a, b: metrics.ssim_uniform(a, b, side))
 
 
-def _grey(image: Image) -> metrics.Picture:
+def _grey(image: Image) -> metrics.Pixels:
   # Luma as scikit-image's rgb2gray weighs it; the weights' sum is 1, so the range stays.
   return jnp.sum(image * jnp.array((0.2125, 0.7154, 0.0721)).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
 
 
-def _mean(image: Image) -> metrics.Picture:
+def _mean(image: Image) -> metrics.Pixels:
   return jnp.mean(image, axis=-1, keepdims=True)
 
 

@@ -1,11 +1,13 @@
-"""The Python interface: `Inpainter.from_checkpoint(path)(image, mask)` fills the hole of a picture of any size."""
+"""The Python interface: `Inpainter(folder)(image, mask)` fills the hole of a picture of any size."""
 
 from __future__ import annotations
 
 import functools
 import itertools
+import math
+import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,15 +21,15 @@ from gmsrm_jax.arrays import Image, Mask8, Rgb8
 from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
-from gmsrm_jax.errors import one_of, require
-from gmsrm_jax.files import SHIPPED
+from gmsrm_jax.errors import ConfigError, check_seed, one_of, require
+from gmsrm_jax.files import SHIPPED, local_path
 from gmsrm_jax.inference import tiling
 from gmsrm_jax.models.inpainter import draw_noise, predict_pixels
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import load_weights
 
-Picture = PilImage.Image | np.ndarray | jax.Array
+PictureLike = PilImage.Image | np.ndarray | jax.Array | str | os.PathLike[str]
 
 BATCH = 4
 """Windows that are filled at once; fewer than that are filled one by one, so that only two batch sizes compile."""
@@ -37,55 +39,74 @@ class Inpainter:
   """A trained model, ready to fill holes; compiled once per padded shape.
 
   Example:
-    inpainter = Inpainter()  # the weights that come with this code, or Inpainter.from_checkpoint("runs/mine")
-    filled = inpainter(PIL.Image.open("photo.jpg"), PIL.Image.open("mask.png"))
+    inpainter = Inpainter()  # the weights that come with this code, or Inpainter("runs/mine")
+    filled = inpainter("photo.jpg", "mask.png")
   """
 
-  def __init__(self, config: Config | None = None, params: Any = None, source: str = "weights of the caller"):
-    """Takes these parameters; without a configuration those that come with this code."""
-    if config is None:
-      config, params, source = _load(SHIPPED)
-    self.config = config
-    self.params = params
-    self.source = source  # where the weights come from, in words
-
-  @classmethod
-  def from_checkpoint(cls, path: str | pathlib.Path) -> Inpainter:
+  def __init__(
+    self, weights: str | os.PathLike[str] | Config = SHIPPED, params: Any = None, source: str = "weights of the caller"
+  ):
     """Takes the weights of a run's folder (its newest averages), or of one that `--mode=export` wrote.
+
+    Args:
+      weights: that folder, or a configuration, whose `params` then follow.
+      params: parameters of the network, where `weights` is a configuration.
+      source: where these come from, in words.
 
     Raises:
       ConfigError: the folder holds no trained model, or a damaged one.
     """
-    return cls(*_load(path))
+    if isinstance(weights, (str, os.PathLike)):
+      weights, params, source = _load(weights)
+    require(
+      isinstance(weights, Config) and params is not None,
+      f"weights is of type {type(weights).__name__}: give the folder of a run, or a Config and its parameters",
+    )
+    self.config, self.params, self.source = weights, params, source
+
+  @classmethod
+  def from_checkpoint(cls, path: str | os.PathLike[str]) -> Inpainter:
+    """The same as `Inpainter(path)`."""
+    return cls(path)
 
   def __call__(
-    self, image: Picture, mask: Picture, *, num_samples: int = 1, seed: int = 0, strategy: str = "auto"
+    self,
+    image: PictureLike | Sequence[PictureLike],
+    mask: PictureLike | Sequence[PictureLike],
+    *,
+    num_samples: int = 1,
+    seed: int = 0,
+    strategy: str = "auto",
   ) -> Any:
     """Fills the hole; returns every pixel outside it as it was.
 
     Args:
-      image: a PIL image, which is turned upright, or a uint8 RGB array [h w 3] or [b h w 3] (NumPy or JAX).
-      mask: the hole: a PIL image, or an array [h w], [h w 1], [b h w] or [b h w 1]; `read_hole` says what is hole.
+      image: a PIL image or the path of a file, which are turned upright, or a uint8 array (NumPy or JAX) of grey levels
+        [h w] or of RGB [h w 3]. Several: a list of these, or an array [b h w 3].
+      mask: the hole: a PIL image, a path, or an array [h w]; `read_hole` says what is hole, and in which other
+        arrays. One for all images, or one for each: a list, or an array [b h w] or [b h w 1].
       num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
-      seed: another seed draws other samples; equal seeds repeat to the bit.
+      seed: another seed draws other samples; equal seeds repeat to the bit. At most `MAX_SEED`.
       strategy: how a large picture is seen, one of `config.STRATEGIES` (see `tiling.plan`).
 
     Returns:
-      A picture of the type that was given (PIL images come back as RGB); a list of them if num_samples is above 1.
+      The same as was given, filled: arrays of the same shape, RGB images for PIL images and paths, a list for a list.
+      A list of such results if num_samples is above 1.
 
     Raises:
       ConfigError: image and mask do not fit each other, or a value is out of range.
     """
-    pixels, holes = _image_array(image), _mask_array(mask)
-    images = pixels if pixels.ndim == 4 else pixels[None]
-    holes = holes if holes.ndim == 3 else np.broadcast_to(holes, (len(images), *holes.shape))
+    images, masks = _members(image, "image"), _members(mask, "mask")
+    masks = masks * len(images) if len(masks) == 1 else masks
     require(
-      holes.shape == images.shape[:3],
-      f"mask of {_shape(holes)} does not fit image of {_shape(images)}: give them equal height and width",
+      len(masks) == len(images) > 0,
+      f"{len(masks)} masks do not fit {len(images)} images: give one mask for each image, or one for all",
     )
+    # All are read, and so checked, before the first is filled.
+    pairs = [_read_pair(*one, *hole) for one, hole in zip(images, masks, strict=True)]
     options = {"num_samples": num_samples, "seed": seed, "strategy": strategy}
-    fills = [self.fills(one, hole, **options) for one, hole in zip(images, holes, strict=True)]
-    samples = [_like(image, np.stack(sample).reshape(pixels.shape)) for sample in zip(*fills, strict=True)]
+    fills = zip(*(self.fills(pixels, hole, **options) for pixels, hole in pairs), strict=True)
+    samples = [_like(image, sample) for sample in fills]
     return samples[0] if num_samples == 1 else samples
 
   def fills(
@@ -115,17 +136,18 @@ class Inpainter:
     """Raises ConfigError for what cannot be done, before anything is computed."""
     one_of("strategy", strategy, STRATEGIES)
     require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
-    require(seed >= 0, f"seed={seed} must not be negative")
+    check_seed("seed", seed)
     require(
       num_samples == 1 or self.config.variation.enabled,
       f"num_samples={num_samples}: this model has variation.enabled=false, so all fills would be equal; use 1",
     )
     stride = self.config.model.stride
     positions = -(-height // stride) * -(-width // stride)
+    side = math.isqrt(tiling.MAX_POSITIONS) * stride
     require(
       strategy != "full" or positions <= tiling.MAX_POSITIONS,
-      f"strategy 'full': {width}x{height} pixels are {positions} positions of the attention grid, more than "
-      f"{tiling.MAX_POSITIONS}: use 'auto' or 'crop'",
+      f"strategy='full' shows the model all {width}x{height} pixels at once, which takes too much memory: use 'auto', "
+      f"which looks through windows, or a picture of at most {side * side} pixels, such as {side}x{side}",
     )
 
   def _predictions(
@@ -164,39 +186,73 @@ def predict(
   return predict_pixels(make_networks(config).inpaint, params, images, holes, noise)
 
 
-def _shape(array: np.ndarray) -> str:
-  return "x".join(map(str, array.shape))
-
-
-def _load(path: str | pathlib.Path) -> tuple[Config, Any, str]:
+def _load(path: str | os.PathLike[str]) -> tuple[Config, Any, str]:
   """Configuration, parameters and, in words, where they come from."""
-  config = read_config(path)
-  weights = load_weights(config, pathlib.Path(path))
+  folder = local_path(os.fspath(path), "weights")
+  config = read_config(folder)
+  weights = load_weights(config, folder)
   size, stored = config.model.image_size, "" if weights.stored == "float32" else f", {weights.stored}"
   return config, weights.params, f"{path}: {config.name}, {size}x{size}, step {weights.step}{stored}"
 
 
-def _image_array(image: Picture) -> np.ndarray:
-  if isinstance(image, PilImage.Image):
-    return pictures.as_rgb(ImageOps.exif_transpose(image))
-  array = np.asarray(image)
+def _members(given: Any, name: str) -> list[tuple[str, Any]]:
+  """The pictures in a list or in an array of several, or the only one; each after what errors call it."""
+  shape = getattr(given, "shape", ())
+  several = isinstance(given, (list, tuple)) or len(shape) == 4
+  if several or (name == "mask" and len(shape) == 3 and shape[-1] > 4):
+    return [(f"{name}[{number}]", one) for number, one in enumerate(given)]
+  return [(name, given)]
+
+
+def _read_pair(image_name: str, image: Any, mask_name: str, mask: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Pixels and hole of a picture, upright."""
+  pixels, hole = _read_pixels(image_name, image), read_hole(_opened(mask_name, mask))
+  columns, rows, width, height = *hole.shape[::-1], *pixels.shape[1::-1]
   require(
-    array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-1] == 3 and array.size > 0,
-    f"image is an array of {array.dtype} {_shape(array)}: give uint8 RGB of 0..255, [h w 3] or [b h w 3]",
+    (columns, rows) == (width, height),
+    f"{mask_name} is {columns}x{rows} but {image_name} is {width}x{height}: make the mask as large as its image",
   )
-  return array
+  return pixels, hole
 
 
-def _mask_array(mask: Picture) -> np.ndarray:
-  if isinstance(mask, PilImage.Image):
-    return read_hole(mask)
-  array = np.asarray(mask)
-  array = array[..., 0] if array.ndim in (3, 4) and array.shape[-1] == 1 else array
-  return np.stack([read_hole(one) for one in array]) if array.ndim == 3 and len(array) else read_hole(array)
+def _opened(name: str, given: Any) -> pathlib.Path | PilImage.Image | np.ndarray:
+  """A path for a name of a file, a NumPy array for any other."""
+  if isinstance(given, (str, os.PathLike)):
+    return local_path(os.fspath(given), name)
+  given = np.asarray(given) if hasattr(given, "__array__") else given
+  require(
+    isinstance(given, (PilImage.Image, np.ndarray)),
+    f"{name} is of type {type(given).__name__}: give a PIL image, the path of a file, or an array",
+  )
+  return given
 
 
-def _like(given: Picture, filled: UInt8[np.ndarray, "*b h w 3"]) -> Any:
-  """The pixels in the type of what was given."""
-  if isinstance(given, PilImage.Image):
-    return PilImage.fromarray(filled)
+def _read_pixels(name: str, image: Any) -> UInt8[np.ndarray, "h w 3"]:
+  opened = _opened(name, image)
+  if isinstance(opened, pathlib.Path):
+    return pictures.decode(opened)
+  if isinstance(opened, PilImage.Image):
+    try:
+      return pictures.as_rgb(ImageOps.exif_transpose(opened))
+    except (ValueError, OSError) as error:
+      raise ConfigError(f"{name} cannot be read ({error}): give another picture") from error
+  array = opened[..., None] if opened.ndim == 2 else opened
+  require(
+    array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in (1, 3) and array.size > 0,
+    f"{name} is an array of {opened.dtype} {'x'.join(map(str, opened.shape))}: give uint8 of 0..255, grey levels [h w] "
+    "or RGB [h w 3]; several as a list, or as [b h w 3]",
+  )
+  return np.broadcast_to(array, (*array.shape[:2], 3))
+
+
+def _like(given: Any, fills: Sequence[np.ndarray]) -> Any:
+  """The fills of one or more pictures, each [h w 3] of its own size, in the type of what was given."""
+  if isinstance(given, (list, tuple)):
+    return [_like(one, [fill]) for one, fill in zip(given, fills, strict=True)]
+  if not hasattr(given, "ndim"):
+    return PilImage.fromarray(fills[0])
+  filled = np.stack(fills)
+  if given.ndim == 2 or given.shape[-1] == 1:
+    filled = np.stack([np.asarray(PilImage.fromarray(fill).convert("L")) for fill in fills])
+  filled = filled.reshape(given.shape)
   return jnp.asarray(filled) if isinstance(given, jax.Array) else filled

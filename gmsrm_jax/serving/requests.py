@@ -5,17 +5,20 @@ Nothing here trusts its input: sizes are read from headers before anything is de
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import threading
 from concurrent.futures import CancelledError
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
+import pydantic_core
 from jaxtyping import UInt8
 
 from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.data import pictures
-from gmsrm_jax.errors import require
+from gmsrm_jax.errors import MAX_SEED, require
 from gmsrm_jax.inference import photos
 from gmsrm_jax.inference.inpainter import Inpainter
 
@@ -31,17 +34,35 @@ class Limits:
   seconds: float = 120.0  # a body may take this long to arrive (408), and its fill as long again (504)
 
 
+def _bytes_of(value: Any) -> Any:
+  """A file from its base64 text: a data URL or not, of either alphabet, in lines or not, padded or not."""
+  if not isinstance(value, str):
+    return value
+  data = value.strip().encode("ascii", "replace")
+  if data[:5].lower() == b"data:":
+    data = data.partition(b",")[2]
+  data = data.translate(bytes.maketrans(b"-_", b"+/"), b" \t\r\n=")
+  try:
+    return base64.b64decode(data + b"=" * (-len(data) % 4), validate=True)
+  except ValueError:
+    message = "this is no base64: send the file itself (curl: image=@photo.jpg), or all of its bytes as base64"
+    raise pydantic_core.PydanticCustomError("base64", message) from None
+
+
+_File = Annotated[bytes, pydantic.BeforeValidator(_bytes_of)]
+
+
 class Fields(pydantic.BaseModel):
   """The fields of a request; files are base64 text in JSON."""
 
-  model_config = pydantic.ConfigDict(extra="forbid", val_json_bytes="base64")
+  model_config = pydantic.ConfigDict(extra="forbid")
 
-  image: bytes = pydantic.Field(description="picture file; base64 text in JSON")
-  mask: bytes | None = pydantic.Field(
+  image: _File = pydantic.Field(description="picture file; base64 text in JSON")
+  mask: _File | None = pydantic.Field(
     None, description="picture file of equal size, white in the hole; without it, what is transparent in the image"
   )
   num_samples: int = pydantic.Field(1, ge=1, le=Limits.samples, description="how many fills")
-  seed: int = pydantic.Field(0, ge=0, le=2**32 - 1, description="another one draws other fills 2, 3, …")
+  seed: int = pydantic.Field(0, ge=0, le=MAX_SEED, description="another one draws other fills 2, 3, …")
   strategy: str = pydantic.Field(
     "auto", description="how a large picture is seen", json_schema_extra={"enum": list(STRATEGIES)}
   )

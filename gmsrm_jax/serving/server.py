@@ -12,7 +12,6 @@ import concurrent.futures
 import dataclasses
 import http
 import pathlib
-import re
 import socket
 import threading
 from typing import Any
@@ -33,6 +32,7 @@ import gmsrm_jax
 from gmsrm_jax.data.pictures import PictureError
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference.inpainter import BATCH, Inpainter
+from gmsrm_jax.serving.connections import Connection, hear_out
 from gmsrm_jax.serving.requests import Fields, Limits, fill_picture, read_picture
 
 PAGE = pathlib.Path(__file__).parent / "page"
@@ -52,9 +52,9 @@ class Service:
 
   def __init__(self, inpainter: Inpainter, limits: Limits):
     self.inpainter, self.limits = inpainter, limits
-    options: dict[str, Any] = {"http": "h11", "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE}
+    options: dict[str, Any] = {"http": Connection, "ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE}
     options |= {"log_level": "warning", "access_log": False, "server_header": False, "headers": _HEADERS}
-    self.server = uvicorn.Server(uvicorn.Config(self._app(), **options))
+    self.server = uvicorn.Server(uvicorn.Config(hear_out(self._app()), **options))
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="model")
     self._in_work: set[Request] = set()
 
@@ -162,21 +162,24 @@ class Service:
 
 async def _read_fields(request: Request, limit: int) -> Fields:
   """Reads a multipart or JSON body of at most `limit` bytes."""
-  received = 0
+
+  def check(size: int) -> None:
+    if size > limit:
+      raise HTTPException(413, f"the body has more than {limit / 2**20:g} MiB: send a smaller file")
 
   async def receive() -> Any:
     nonlocal received
     message = await request.receive()
     received += len(message.get("body", b""))
-    if received > limit:
-      raise HTTPException(413, f"the body has more than {limit / 2**20:g} MiB: send a smaller file")
+    check(received)
     return message
 
+  received = 0
+  check(int(request.headers.get("content-length", 0)))  # before a client that waits for "100 Continue" sends anything
   counted = Request(request.scope, receive)
   kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
   if kind == "application/json":
-    body = re.sub(rb'"data:[\w/+.-]*;base64,', b'"', await counted.body())  # the heads of data URLs
-    return await run_in_threadpool(Fields.model_validate_json, body, strict=True)
+    return await run_in_threadpool(Fields.model_validate_json, await counted.body(), strict=True)
   if kind != "multipart/form-data":
     raise HTTPException(415, f"content type {kind!r:.60}: send multipart/form-data or application/json")
   fields: dict[str, Any] = {}

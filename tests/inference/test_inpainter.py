@@ -14,10 +14,11 @@ import skimage.data
 from PIL import Image
 
 import run
-from gmsrm_jax import Inpainter
+from gmsrm_jax import Inpainter, overrides
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import inpainter
 from gmsrm_jax.training.state import release_params
+from gmsrm_jax.training.weights import Weights, save_weights
 from tests.training.test_steps import initial, small_config
 
 PHOTO = skimage.data.astronaut()
@@ -66,21 +67,44 @@ def test_an_empty_hole_changes_nothing_and_a_full_one_changes_everything(model):
   assert (filled != image).any(axis=-1).mean() > 0.9
 
 
-def test_every_type_comes_back_as_it_was_given(model):
+def test_every_type_comes_back_as_it_was_given(model, tmp_path):
   image, mask = PHOTO[:32, :32], hole_of(32, 32)
   expected = model(image, mask)
   assert isinstance(expected, np.ndarray) and expected.dtype == np.uint8
   turned = Image.fromarray(image).rotate(90)  # anticlockwise, so that its tag says: turn it clockwise
   turned.getexif()[0x0112] = 6
-  pil = model(turned, Image.fromarray(mask * 255))
-  assert isinstance(pil, Image.Image)
-  device = model(jnp.asarray(image), jnp.asarray(mask))
-  assert isinstance(device, jax.Array)
+  turned.save(tmp_path / "image.png", exif=turned.getexif())
+  Image.fromarray(mask * 255).save(tmp_path / "mask.png")
+  several = [turned, tmp_path / "image.png", str(tmp_path / "image.png"), jnp.asarray(image), image]
+  filled = model(several, tmp_path / "mask.png")
+  assert [type(one) for one in filled] == [Image.Image] * 3 + [type(jnp.zeros(1)), np.ndarray]
   batch = model(np.stack([image, image[::-1]]), np.stack([mask, mask[::-1]])[..., None])
   assert batch.shape == (2, *image.shape) and (batch[1] != batch[0]).any()
-  shared = model(np.stack([image, image]), mask)
-  for other in (pil, device, batch[0], shared[1], model(image, mask > 0), model(image, mask * np.float32(1))):
+  shared = model(jnp.stack([image, image]), mask)
+  assert isinstance(shared, jax.Array)
+  for other in (*filled, batch[0], shared[1], model(image, mask > 0), model(image, mask * np.float32(1))):
     np.testing.assert_array_equal(np.asarray(other), expected)
+
+
+def test_each_of_a_list_is_filled_as_it_is_alone(model):
+  images = [Image.fromarray(PHOTO[:32, :30]), PHOTO[40:65, :32], PHOTO[:31, :31, 0]]
+  masks = [hole_of(32, 30), Image.fromarray(255 * hole_of(25, 32)), jnp.asarray(hole_of(31, 31))]
+  samples = model(images, masks, num_samples=2, seed=3)
+  alone = [model(image, mask, num_samples=2, seed=3) for image, mask in zip(images, masks, strict=True)]
+  for filled, expected in zip(samples, zip(*alone, strict=True), strict=True):
+    for one, other in zip(filled, expected, strict=True):
+      np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+@pytest.mark.parametrize("shape", [(31, 32), (31, 32, 1), (2, 31, 32, 1)])
+def test_grey_levels_stay_grey(model, shape):
+  grey, mask = np.broadcast_to(PHOTO[:31, :32, :1], (*shape[:-3], 31, 32, 1)).reshape(shape), hole_of(31, 32)
+  filled = model(grey, mask)
+  assert filled.shape == shape
+  known = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) > 2)), shape) == 0
+  np.testing.assert_array_equal(filled[known], grey[known])
+  expected = Image.fromarray(model(np.repeat(PHOTO[:31, :32, :1], 3, axis=2), mask)).convert("L")
+  np.testing.assert_array_equal(filled.reshape(-1, 31, 32)[-1], np.asarray(expected))
 
 
 def test_samples_differ_sample_0_is_deterministic_and_seeds_repeat(model):
@@ -113,18 +137,41 @@ def test_many_sizes_compile_few_programs(model):
 @pytest.mark.parametrize(
   ("image", "mask", "options", "parts"),
   [
-    (PHOTO[:8, :8], np.ones((8, 9)), {}, ["1x8x9", "1x8x8x3"]),
-    (PHOTO[:8, :8] / 255.0, np.ones((8, 8)), {}, ["float64 8x8x3", "uint8"]),
-    (PHOTO[:8, :8, 0], np.ones((8, 8)), {}, ["uint8 8x8", "[h w 3]"]),
+    (PHOTO[:8, :8], np.ones((8, 9)), {}, ["mask is 9x8", "image is 8x8"]),
+    ([PHOTO[:8, :8]] * 2, [np.ones((8, 8)), np.ones((9, 8))], {}, ["mask[1] is 8x9", "image[1] is 8x8"]),
+    (np.stack([PHOTO[:8, :8]] * 2), np.ones((3, 8, 8)), {}, ["3 masks", "2 images", "one for all"]),
+    (PHOTO[:8, :8], [np.ones((8, 8))] * 2, {}, ["2 masks", "1 images"]),
+    ([], np.ones((8, 8)), {}, ["0 images"]),
+    ("no such.png", np.ones((8, 8)), {}, ["no such.png"]),
+    (Image.new("F", (8, 8)), np.ones((8, 8)), {}, ["image", "floating-point"]),
+    (PHOTO[:8, :8] / 255.0, np.ones((8, 8)), {}, ["image", "float64 8x8x3", "uint8"]),
+    (PHOTO[None, :8, :8, :2], np.ones((8, 8)), {}, ["image[0]", "uint8 8x8x2", "[h w 3]"]),
     (PHOTO[:8, :8], np.full((8, 8), 300), {}, ["mask", "300"]),
+    (PHOTO[:8, :8], np.full((8, 8), "x"), {}, ["mask", "<U1 8x8"]),
+    *((PHOTO[:8, :8], np.ones((8, 8)), {"seed": seed}, [f"seed={seed}", "4294967295"]) for seed in (-1, 2**32, 10**20)),
     (PHOTO[:8, :8], np.ones((8, 8)), {"strategy": "corp"}, ["corp", "'crop'"]),
-    (np.zeros((900, 900, 3), np.uint8), np.ones((900, 900)), {"strategy": "full"}, ["'full'", "4096", "'auto'"]),
+    (np.zeros((900, 900, 3), np.uint8), np.ones((900, 900)), {"strategy": "full"}, ["'full'", "900x900", "'auto'"]),
   ],
 )
 def test_what_does_not_fit_is_named(model, image, mask, options, parts):
   with pytest.raises(ConfigError) as error:
     model(image, mask, **options)
   assert [part for part in parts if part not in str(error.value)] == []
+
+
+def test_what_is_no_picture_is_named():
+  with pytest.raises(ConfigError, match=r"image\[1\] is of type list: give a PIL image, the path"):
+    inpainter._read_pixels("image[1]", [1, 2])
+
+
+def test_weights_are_a_folder_or_a_configuration_with_parameters(tmp_path):
+  model = noisy_model()
+  described = {"config": overrides.to_dict(model.config), "splits": {}}
+  save_weights(tmp_path, Weights(model.params, 7), described, "float32")
+  for again in (Inpainter(tmp_path), Inpainter(str(tmp_path)), Inpainter.from_checkpoint(tmp_path)):
+    assert again.config == model.config and again.source.startswith(f"{tmp_path}: demo, 32x32, step 7")
+  with pytest.raises(ConfigError, match="Config: give the folder of a run, or a Config and its parameters"):
+    Inpainter(model.config)
 
 
 def test_a_model_without_variation_has_one_fill():

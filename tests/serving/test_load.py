@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import http.client
 import itertools
 import socket
 import time
@@ -103,6 +104,35 @@ def test_thirty_at_once_get_each_their_own(opened):
   with concurrent.futures.ThreadPoolExecutor(30) as pool:
     for image, filled in zip(images, pool.map(fill, images), strict=True):
       np.testing.assert_array_equal(filled, np.where(HOLE[..., None] > 0, 255 - image, image))
+
+
+@pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
+@pytest.mark.parametrize("expect", ["", "Expect: 100-continue\r\n"])
+def test_a_body_announced_as_too_large_is_refused_before_it_is_sent(opened, kind, expect):
+  head = f"POST /inpaint HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: 67108865\r\n{expect}\r\n"
+  with socket.create_connection(("127.0.0.1", opened.port), timeout=30) as client:
+    client.sendall(head.encode())
+    assert client.recv(4096).startswith(b"HTTP/1.1 413 ")
+  opened.wait_for(0)
+
+
+@pytest.mark.parametrize("kind", ["application/json", "text/plain"])
+def test_a_client_that_listens_only_after_it_has_sent_all_sees_its_refusal(opened, kind):
+  connection = http.client.HTTPConnection("127.0.0.1", opened.port, timeout=60)
+  with contextlib.closing(connection):
+    connection.request("POST", "/inpaint", bytes(2**26 + 1), {"Content-Type": kind, "Connection": "close"})
+    assert connection.getresponse().status in (413, 415)
+
+
+def test_silent_connections_are_closed_and_surplus_bytes_do_no_harm(opened, caplog):
+  with socket.create_connection(("127.0.0.1", opened.port), timeout=30) as silent:
+    for surplus in (b"\r\n", b"x" * 99):
+      with socket.create_connection(("127.0.0.1", opened.port), timeout=30) as client:
+        client.sendall(raw(files=parts(GOOD)) + surplus)
+        assert client.recv(4096)[9:12] in (b"200", b"400")
+    assert silent.recv(1) == b""
+  opened.wait_for(0)
+  assert [record for record in caplog.records if record.exc_info] == []
 
 
 def _malformed(rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import os
@@ -20,6 +21,7 @@ import run
 from gmsrm_jax import overrides
 from gmsrm_jax.commands import main
 from gmsrm_jax.commands.serve import listen
+from gmsrm_jax.data.pictures import FORMATS
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
 from gmsrm_jax.training.weights import Weights, save_weights
@@ -44,7 +46,7 @@ def test_the_answer_has_the_pixels_of_the_python_interface(server):
   several = server.inpaint(**GOOD, num_samples=3, seed=4)
   np.testing.assert_array_equal(pictures(several), expected)
   assert {key: several.json()[key] for key in ("width", "height", "seed")} == {"width": 40, "height": 30, "seed": 4}
-  fields = GOOD_TEXT | {"image": "data:image/png;base64," + GOOD_TEXT["image"], "num_samples": 3, "seed": 4}
+  fields = GOOD_TEXT | {"num_samples": 3, "seed": 4}
   np.testing.assert_array_equal(pictures(server.ask("POST", "/inpaint", json=fields)), expected)
 
 
@@ -63,6 +65,58 @@ def test_the_picture_keeps_its_mode_orientation_and_pixels(server, kind):
   assert answer.content == photos.encode_photo(expected, "PNG")
 
 
+# The opening bytes by which each specification knows its format.
+MAGIC = {
+  "PNG": b"\x89PNG",
+  "JPEG": b"\xff\xd8\xff",
+  "MPO": b"MPF\0",
+  "WEBP": b"WEBPVP8",
+  "TIFF": b"II*\0",
+  "BMP": b"BM",
+  "GIF": b"GIF8",
+  "PPM": b"P6\n",
+  "JPEG2000": b"jP  \r\n\x87\n",
+  "AVIF": b"ftypavif",
+  "TGA": b"\0\0\2\0",
+}
+
+
+@pytest.mark.parametrize("kind", MAGIC)
+def test_a_file_of_every_format_is_taken_as_picture_and_as_mask(server, kind):
+  assert {*FORMATS, "MPO"} == {*MAGIC}
+  options = {"MPO": {"save_all": True, "append_images": [Image.fromarray(IMAGE)]}, "WEBP": {"lossless": True}}
+  files = [io.BytesIO(), io.BytesIO()]
+  for file, array in zip(files, (IMAGE, np.repeat(HOLE[..., None] * 255, 3, axis=2)), strict=True):
+    Image.fromarray(array).save(file, kind, **options.get(kind, {"quality": 95}))
+    assert MAGIC[kind] in file.getvalue()[:80]
+  image, mask = (file.getvalue() for file in files)
+  (filled,) = pictures(server.inpaint(image=image, mask=mask))
+  lossy = kind in ("JPEG", "MPO", "AVIF", "GIF")
+  assert np.abs(filled.astype(int) - IMAGE)[HOLE == 0].max() <= (60 if lossy else 0)
+  negative = filled[HOLE > 0].astype(int) + IMAGE[HOLE > 0]
+  assert np.abs(negative - 255).mean() <= (10 if lossy else 0)
+
+
+@pytest.mark.parametrize(
+  "write",
+  [
+    lambda data: base64.encodebytes(data).decode(),
+    lambda data: "  " + base64.encodebytes(data).decode().replace("\n", "\r\n"),
+    lambda data: base64.urlsafe_b64encode(data).decode(),
+    lambda data: text(data).rstrip("="),
+    lambda data: "data:image/png;base64," + text(data),
+    lambda data: "DATA:image/png;name=a b.png;charset=utf-8;BASE64," + base64.encodebytes(data).decode(),
+  ],
+)
+def test_base64_is_read_in_all_its_forms(server, write):
+  image = GOOD["image"] + b"x" * ((1 - len(GOOD["image"])) % 3)  # bytes after the end do not count
+  assert text(image).endswith("==") and "/" in text(image) and "+" in text(image)
+  fields = {"image": write(image), "mask": write(GOOD["mask"])}
+  expected = pictures(server.inpaint(**GOOD))
+  np.testing.assert_array_equal(pictures(server.ask("POST", "/inpaint", json=fields)), expected)
+  np.testing.assert_array_equal(pictures(server.inpaint(**fields)), expected)
+
+
 def test_without_a_mask_the_hole_is_what_is_transparent(server):
   transparent = png(np.dstack([IMAGE, 255 * (1 - HOLE)]))
   (filled,) = pictures(server.inpaint(image=transparent))
@@ -76,7 +130,7 @@ def test_without_a_mask_the_hole_is_what_is_transparent(server):
   ("fields", "status", "named"),
   [
     ({"image": None}, 422, "image"),
-    ({"image": "photo.jpg"}, 422, "image='photo.jpg': Data should be valid base64"),
+    ({"image": "photo.jpg"}, 422, "image='photo.jpg': this is no base64"),
     ({"mask": None}, 422, "image has no transparency to take as its hole: give a mask"),
     ({"image": b"nonsense"}, 400, "image"),
     ({"image": GOOD["image"][:-900]}, 400, "image"),
@@ -101,7 +155,7 @@ def test_what_cannot_be_filled_is_refused_in_one_line(server, fields, status, na
   [
     *((body, 400, "the body is no JSON object") for body in (b"{", b"\xff\xfe", b"[" * 100_000, b"", b"[1]")),
     ({"image": 3}, 422, "image='3'"),
-    ({"image": "A§"}, 422, "image='A§': Data should be valid base64"),
+    ({"image": "A§"}, 422, "image='A§': this is no base64"),
     (GOOD_TEXT | {"num_samples": True}, 422, "num_samples='True'"),
     (GOOD_TEXT | {"seed": 1.0}, 422, "seed='1.0'"),
   ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
 from pathlib import Path
 
@@ -32,11 +33,11 @@ def read_hole(
 ) -> UInt8[np.ndarray, "h w"]:
   """Reads which pixels are hole, upright, 1 in the hole: what is white, or what is transparent where alpha varies.
 
-  White is above the middle of the range: 127 of 255, 32767 of 65535, 0.5 of 1. An array of whole numbers of which none
-  is above 1 holds zeros and ones.
+  White is above the middle of the range: 127 of 255, 32767 of 65535, 0.5 of 1. Whole numbers of which none is above 1
+  are zeros and ones.
 
   Args:
-    source: a file or its bytes, Pillow's picture, or an array [h w], [h w 1], [h w 3] or [h w 4].
+    source: a file or its bytes, Pillow's picture, or an array [h w] or [h w c]; bytes alone have 2 to 4 channels.
     invert: black (or opaque) is hole instead.
     dilate: pixels by which the hole is then widened all round.
 
@@ -57,7 +58,7 @@ def read_hole(
 def _hole_of_picture(picture: Image.Image) -> Bool[np.ndarray, "h w"]:
   upright = ImageOps.exif_transpose(picture)
   if upright.mode.startswith("I"):
-    return _hole_of_array(np.asarray(upright).astype(np.uint16))
+    return _hole_of_array(np.clip(np.asarray(upright), 0, 65535).astype(np.uint16))
   if upright.mode == "F":
     return _hole_of_array(np.asarray(upright))
   if upright.has_transparency_data:
@@ -65,18 +66,18 @@ def _hole_of_picture(picture: Image.Image) -> Bool[np.ndarray, "h w"]:
     if alpha.min() != alpha.max():
       return alpha <= THRESHOLD
   # Grey levels come from RGB, as a picture viewer shows them, whatever the file's own mode.
-  return cv2.cvtColor(np.asarray(upright.convert("RGB")), cv2.COLOR_RGB2GRAY) > THRESHOLD
+  return _hole_of_array(cv2.cvtColor(np.asarray(upright.convert("RGB")), cv2.COLOR_RGB2GRAY))
 
 
 def _hole_of_array(array: np.ndarray) -> Bool[np.ndarray, "h w"]:
-  if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in (3, 4):
+  if array.dtype == np.uint8 and array.ndim == 3 and array.shape[-1] in (2, 3, 4):
     return _hole_of_picture(Image.fromarray(array))
   levels = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
-  largest = levels.max(initial=0).item()
   whole = levels.dtype.kind in "iu"
+  largest = levels.max(initial=0).item() if levels.dtype.kind in "biuf" else math.nan
   limit = (65535 if levels.dtype == np.uint16 else 255) if whole else 1
   require(
-    levels.ndim == 2 and levels.dtype.kind in "biuf" and largest <= limit,
+    levels.ndim == 2 and largest <= limit,
     f"mask is an array of {array.dtype} {'x'.join(map(str, array.shape))} up to {largest}: give [h w] of bools, of "
     "0 and 1, or of grey levels up to 255 (uint16: 65535; floating point: 1)",
   )

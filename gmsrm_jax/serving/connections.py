@@ -1,0 +1,64 @@
+"""What uvicorn leaves to a proxy: clients that are silent, send nonsense, or are answered before they have sent all."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+_PATIENCE = 30.0  # seconds that an answered client may go on sending
+
+
+class Connection(H11Protocol):
+  """A connection that is closed when nothing comes, as one is between two requests."""
+
+  def connection_made(self, transport: Any) -> None:
+    """Begins to wait for the first request."""
+    super().connection_made(transport)
+    self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+  def send_400_response(self, msg: str) -> None:
+    """Refuses what is no HTTP; where an answer is under way or was given, no other can follow."""
+    if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+      super().send_400_response(msg)
+    if self.cycle:
+      self.cycle.disconnected = True
+    self.transport.close()
+
+
+def hear_out(app: Any) -> Any:
+  """Wraps an ASGI application: a body that was not read when the answer was sent is read, and dropped.
+
+  A connection that is closed while its client still sends is reset, and many a client then never sees the answer.
+  """
+
+  async def wrapped(scope: Any, receive: Any, send: Any) -> None:
+    headers = dict(scope.get("headers", ()))
+    unread = headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+    async def hear() -> Any:
+      nonlocal unread
+      message = await receive()
+      unread = unread and message.get("more_body", False)
+      return message
+
+    async def answer(message: Any) -> None:
+      begins = message["type"] == "http.response.start"
+      if unread and begins:
+        message = message | {"headers": [*message["headers"], (b"connection", b"close")]}
+      if not unread or begins or message.get("more_body"):
+        return await send(message)
+      await send(message | {"more_body": True})
+      try:
+        async with asyncio.timeout(_PATIENCE):
+          while unread:
+            await hear()
+      except (TimeoutError, asyncio.CancelledError):
+        pass  # the server is being ended
+      await send({"type": "http.response.body"})
+
+    await app(scope, hear, answer)
+
+  return wrapped
