@@ -8,6 +8,7 @@ import io
 import os
 import select
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 
@@ -25,15 +26,24 @@ def dispatch(flags: argparse.Namespace) -> None:
   importlib.import_module(f"gmsrm_jax.commands.{flags.mode}").run(flags)
 
 
+def _prepare_process() -> None:
+  """Lets any file's name be printed, and libraries be imported where no temporary folder can be written."""
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors="backslashreplace")  # the name may be no text
+  try:
+    tempfile.gettempdir()
+  except FileNotFoundError:  # such as `docker run --read-only`, where this one is left
+    tempfile.tempdir = os.environ["TMPDIR"] = "/dev/shm"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user must change, 3 when another process is gone, 130 when interrupted.
 
   A run that saved and stopped on SIGTERM raises SystemExit(143). Where nobody reads what is printed any more (`| head`)
   it ends without a word, with 141 as other programs do.
   """
-  for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
-      stream.reconfigure(errors="backslashreplace")  # a file's name may be no text
+  _prepare_process()
   try:
     try:
       return _main(sys.argv[1:] if arguments is None else arguments)

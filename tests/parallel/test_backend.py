@@ -83,8 +83,10 @@ def test_nothing_needs_a_temporary_file_to_start():
   def no_files():
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-  done = python("from gmsrm_jax.parallel import backend; backend.check('cpu'); print('on')", before=no_files)
-  assert done.stdout == "on\n", done.stderr
+  # This mode starts JAX and imports all that evaluates.
+  words = ["--mode=evaluate", "--images=no/a", "--inpainted=no/b", "--output=no/c", "--platform=cpu"]
+  done = python(f"import sys, run; sys.exit(run.main({words}))", before=no_files)
+  assert done.returncode == 2 and done.stderr.startswith("error: --images=no/a"), done.stderr
 
 
 def test_a_process_alone_returns_its_code_and_one_of_several_that_fails_does_not_wait(monkeypatch):

@@ -238,7 +238,7 @@ def test_the_same_command_again_says_finished_and_changes_nothing(trained):
 
 def assert_refused_beside(process, trained, workdir):
   """A second start in the folder of a running one, which sleeps meanwhile, so that it does not end."""
-  lock, deadline = workdir / files.LOCK, time.monotonic() + 120
+  lock, deadline = workdir / files.LOCK, time.monotonic() + 240
   while not (lock.exists() and f"pid={process.pid}\n" in lock.read_text()):
     assert process.poll() is None and time.monotonic() < deadline
     time.sleep(0.01)
