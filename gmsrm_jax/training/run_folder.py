@@ -95,7 +95,10 @@ def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, A
     before = read_run(root)
     hashes = before["splits"]  # of what lies in folders, which may lie elsewhere now
     free = (*free, "data.train", "data.val", "data.layout", *(f"mask.{kind}_folder" for kind in hashes))
-    different = overrides.differences(overrides.from_dict(before["config"]), config)
+    was = overrides.from_dict(before["config"])
+    if os.path.realpath(was.run.init_from) == os.path.realpath(config.run.init_from):
+      free = (*free, "run.init_from")  # written otherwise
+    different = overrides.differences(was, config)
     changed = [line for line in different if not line.startswith(free)]
     require(
       not changed,

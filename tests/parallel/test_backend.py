@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pathlib
-import resource
 import subprocess
 import sys
 
@@ -39,13 +38,12 @@ def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, enviro
   assert seen == changed
 
 
-def python(program, *, before=None, **environment):
+def python(program, **environment):
   """A program in a process of its own."""
   return subprocess.run(
     [sys.executable, "-c", program],
     cwd=ROOT,
     env=os.environ | environment,
-    preexec_fn=before,
     capture_output=True,
     text=True,
     timeout=120,
@@ -80,12 +78,10 @@ def test_what_libtpu_prints_is_dropped_without_a_tpu_but_shown_where_the_program
 
 
 def test_nothing_needs_a_temporary_file_to_start():
-  def no_files():
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-
   # This mode starts JAX and imports all that evaluates.
   words = ["--mode=evaluate", "--images=no/a", "--inpainted=no/b", "--output=no/c", "--platform=cpu"]
-  done = python(f"import sys, run; sys.exit(run.main({words}))", before=no_files)
+  no_files = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))"
+  done = python(f"{no_files}; import sys, run; sys.exit(run.main({words}))")
   assert done.returncode == 2 and done.stderr.startswith("error: --images=no/a"), done.stderr
 
 

@@ -387,6 +387,16 @@ def test_images_are_known_by_what_they_are_not_by_where(trained, tmp_path, capsy
   assert f"data.train={tmp_path / 'elsewhere'}" in line and "use another --workdir" in line
 
 
+def test_the_weights_that_a_run_began_with_are_known_by_their_place_however_it_is_written(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  base = overrides.override(experiments.load("demo"), ["data.synthetic=true", f"run.init_from={tmp_path / 'run'}"])
+  data = data_facts(base, None, pipeline.evaluation_set(base))
+  describe_run(base, tmp_path, data, free=())
+  describe_run(overrides.override(base, ["run.init_from=./run/"]), tmp_path, data, free=())
+  with pytest.raises(ConfigError, match="run.init_from: "):
+    describe_run(overrides.override(base, ["run.init_from=./other"]), tmp_path, data, free=())
+
+
 def test_folders_of_hole_shapes_are_known_by_what_they_hold_where_that_was_noted(tmp_path):
   write_photos(tmp_path / "photos", 2)
   write_photos(tmp_path / "objects", 2)
