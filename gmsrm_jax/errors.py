@@ -43,7 +43,8 @@ def is_of_a_file(error: BaseException) -> bool:
 def one_line(error: Exception) -> str:
   """The message of an error; of what the file system refuses: path, reason and way out."""
   if isinstance(error, OSError) and is_of_a_file(error):
-    return f"{error.filename or 'a file'}: {error.strerror}: {_WAYS_OUT.get(error.errno or 0, 'choose another path')}"
+    way_out = _WAYS_OUT.get(error.errno or 0, "choose another path")
+    return f"{error.filename or 'a file'}: {error.strerror or ' '.join(map(str, error.args))}: {way_out}"
   return " ".join(str(error).split())
 
 

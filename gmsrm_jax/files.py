@@ -172,6 +172,23 @@ def _leave_to_others(loss: filelock.LeaseCompromise) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Names the file in what the file system says about an open one."""
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      error.filename = str(path)
+    raise
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+  """Writes a file that a reader, or a kill at any moment, sees whole or not at all."""
+  with replacing(path) as temporary:
+    temporary.write_bytes(data)
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
   """Writes a file that a reader, or a kill at any moment, sees whole or not at all.
 

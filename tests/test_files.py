@@ -60,6 +60,15 @@ def test_a_full_disk_leaves_no_scraps_and_names_the_file(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
+def test_what_an_encoder_or_an_open_file_says_gets_the_name_of_the_file(tmp_path):
+  with pytest.raises(OSError) as error, files.replacing(tmp_path / "a.png"):
+    raise OSError("encoder error -2")
+  assert one_line(error.value).startswith(f"{tmp_path / 'a.png'}: encoder error -2: ")
+  with pytest.raises(OSError) as error, files.naming("metrics.jsonl"), open("/dev/full", "w", buffering=1) as file:
+    file.write("line\n")
+  assert one_line(error.value).startswith("metrics.jsonl: No space left on device: make room")
+
+
 def test_a_path_is_local_and_begins_at_the_home_folder(monkeypatch, tmp_path):
   monkeypatch.setenv("HOME", str(tmp_path))
   assert files.local_path("~/a b", "--output") == tmp_path / "a b"

@@ -22,7 +22,7 @@ from gmsrm_jax import overrides
 from gmsrm_jax.arrays import Mask8, Rgb8
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
-from gmsrm_jax.files import check_inputs_stay
+from gmsrm_jax.files import check_inputs_stay, write_bytes, write_text
 from gmsrm_jax.models.inpainter import draw_noise, fill_pixels
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import read_run
@@ -80,7 +80,6 @@ def run(flags: argparse.Namespace) -> None:
 
 def write(config: Config, weights: Weights, described: dict[str, Any], folder: pathlib.Path, dtype: str) -> None:
   """Writes the four files: weights of this type with their description, the program for them, and the example."""
-  folder.mkdir(parents=True, exist_ok=True)
   save_weights(folder, weights, described, dtype)
   size = config.model.image_size
   (batch,) = export.symbolic_shape("b")
@@ -91,8 +90,8 @@ def write(config: Config, weights: Weights, described: dict[str, Any], folder: p
     jax.ShapeDtypeStruct((), jnp.uint32),
     jax.ShapeDtypeStruct((), jnp.float32),
   )
-  (folder / PROGRAM).write_bytes(program.serialize())
-  (folder / EXAMPLE).write_text(_EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS), encoding="utf-8")
+  write_bytes(folder / PROGRAM, program.serialize())
+  write_text(folder / EXAMPLE, _EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS))
 
 
 def make_program(config: Config) -> Callable[..., Rgb8]:

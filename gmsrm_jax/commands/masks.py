@@ -23,6 +23,7 @@ from gmsrm_jax.data.masks import fixed
 from gmsrm_jax.data.masks.fixed import BUCKETS, MANIFEST
 from gmsrm_jax.errors import require
 from gmsrm_jax.files import write_json
+from gmsrm_jax.panels import save_image
 from gmsrm_jax.training.run_folder import read_config
 
 
@@ -60,8 +61,7 @@ def write_masks(config: Config, output: str) -> None:
     for bucket in BUCKETS:
       mask = evaluation.mask(index, bucket)
       path = folder / fixed.mask_path(name, bucket)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      Image.fromarray(mask.astype(bool)).save(path)
+      save_image(path, Image.fromarray(mask.astype(bool)))
       sha256 = fixed.mask_sha256(mask)
       masks.append({"name": name, "bucket": list(bucket), "area": float(mask.mean()), "sha256": sha256})
       digest.update(fixed.mask_bytes(name, bucket, mask))

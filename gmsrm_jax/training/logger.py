@@ -17,7 +17,7 @@ from typing import Any
 import tensorboardX
 import tqdm
 
-from gmsrm_jax.files import plain, write_text
+from gmsrm_jax.files import naming, plain, write_text
 
 
 class Writer:
@@ -91,8 +91,9 @@ class Writer:
     if not self._active:
       return
     values = {name: float(value) for name, value in metrics.items()} | {"images_per_s": rate * self._batch_size}
-    self._metrics.write(json.dumps(plain({"stage": self._stage, "step": step, **values})) + "\n")
-    self._metrics.flush()
+    with naming(self._metrics.name):
+      self._metrics.write(json.dumps(plain({"stage": self._stage, "step": step, **values})) + "\n")
+      self._metrics.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
     names = [name for name in self._show or list(metrics)[:4] if name in metrics]

@@ -18,7 +18,7 @@ import safetensors.numpy
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import write_json
+from gmsrm_jax.files import write_bytes, write_json
 from gmsrm_jax.parallel.sharding import make_mesh
 from gmsrm_jax.training.checkpoint import Checkpointer
 from gmsrm_jax.training.run_folder import read_run
@@ -98,8 +98,7 @@ def save_weights(folder: pathlib.Path, weights: Weights, described: dict[str, An
   require(not large, f"{large[0] if large else ''} does not fit into {dtype}: export float32")
   stored = {name: leaf.astype(dtype) for name, leaf in flat.items()}
   write_json(folder / "config.json", {**_without_paths(described), "step": weights.step, "weights": dtype})
-  # Not save_file, whose file nobody else may read.
-  (folder / WEIGHTS).write_bytes(safetensors.numpy.save(stored))
+  write_bytes(folder / WEIGHTS, safetensors.numpy.save(stored))
 
 
 def _without_paths(value: Any) -> Any:
