@@ -69,6 +69,8 @@ def _fill(inpainter: Inpainter, job: output_plan.Job, flags: argparse.Namespace)
   """Fills one picture and writes its samples; returns True if their format keeps every bit outside the hole."""
   image, mask, _ = job.pair
   photo = photos.read_photo(image)
+  if photo.frames > 1:
+    _log.warning(f"{image} holds {photo.frames} pictures or pages: the first alone is filled and written")
   names = (str(image), str(mask))
   hole = photos.hole_of(photo, mask, names, invert=flags.mask_invert, dilate=flags.mask_dilate)
   hole_files.warn_area(hole, str(mask or f"{image} (its transparency)"))

@@ -42,7 +42,7 @@ class PictureError(ConfigError):
 
 def _why(error: Exception, most_pixels: int) -> str:
   if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-    return f"it has more than {most_pixels / 1e6:.0f} million pixels: shrink it"
+    return f"it has more than {most_pixels / 1e6:.0f} million pixels"
   if isinstance(error, Image.UnidentifiedImageError):
     return f"no known picture format: it is none of {', '.join(FORMATS)}"
   return " ".join(f"{type(error).__name__}: {error}".split())
@@ -65,13 +65,28 @@ def open_picture(source: Path | bytes, name: str = "", most_pixels: int = MAX_PI
       width, height = file.size
       if width * height > most_pixels:
         raise Image.DecompressionBombError
+      _check_tiff(file)
+      if file.info.keys() & {"exif", "Raw profile type exif"}:
+        with contextlib.suppress(Exception):  # damaged EXIF is not asked for again, and its picture is seen as stored
+          file.getexif()
       yield file
   except (ConfigError, MemoryError):
     raise
   except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
     why = _why(error, most_pixels)
     name = name or (str(source) if isinstance(source, Path) else "picture")
-    raise PictureError(f"{name} cannot be decoded ({why}): replace the file", why) from error
+    way_out = "shrink it" if "million pixels" in why else "save it anew, or replace it"
+    raise PictureError(f"{name} cannot be decoded ({why}): {way_out}", why) from error
+
+
+def _check_tiff(file: Image.Image) -> None:
+  """Raises ValueError for the TIFF files that Pillow opens but decodes wrongly."""
+  tags = getattr(file, "tag_v2", {})
+  bits, planes = max(tags.get(258, (1,))), tags.get(284, 1) == 2 and tags.get(277, 1) > 1
+  if planes and (bits == 16 or file.mode not in ("RGB", "RGBA", "CMYK")):
+    raise ValueError(f"{bits}-bit {file.mode} in planes, of which only 8-bit RGB, RGBA and CMYK are known")
+  if bits == 16 and tags.get(262) == 0:
+    raise ValueError("16-bit grey levels of which 0 is white")
 
 
 def decode(source: Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:
@@ -91,7 +106,7 @@ def _decode_plain_jpeg(file: Image.Image, source: Path | bytes) -> UInt8[np.ndar
   Both call libjpeg-turbo with its defaults, but Pillow takes three times as long. OpenCV fills the missing part of a
   truncated file with grey; Pillow refuses it.
   """
-  if file.format != "JPEG" or file.mode not in ("L", "RGB") or not is_upright(file):
+  if file.format != "JPEG" or file.mode not in ("L", "RGB") or orientation(file) != 1:
     return None
   data = source if isinstance(source, bytes) else source.read_bytes()
   if data[-2:] != _JPEG_END:
@@ -100,9 +115,16 @@ def _decode_plain_jpeg(file: Image.Image, source: Path | bytes) -> UInt8[np.ndar
   return pixels if pixels is not None and pixels.shape == (file.height, file.width, 3) else None
 
 
-def is_upright(file: Image.Image) -> bool:
-  """True unless EXIF says that the picture is stored turned or mirrored."""
-  return file.getexif().get(ExifTags.Base.Orientation, 1) == 1
+def orientation(file: Image.Image) -> int:
+  """EXIF's word on how the stored pixels are turned or mirrored, 1 to 8; 1 for upright, and where there is none."""
+  value = file.getexif().get(ExifTags.Base.Orientation, 1)
+  return value if value in range(1, 9) else 1
+
+
+def upright_size(file: Image.Image) -> tuple[int, int]:
+  """Height and width of the picture as it is seen, by its header; Pillow has turned TIFF's already."""
+  turned = orientation(file) > 4 and file.format != "TIFF"
+  return (file.width, file.height) if turned else (file.height, file.width)
 
 
 def as_rgb(upright: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

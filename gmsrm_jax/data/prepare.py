@@ -64,7 +64,7 @@ def _seen_alike(data: bytes) -> bool:
   """True where any reader sees what `decode` sees: upright, 8 bits, without transparency."""
   with pictures.open_picture(data) as file:
     plain = file.format in ("JPEG", "PNG") and file.mode in ("RGB", "L") and "transparency" not in file.info
-    return plain and pictures.is_upright(file)
+    return plain and pictures.orientation(file) == 1
 
 
 def _shrunk(image: UInt8[ndarray, "_ _ 3"], side: int) -> UInt8[ndarray, "_ _ 3"]:

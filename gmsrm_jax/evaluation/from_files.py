@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import ExifTags
 
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks import hole_files
@@ -25,7 +24,6 @@ from gmsrm_jax.evaluation.scorer import ALL, Picture
 from gmsrm_jax.inference import file_pairs, photos
 
 _BOUNDS = (*BUCKETS, (BUCKETS[-1][1], 1.0))  # holes beyond the last bucket are scored, too
-_ROTATED = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +53,7 @@ class FolderPictures:
     self._notes: list[str] = []
     self._deep: set[pathlib.Path] = set()
     self._transparent: set[pathlib.Path] = set()
+    self._several: set[pathlib.Path] = set()
     self._digest, self._masks_digest = hashlib.sha256(), hashlib.sha256()
     truths, holes = file_pairs.find_files(images, masks, inpainted)
     truths = {stem: truths[stem] for stem in sorted(truths)[: limit or None]}
@@ -135,6 +134,8 @@ class FolderPictures:
       self._deep.add(path)
     if photo.alpha is not None and photo.alpha.min() < 255:
       self._transparent.add(path)
+    if photo.frames > 1:
+      self._several.add(path)
     return photo.rgb
 
   def describe(self) -> dict[str, Any]:
@@ -144,6 +145,8 @@ class FolderPictures:
       notes.append(f"{len(self._deep)} files have 16 bits per channel, taken to the nearest of 256 levels")
     if self._transparent:
       notes.append(f"{len(self._transparent)} files have transparent pixels, laid on white")
+    if self._several:
+      notes.append(f"{len(self._several)} files hold several pictures or pages, of which the first is scored")
     return {
       "title": f"{self._inpainted} against {self._images}",
       "notes": notes,
@@ -178,5 +181,4 @@ def _common_size(truth: pathlib.Path, *others: pathlib.Path | None) -> tuple[int
 def _size(path: pathlib.Path) -> tuple[int, int]:
   """Height and width, upright, from the file's header."""
   with pictures.open_picture(path) as file:
-    rotated = file.getexif().get(ExifTags.Base.Orientation) in _ROTATED
-    return (file.width, file.height) if rotated else (file.height, file.width)
+    return pictures.upright_size(file)

@@ -72,9 +72,12 @@ def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[
   """Decodes the picture, and its hole: upright, 1 in the hole.
 
   Raises:
-    ConfigError: they are damaged (PictureError), do not fit each other, or there is no hole.
+    ConfigError: they are damaged (PictureError), do not fit each other, there is no hole, or there are more pictures.
   """
   photo, names = photos.read_photo(fields.image, "image", most_pixels), ("image", "mask")
+  # A phone's JPEG may hold more, such as a preview: MPO.
+  several = f"image holds {photo.frames} pictures or pages, but the answer is one: send them one by one"
+  require(photo.frames == 1 or photo.format == "MPO", several)
   if fields.mask:
     with pictures.open_picture(fields.mask, "mask", most_pixels) as file:
       hole = photos.hole_of(photo, file, names)

@@ -179,7 +179,7 @@ def test_masks_beside_the_truth_and_results_called_like_them_as_lama_has_it(tree
     ("other mask", ["masks/a.png", "20x30", "truth/a.png", "40x40"]),
     ("no holes", ["--masks=", "white is hole", "--mask_invert"]),
     ("twins", ["--inpainted", "'a'", "rename one"]),
-    ("broken", ["filled/a.png", "cannot be decoded", "replace the file"]),
+    ("broken", ["filled/a.png", "cannot be decoded", "replace it"]),
     ("overwritten", ["truth/report.png is an input", "--output"]),
     ("too small", ["protocol=ours", "32x32", "30x20"]),
   ],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
 import pytest
 import skimage.data
 from PIL import Image, ImageCms, TiffImagePlugin
 
+from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
 
 PHOTO = skimage.data.astronaut()[:45, 150:217]
@@ -78,10 +81,7 @@ def test_sixteen_bits_per_colour_are_kept_and_seen_rounded(suffix, channels, tmp
   source, target = tmp_path / f"deep{suffix}", tmp_path / f"out{suffix}"
   cv2.imwrite(str(source), deep)
   photo = photos.read_photo(source)
-  photo.metadata["icc_profile"] = PROFILE
   photos.write_photo(photos.fill_hole(photo, FILL, HOLE), target)
-  if suffix == ".png":
-    assert photos.read_photo(target).metadata["icc_profile"] == PROFILE
   colours, alpha = deep[..., 2::-1] / 257, deep[..., 3:] / 65535 if channels == 4 else 1.0
   np.testing.assert_array_equal(photo.rgb, np.round(colours * alpha + 255 * (1 - alpha)))
   after = cv2.imread(str(target), cv2.IMREAD_UNCHANGED)
@@ -103,7 +103,7 @@ def test_a_turned_photo_is_filled_where_the_viewer_sees_the_hole(orientation, su
   photos.write_photo(photos.fill_hole(photo, np.full((*hole.shape, 3), 255, np.uint8), hole), target)
   again = photos.read_photo(target)
   assert again.orientation == orientation
-  assert (again.metadata["exif"], again.metadata["icc_profile"]) == (photo.metadata["exif"], PROFILE)
+  assert (again.metadata.exif, again.metadata.icc_profile) == (photo.metadata.exif, PROFILE)
   assert again.rgb[:8, :16].min() > 200
   with Image.open(source) as before, Image.open(target) as after:
     assert before.size == after.size
@@ -129,6 +129,21 @@ def test_a_resolution_that_is_nonsense_is_left_out(tmp_path):
   tags[296] = 2  # per inch: PNG counts per metre, which 32 bits cannot hold then
   Image.fromarray(PHOTO).save(tmp_path / "a.tif", tiffinfo=tags)
   photo = photos.read_photo(tmp_path / "a.tif")
-  assert "dpi" not in photo.metadata
+  assert photo.metadata.dpi is None
   photos.write_photo(photo, tmp_path / "b.png", "png")
   np.testing.assert_array_equal(photos.read_photo(tmp_path / "b.png").rgb, PHOTO)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_what_comes_back_otherwise_is_not_written_over_anything(suffix, tmp_path, monkeypatch):
+  Image.fromarray(PHOTO).save(tmp_path / f"a{suffix}")
+  (tmp_path / "target").write_bytes(b"a file that was there")
+  photo = photos.read_photo(tmp_path / f"a{suffix}")
+  encode = photos._encode
+  monkeypatch.setattr(
+    photos, "_encode", lambda photo, kind: encode(dataclasses.replace(photo, pixels=photo.pixels[::-1]), kind)
+  )
+  with pytest.raises(ConfigError, match=rf"a\{suffix} does not come back .* --format=png"):
+    photos.write_photo(photo, tmp_path / "target")
+  assert (tmp_path / "target").read_bytes() == b"a file that was there"
+  assert len(list(tmp_path.iterdir())) == 2

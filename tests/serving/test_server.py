@@ -54,7 +54,7 @@ def test_the_answer_has_the_pixels_of_the_python_interface(server):
 def test_the_picture_keeps_its_mode_orientation_and_pixels(server, kind):
   image, buffer = Image.fromarray(IMAGE), io.BytesIO()
   if kind == "deep":
-    buffer.write(photos.encode_photo(photos.Photo(IMAGE * np.uint16(201), "RGB;16", IMAGE, "PNG", 1, {}), "PNG"))
+    buffer.write(photos.encode_photo(photos.Photo(IMAGE * np.uint16(201), "RGB;16", IMAGE, "PNG", 1), "PNG"))
   else:
     turned = image.getexif()
     turned[0x0112] = 6
