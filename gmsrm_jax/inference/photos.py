@@ -186,9 +186,12 @@ def _encode(photo: Photo, image_format: str) -> bytes:
 
 def _is_same(photo: Photo, again: Photo, image_format: str) -> bool:
   """True if all pixels came back to the bit; from JPEG, if the picture as a whole has kept its brightness."""
-  if image_format != "JPEG":
-    return np.array_equal(again.pixels, photo.pixels) and again.mode == photo.mode
-  if again.rgb.shape != photo.rgb.shape or again.mode != photo.mode:
+  pixels, mode = photo.pixels, photo.mode
+  if image_format == "WEBP" and mode == "RGBA" and pixels[..., 3].min() == 255:
+    pixels, mode = pixels[..., :3], "RGB"  # WebP leaves out alpha that is opaque
+  if again.mode != mode or again.pixels.shape != pixels.shape:
     return False
+  if image_format != "JPEG":
+    return np.array_equal(again.pixels, pixels)
   before, after = (cv2.cvtColor(one.rgb, cv2.COLOR_RGB2GRAY) for one in (photo, again))
   return float(cv2.absdiff(before, after).mean()) <= MAX_JPEG_CHANGE

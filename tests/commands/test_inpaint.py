@@ -174,3 +174,21 @@ def test_files_of_every_format_and_mode_change_in_the_hole_alone(folder):
       old, new = np.asarray(before.convert(after.mode)), np.asarray(after)
     np.testing.assert_array_equal(new[~hole], old[~hole], err_msg=source.name)
     assert (new != old).any(), source.name
+
+
+def test_an_animation_is_named_and_its_first_picture_is_filled(folder, caplog):
+  (folder / "images" / "a.png").unlink()
+  others = [Image.fromarray(PHOTO[::-1]), Image.fromarray(255 - PHOTO)]
+  Image.fromarray(PHOTO).save(folder / "images" / "a.webp", save_all=True, append_images=others, lossless=True)
+  assert fill(folder) == 0
+  assert "a.webp holds 3 pictures" in caplog.text
+  np.testing.assert_array_equal(read(folder / "out" / "a.webp")[HOLE == 0], PHOTO[HOLE == 0])
+
+
+def test_a_picture_that_cannot_be_written_as_it_was_is_refused_before_it_is_filled(folder, capsys):
+  (folder / "images" / "a.png").unlink()
+  Image.fromarray(PHOTO).convert("LAB").save(folder / "images" / "a.tif")
+  assert fill(folder) == 2
+  line = one_line(capsys.readouterr().err)
+  assert [part for part in ("a.tif", "LAB", "--format=png") if part not in line] == []
+  assert fill(folder, "--format=png") == 0 and read(folder / "out" / "a.png").shape == PHOTO.shape

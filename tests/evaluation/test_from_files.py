@@ -141,6 +141,32 @@ def test_16_bits_and_alpha_are_converted_by_the_stated_rule(tree):
   assert [note[:12] for note in folder.describe()["notes"]] == ["1 files have"] * 2
 
 
+@pytest.mark.parametrize("suffix", ["tif", "png", "jpg"])
+def test_a_turned_file_is_as_large_as_it_is_seen(tree, suffix):
+  """Orientation 6: stored lying, seen standing; Pillow itself turns a TIFF's pixels and size."""
+  stored, standing = np.full((20, 30, 3), 90, np.uint8), np.full((30, 20, 3), 90, np.uint8)
+  for folder in ("truth", "filled"):
+    (tree / folder / "a.png").unlink()
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.fromarray(stored).save(tree / folder / f"a.{suffix}", exif=exif)
+  write(tree / "masks" / "a.png", np.full((30, 20), 255, np.uint8))
+  folder = opened(tree)
+  assert folder.least_size == (30, 20)
+  first = next(iter(folder))
+  np.testing.assert_array_equal(first.image, standing)
+  np.testing.assert_array_equal(first.fills["filled"], standing)
+
+
+def test_of_several_pages_the_first_is_scored_with_a_word(tree):
+  image = Image.open(tree / "filled" / "a.png")
+  (tree / "filled" / "a.png").unlink()
+  image.save(tree / "filled" / "a.tif", save_all=True, append_images=[image.rotate(90)])
+  folder = opened(tree)
+  np.testing.assert_array_equal(next(iter(folder)).fills["filled"], np.asarray(image))
+  assert [note for note in folder.describe()["notes"] if note.startswith("1 files hold several")]
+
+
 def test_inverted_masks_are_turned_by_a_flag(tree):
   masks = [picture.mask for picture in opened(tree)]
   for path in (tree / "masks").iterdir():

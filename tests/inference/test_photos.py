@@ -147,3 +147,13 @@ def test_what_comes_back_otherwise_is_not_written_over_anything(suffix, tmp_path
     photos.write_photo(photo, tmp_path / "target")
   assert (tmp_path / "target").read_bytes() == b"a file that was there"
   assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_alpha_that_is_opaque_once_the_hole_is_filled_may_be_left_out_by_webp(tmp_path):
+  image = Image.fromarray(PHOTO)
+  image.putalpha(Image.fromarray(255 * (1 - HOLE)))
+  image.save(tmp_path / "a.webp", lossless=True, exact=True)
+  photo = photos.read_photo(tmp_path / "a.webp")
+  photos.write_photo(photos.fill_hole(photo, FILL, HOLE, opaque=True), tmp_path / "b.webp")
+  with Image.open(tmp_path / "b.webp") as after:
+    np.testing.assert_array_equal(np.asarray(after.convert("RGB")), np.where(HOLE[..., None] > 0, FILL, PHOTO))

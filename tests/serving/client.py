@@ -115,9 +115,9 @@ def raw(**options: Any) -> bytes:
   return f"POST /inpaint HTTP/1.1\r\n{head}\r\n".encode() + request.read()
 
 
-def png(array: np.ndarray) -> bytes:
+def png(array: np.ndarray, **options) -> bytes:
   buffer = io.BytesIO()
-  Image.fromarray(array).save(buffer, "PNG")
+  Image.fromarray(array).save(buffer, "PNG", **options)
   return buffer.getvalue()
 
 

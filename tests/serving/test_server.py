@@ -134,6 +134,7 @@ def test_without_a_mask_the_hole_is_what_is_transparent(server):
     ({"mask": None}, 422, "image has no transparency to take as its hole: give a mask"),
     ({"image": b"nonsense"}, 400, "image"),
     ({"image": GOOD["image"][:-900]}, 400, "image"),
+    ({"image": png(IMAGE, save_all=True, append_images=[Image.new("RGB", (40, 30))])}, 422, "image holds 2 pictures"),
     ({"mask": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, 400, "mask"),
     ({"mask": png(HOLE[:, :39] * 255)}, 422, "mask is 39x30 but image is 40x30"),
     ({"mask": png(HOLE * 0)}, 422, "mask has no hole"),
