@@ -18,6 +18,7 @@ from gmsrm_jax.inference import tiff_files
 MAX_DPI = 100_000
 """A resolution beyond this is nonsense and is not written again."""
 
+_EXIF = b"Exif\0\0"  # before it in a JPEG
 _PNG_HEADER = 8 + 25  # signature, and IHDR: length, name, 13 bytes, checksum
 _PNG_COLOURS = (b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI")
 _JPEG_SEGMENTS = {"APP1": b"", "APP2": b"ICC_PROFILE\0", "APP13": b"", "COM": b""}  # and how their data begins
@@ -27,7 +28,7 @@ _JPEG_SEGMENTS = {"APP1": b"", "APP2": b"ICC_PROFILE\0", "APP13": b"", "COM": b"
 class Metadata:
   """What describes a picture; empty where the file has none."""
 
-  exif: bytes = b""
+  exif: bytes = b""  # from the byte order on
   icc_profile: bytes = b""
   xmp: bytes = b""
   comment: bytes = b""
@@ -53,7 +54,7 @@ def read_metadata(file: Image.Image, data: bytes) -> Metadata:
   """Takes what describes the picture from a file that Pillow has opened, and its bytes."""
   info = file.info
   found = {key: info[key] for key in ("icc_profile", "xmp", "comment") if isinstance(info.get(key), bytes)}
-  found["exif"] = tiff_files.without_preview(info.get("exif") or b"")
+  found["exif"] = tiff_files.without_preview((info.get("exif") or b"").removeprefix(_EXIF))
   if info.get("dpi") and all(1 <= value <= MAX_DPI for value in info["dpi"]):
     found["dpi"] = tuple(map(float, info["dpi"]))
   if file.format == "PNG":
@@ -90,8 +91,8 @@ def _jpeg_segments(segments: list[tuple[str, bytes]]) -> bytes:
   for name, content in segments:
     if name in _JPEG_SEGMENTS and content.startswith(_JPEG_SEGMENTS[name]):
       marker = 0xFE if name == "COM" else 0xE0 + int(name[3:])
-      if content.startswith(b"Exif\0\0"):
-        content = tiff_files.without_preview(content)
+      if content.startswith(_EXIF):
+        content = _EXIF + tiff_files.without_preview(content.removeprefix(_EXIF))
       kept += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
   return kept
 
@@ -106,7 +107,7 @@ def with_png_chunks(data: bytes, metadata: Metadata) -> bytes:
     if metadata.dpi:
       chunks += _chunk(b"pHYs", struct.pack(">IIB", *(round(value / 0.0254) for value in metadata.dpi), 1))
     if metadata.exif:
-      chunks += _chunk(b"eXIf", metadata.exif.removeprefix(b"Exif\0\0"))
+      chunks += _chunk(b"eXIf", metadata.exif)
     if metadata.xmp:
       chunks += _chunk(b"iTXt", b"XML:com.adobe.xmp" + b"\0" * 5 + metadata.xmp)
     if metadata.comment:
@@ -121,5 +122,7 @@ def save_options(metadata: Metadata, image_format: str) -> dict[str, Any]:
     keys = ("dpi", "subsampling") if metadata.jpeg is not None else (*described, "comment", "dpi", "subsampling")
   else:
     keys = described if image_format == "WEBP" else ("dpi", "comment")
-  options = {key: getattr(metadata, key) for key in keys} | {"extra": metadata.jpeg or b""}
+  options = {key: getattr(metadata, key) for key in keys} | {"extra": metadata.jpeg}
+  if image_format == "JPEG" and options.get("exif"):
+    options["exif"] = _EXIF + metadata.exif
   return {key: value for key, value in options.items() if value not in (None, b"")}

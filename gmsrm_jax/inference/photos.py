@@ -133,7 +133,9 @@ def output_format(photo: Photo, wanted: str) -> str:
   """
   named, formats = photo.format if wanted == "keep" else wanted.upper(), MODES[photo.mode].formats.split()
   way_out = "which cannot be written back as it is: --format=png writes what a viewer shows"
-  require(not photo.changed or (wanted != "keep" and named != photo.format), f"{photo.name} has {photo.changed}, {way_out}")
+  require(
+    not photo.changed or (wanted != "keep" and named != photo.format), f"{photo.name} has {photo.changed}, {way_out}"
+  )
   if wanted == "keep" and named not in formats:
     return "PNG"
   held = named in (*formats, "PNG")

@@ -106,7 +106,7 @@ def exif_of(tags: Tags) -> bytes:
 
 def tags_of(exif: bytes, icc_profile: bytes, xmp: bytes, dpi: tuple[float, float] | None) -> Tags:
   """The tags that say what another format says in places of its own."""
-  tags = read_tags(exif.removeprefix(b"Exif\0\0"))
+  tags = read_tags(exif)
   entries = dict(tags.entries)
   if dpi:
     for tag, value in zip((282, 283), dpi, strict=True):
@@ -144,8 +144,7 @@ def encode_tiff(pixels: np.ndarray, photometric: int, tags: Tags) -> bytes:
 
 def without_preview(exif: bytes) -> bytes:
   """EXIF without its small picture, which would still show what was in the hole; nothing else moves."""
-  head = 6 if exif.startswith(b"Exif\0\0") else 0
-  body = bytearray(exif[head:])
+  body = bytearray(exif)
   order = "<" if body.startswith(b"II") else ">"
   try:
     start = _number(body, order, False, 4)
@@ -157,4 +156,4 @@ def without_preview(exif: bytes) -> bytes:
     body[offset : offset + length] = bytes(len(body[offset : offset + length]))
   except (struct.error, KeyError):  # there is none, or no EXIF that can be followed
     pass
-  return exif[:head] + bytes(body)
+  return bytes(body)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageOps
 
 from gmsrm_jax.inference import photos
 
@@ -152,3 +152,20 @@ def test_the_profile_of_inks_does_not_follow_colours_into_a_png():
 def test_damaged_exif_does_not_lose_the_picture(image_format, exif):
   photo = photos.read_photo(again(saved(image_format, exif=exif)))
   assert photo.orientation == 1 and photo.rgb.shape == PIXELS.shape
+
+
+@pytest.mark.parametrize("before", ["PNG", "JPEG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("after", ["PNG", "JPEG", "TIFF", "WEBP", "BMP", "PPM", "TGA", "JPEG2000"])
+def test_a_file_of_another_format_looks_the_same_and_says_what_it_can(before, after):
+  exif = Image.Exif()
+  exif[274], exif[271] = 6, "maker"
+  options = {"dpi": (300, 150)} if before != "WEBP" else {"lossless": True}
+  source = saved(before, exif=exif, icc_profile=PROFILE, **options)
+  with Image.open(io.BytesIO(source)) as old, Image.open(io.BytesIO(again(source, after))) as new:
+    assert new.format == after
+    seen = [np.asarray(ImageOps.exif_transpose(one).convert("L")).astype(int) for one in (old, new)]
+    assert np.abs(seen[0] - seen[1]).mean() < (4 if after == "JPEG" else 1e-9)
+    if after in ("PNG", "JPEG", "TIFF", "WEBP"):
+      assert (new.getexif().get(271), new.info["icc_profile"]) == ("maker", PROFILE)
+    if after in ("PNG", "JPEG", "TIFF") and before != "WEBP":
+      assert [round(value) for value in new.info["dpi"]] == [300, 150]
