@@ -22,6 +22,7 @@ from gmsrm_jax import overrides
 from gmsrm_jax.arrays import Mask8, Rgb8
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
+from gmsrm_jax.errors import MAX_SEED
 from gmsrm_jax.files import check_inputs_stay, write_bytes, write_text
 from gmsrm_jax.models.inpainter import draw_noise, fill_pixels
 from gmsrm_jax.parallel import backend
@@ -43,21 +44,24 @@ import sys
 
 import jax
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.numpy import load_file
+
+seed = sys.argv[4] if len(sys.argv) > 4 else "0"
+if len(sys.argv) not in (4, 5) or not seed.isdecimal() or int(seed) > {largest}:
+  sys.exit(f"error: {{sys.argv[1:]}}: give IMAGE MASK OUTPUT, and SEED from 0 to {largest} for a varied fill")
 
 here = pathlib.Path(__file__).parent
 program = jax.export.deserialize((here / "{program}").read_bytes())
 weights = load_file(here / "{weights}")
 
-image, mask, output = sys.argv[1:4]
+image, mask = (ImageOps.exif_transpose(Image.open(path)) for path in sys.argv[1:3])
 noise = np.float32(len(sys.argv) > 4)  # how much the fill is varied: 0 not at all, 1 as in training
-seed = np.uint32(sys.argv[4] if len(sys.argv) > 4 else 0)
 size = ({size}, {size})
-pixels = np.asarray(Image.open(image).convert("RGB").resize(size))[None]
-hole = (np.asarray(Image.open(mask).convert("L").resize(size, Image.Resampling.NEAREST)) > 127).astype(np.uint8)
-filled = program.call(weights, pixels, hole[None, :, :, None], seed, noise)
-Image.fromarray(np.asarray(filled)[0]).save(output)
+pixels = np.asarray(image.convert("RGB").resize(size))[None]
+hole = (np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 127).astype(np.uint8)
+filled = program.call(weights, pixels, hole[None, :, :, None], np.uint32(int(seed)), noise)
+Image.fromarray(np.asarray(filled)[0]).save(sys.argv[3])
 '''
 
 
@@ -91,7 +95,7 @@ def write(config: Config, weights: Weights, described: dict[str, Any], folder: p
     jax.ShapeDtypeStruct((), jnp.float32),
   )
   write_bytes(folder / PROGRAM, program.serialize())
-  write_text(folder / EXAMPLE, _EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS))
+  write_text(folder / EXAMPLE, _EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS, largest=MAX_SEED))
 
 
 def make_program(config: Config) -> Callable[..., Rgb8]:

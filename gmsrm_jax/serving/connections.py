@@ -12,12 +12,17 @@ _PATIENCE = 30.0  # seconds that an answered client may go on sending
 
 
 class Connection(H11Protocol):
-  """A connection that is closed when nothing comes, as one is between two requests."""
+  """A connection that is closed unless the head of a request comes within the time between two requests."""
 
   def connection_made(self, transport: Any) -> None:
-    """Begins to wait for the first request."""
+    """Starts the clock for the first request, too."""
     super().connection_made(transport)
     self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+  def data_received(self, data: bytes) -> None:
+    """Reads on; only a whole head stops the clock, not its first byte."""
+    self.conn.receive_data(data)
+    self.handle_events()
 
   def send_400_response(self, msg: str) -> None:
     """Refuses what is no HTTP; where an answer is under way or was given, no other can follow."""

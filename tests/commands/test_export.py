@@ -80,6 +80,8 @@ def test_the_example_runs_in_a_process_that_cannot_import_the_project(folders, t
   assert done.returncode == 0, done.stderr
   with Image.open(tmp_path / "out.png") as filled:
     assert farthest(filled, noisy_model()(images[0], masks[0])) <= 1
+  done = subprocess.run([*command, "4294967296"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert done.returncode == 1 and done.stderr.count("\n") == 1 and "0 to 4294967295" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -124,13 +124,15 @@ def test_a_client_that_listens_only_after_it_has_sent_all_sees_its_refusal(opene
     assert connection.getresponse().status in (413, 415)
 
 
-def test_silent_connections_are_closed_and_surplus_bytes_do_no_harm(opened, caplog):
-  with socket.create_connection(("127.0.0.1", opened.port), timeout=30) as silent:
+def test_connections_without_a_request_are_closed_and_surplus_bytes_do_no_harm(opened, caplog):
+  address = ("127.0.0.1", opened.port)
+  with socket.create_connection(address, timeout=30) as silent, socket.create_connection(address, timeout=30) as slow:
+    slow.sendall(b"POST /inpaint HTTP/1.1\r\nHost: ")
     for surplus in (b"\r\n", b"x" * 99):
-      with socket.create_connection(("127.0.0.1", opened.port), timeout=30) as client:
+      with socket.create_connection(address, timeout=30) as client:
         client.sendall(raw(files=parts(GOOD)) + surplus)
         assert client.recv(4096)[9:12] in (b"200", b"400")
-    assert silent.recv(1) == b""
+    assert silent.recv(1) == slow.recv(1) == b""
   opened.wait_for(0)
   assert [record for record in caplog.records if record.exc_info] == []
 
