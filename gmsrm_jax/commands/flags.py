@@ -130,7 +130,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     name = argument.partition("=")[0]
     require(
       name.startswith("-"),
-      f"{argument!r} belongs to no flag: the one before it takes one value; quote what has spaces or a * in it",
+      f"{argument!r} belongs to no flag: most take one value, so quote what has spaces or a * in it; see --help",
     )
     raise ConfigError(f"unknown flag {name!r}: {suggest(name, known)}see --help")
   mode = flags.mode or "train"

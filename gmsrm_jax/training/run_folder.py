@@ -19,7 +19,7 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import git_commit, read_json, versions, write_json
+from gmsrm_jax.files import git_commit, local_path, read_json, versions, write_json
 from gmsrm_jax.training.state import compute_dtype, make_networks
 
 REPORT = "report"
@@ -68,7 +68,8 @@ def data_facts(
 
 
 def _hash_of_holes(kind: str, folder: str) -> str:
-  paths, root = hole_files.mask_paths(folder, f"mask.{kind}_folder"), pathlib.Path(folder).expanduser()
+  setting = f"mask.{kind}_folder"
+  paths, root = hole_files.mask_paths(folder, setting), local_path(folder, setting)
   return sources.files_hash([str(path.relative_to(root)) for path in paths], [path.stat().st_size for path in paths])
 
 
