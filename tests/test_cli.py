@@ -177,9 +177,9 @@ def test_a_reader_that_goes_away_ends_the_program_without_a_word(stream):
     "sys.exit(run.main(sys.argv[1:]))"
   )
   streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, stream: write}
-  done = subprocess.run(
-    [sys.executable, "-c", program, *flags], cwd=ROOT, text=True, timeout=120, check=False, **streams
-  )
+  held = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+  words = [sys.executable, "-c", program, *flags]
+  done = subprocess.run(words, cwd=ROOT, env=held, text=True, timeout=120, check=False, **streams)
   os.close(write)
   assert done.returncode == 141 and not done.stderr
 
