@@ -148,11 +148,11 @@ def alexnet_features(params, image):
   return [relu1, relu2, relu3, relu4, relu_conv(relu4, *c[4], 1, 1)]
 
 
-def lpips(features_a, features_b, heads):
-  """Of one pair of images."""
-  total = 0.0
+def lpips_maps(features_a, features_b, heads):
+  """Of one pair of images, layer by layer."""
+  maps = []
   for a, b, head in zip(features_a, features_b, heads, strict=True):
     a = a / (np.linalg.norm(a, axis=-1, keepdims=True) + 1e-10)
     b = b / (np.linalg.norm(b, axis=-1, keepdims=True) + 1e-10)
-    total += (((a - b) ** 2) @ np.float64(head)).mean()
-  return total
+    maps.append(((a - b) ** 2) @ np.float64(head))
+  return maps

@@ -16,7 +16,7 @@ from gmsrm_jax.commands import inpaint
 from gmsrm_jax.inference import photos
 from tests.inference.test_inpainter import noisy_model
 from tests.inference.test_photos import MODES_OF, save_picture
-from tests.training.test_loop import one_line, trained_run
+from tests.trained import one_line
 
 PHOTO = skimage.data.astronaut()[:50, 150:225]
 HOLE = np.zeros(PHOTO.shape[:2], np.uint8)
@@ -44,9 +44,8 @@ def read(path):
     return np.asarray(image)
 
 
-def test_a_runs_folder_fills_as_the_python_interface_does(folder, monkeypatch, tmp_path_factory):
+def test_a_runs_folder_fills_as_the_python_interface_does(folder, monkeypatch, trained):
   monkeypatch.undo()
-  trained = trained_run(tmp_path_factory.getbasetemp())
   assert fill(folder, f"--workdir={trained.workdir}") == 0
   expected = Inpainter.from_checkpoint(trained.workdir)(PHOTO, HOLE)
   np.testing.assert_array_equal(read(folder / "out" / "a.png"), expected)

@@ -21,7 +21,7 @@ from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.evaluation.from_files import FolderPictures, area_bounds
 from gmsrm_jax.evaluation.scorer import ALL
 from gmsrm_jax.inference import photos
-from tests.training.test_loop import one_line
+from tests.trained import one_line
 
 PHOTO = skimage.data.astronaut()
 NAMES = ("a", "b", "c", "d")

@@ -13,28 +13,23 @@ import jax
 import numpy as np
 import pytest
 
-from gmsrm_jax import files, overrides
 from gmsrm_jax.data import pipeline
 from gmsrm_jax.data.masks import fixed
 from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.evaluation.held_out import HeldOutPictures, make_fill
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import weights
+from gmsrm_jax.training.run_folder import read_config
 from tests.evaluation.test_scorer import one_device
-from tests.training.test_loop import ODD, finish, trained_run
+from tests.trained import ODD, finish
 
 METHODS = ["GM-SRM", "Telea", "initial fill", "mean fill"]
 COLUMNS = [*map(bucket_name, BUCKETS), "all"]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  return trained_run(tmp_path_factory.getbasetemp())
-
-
-@pytest.fixture(scope="module")
 def config(trained):
-  return overrides.from_dict(files.read_json(trained.workdir / "config.json")["config"])
+  return read_config(trained.workdir)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +77,10 @@ def test_the_report_says_what_its_numbers_rest_on(config, trained, report):
 
 
 def test_evaluating_again_repeats_the_report_elsewhere(trained, report, tmp_path):
-  done = finish(trained.cache, "--mode=evaluate", f"--workdir={trained.workdir}", f"--output={tmp_path / 'out'}")
-  assert done.returncode == 0, done.stderr
+  flags = ["--mode=evaluate", f"--workdir={trained.workdir}", f"--output={tmp_path / 'out'}"]
+  out, _ = finish(flags, trained.cache)
   assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-  assert (tmp_path / "out" / "report.md").read_text() in done.stdout
+  assert (tmp_path / "out" / "report.md").read_text() in out
   assert (tmp_path / "out" / "report.csv").read_bytes() == (trained.workdir / "report.csv").read_bytes()
 
 
