@@ -7,9 +7,7 @@ import dataclasses
 import hashlib
 import json
 
-import grain
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -64,16 +62,8 @@ def _image_ids(batch):
 @pytest.mark.parametrize(
   ("stream", "images", "holes"),
   [
-    (
-      "memory",
-      "3a765c938a00 ed8046d13cd2 83468989c078",
-      "febf04c4682f 3659dc3f7eb5 a3023420a36e",
-    ),
-    (
-      "inpaint",
-      "f55f650ab7af 3504f7d89e5a 513d4b771db1",
-      "a9261ea30740 41c3282817d5 4dccb63c9ef8",
-    ),
+    ("memory", "3a765c938a00 ed8046d13cd2 83468989c078", "febf04c4682f 3659dc3f7eb5 a3023420a36e"),
+    ("inpaint", "f55f650ab7af 3504f7d89e5a 513d4b771db1", "a9261ea30740 41c3282817d5 4dccb63c9ef8"),
   ],
 )
 def test_a_seed_means_the_batches_that_it_meant_when_runs_were_measured(config, stream, images, holes):
@@ -158,18 +148,6 @@ def test_a_position_is_continued_by_any_number_of_processes(config, before, afte
     iterator.set_state(states[0])
     rows = list(share(index, after))
     _assert_equal(_take(iterator, 2), [{name: value[rows] for name, value in batch.items()} for batch in whole[3:]])
-
-
-def test_the_iterator_goes_into_an_orbax_checkpoint(config, tmp_path):
-  iterator = pipeline.training_iterator(config, "memory")
-  _take(iterator, 2)
-  with ocp.CheckpointManager(tmp_path) as manager:
-    manager.save(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointSave(iterator)))
-    manager.wait_until_finished()
-    expected = _take(iterator, 2)
-    resumed = pipeline.training_iterator(config, "memory")
-    manager.restore(2, args=ocp.args.Composite(data=grain.checkpoint.CheckpointRestore(resumed)))
-  _assert_equal(_take(resumed, 2), expected)
 
 
 def test_flip_mirrors_half_of_the_images_and_may_be_switched_off(config):

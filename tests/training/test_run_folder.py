@@ -49,7 +49,8 @@ def test_a_folder_keeps_to_its_settings_and_images(trained, tmp_path, capsys):
   (workdir / "config.json").write_text(json.dumps(described))
   line = refused(capsys, trained.flags(workdir))
   assert "was begun with other images" in line and "use another --workdir" in line
-  assert json.loads((workdir / "config.json").read_text()) == described and len(list(workdir.iterdir())) == 1
+  assert json.loads((workdir / "config.json").read_text()) == described
+  assert [path.name for path in workdir.rglob("*") if path.is_file()] == ["config.json"]
 
 
 def test_images_are_known_by_what_they_are_not_by_where(trained, tmp_path, capsys, monkeypatch):
