@@ -129,7 +129,7 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
   here, there = (json.loads((folder / "report.json").read_text()) for folder in (workdir, trained.workdir))
   for bucket, row in there["scores"]["GM-SRM"].items():  # measured in batches of another size
     assert here["scores"]["GM-SRM"][bucket] == pytest.approx(row, rel=1e-4, abs=1e-6)
-  samples = sorted((trained.workdir / "samples").glob("*_0*.png"))
+  samples = sorted((trained.workdir / "samples").glob("*_00*.png"))
   assert len(samples) == 4
   assert all(path.read_bytes() == (workdir / "samples" / path.name).read_bytes() for path in samples)
 
