@@ -142,7 +142,7 @@ def _beyond_modes(file: Image.Image) -> str:
   if photometric > 5 and not (photometric == 6 and compression in (6, 7)):  # JPEG inside is decoded to RGB
     return "colours of another kind (YCbCr, LAB or the like)"
   if bits not in (1, 2, 4, 8, 16) or kinds != {1} or (bits == 16 and photometric == 5):
-    return f"numbers of another kind ({bits} bits, signed or CMYK)"
+    return f"values of {bits} bits in {file.mode}, or with a sign"
   if extra == (1,):
     return "colours that are multiplied by their alpha"
   return "" if extra == (2,) else "channels beside colour and alpha"

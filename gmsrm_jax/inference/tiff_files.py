@@ -16,9 +16,9 @@ import numpy as np
 
 _UNIT = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}  # bytes of a value, by its type
 _EXIF, _GPS, _INTEROP = 34665, 34853, 40965  # tags that point to a directory of their own
-_XMP, _IPTC, _PHOTOSHOP, _ICC = 700, 33723, 34377, 34675
+_DESCRIPTION, _XMP, _IPTC, _PHOTOSHOP, _ICC = 270, 700, 33723, 34377, 34675
 _DESCRIBING = {
-  *(269, 270, 271, 272, 285, 305, 306, 315, 316, 33432),  # names, texts, camera, program, time, author, rights
+  *(269, _DESCRIPTION, 271, 272, 285, 305, 306, 315, 316, 33432),  # names, texts, camera, program, time, author, rights
   *(274, 282, 283, 296),  # orientation, resolution
   *(301, 318, 319, _ICC),  # what the values mean as colours
   *(18246, 18249, 40091, 40092, 40093, 40094, 40095, _XMP, _IPTC, _PHOTOSHOP),  # ratings, keywords, editors' notes
@@ -42,6 +42,8 @@ def read_tags(data: bytes) -> Tags:
     return Tags()
   found = dict(_directory(data, order, big, _number(data, order, big, 8 if big else 4)))
   entries: dict[int, Any] = {tag: entry for tag, entry in found.items() if tag in _DESCRIBING}
+  if entries.get(_DESCRIPTION, (2, b""))[1].startswith(b'{"shape"'):  # tifffile's note on the layout
+    del entries[_DESCRIPTION]
   for tag in {_EXIF, _GPS} & found.keys():
     start = int.from_bytes(found[tag][1], "little" if order == "<" else "big")
     below = {tag: entry for tag, entry in _directory(data, order, big, start) if tag != _INTEROP}

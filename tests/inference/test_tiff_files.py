@@ -155,6 +155,13 @@ def test_what_describes_the_picture_travels_and_its_layout_does_not(big, orienta
     assert b"<x:xmpmeta/>" in png.info["xmp"]
 
 
+def test_tifffiles_note_on_the_shape_of_a_file_does_not_travel():
+  buffer = io.BytesIO()
+  tifffile.imwrite(buffer, np.moveaxis(noise("u1", 3), -1, 0), photometric="rgb", planarconfig="separate")
+  assert "ImageDescription" in page(buffer.getvalue())[1]
+  assert "ImageDescription" not in page(filled(buffer.getvalue(), np.zeros(SHAPE, np.uint8)))[1]
+
+
 def test_damaged_tags_are_left_out():
   data = bytearray(
     tiff(noise("u1", 3), photometric="rgb", description="a long description", extratags=[(274, 3, 1, 6)])
