@@ -94,7 +94,7 @@ def write(config: Config, weights: Weights, described: dict[str, Any], folder: p
     jax.ShapeDtypeStruct((), jnp.uint32),
     jax.ShapeDtypeStruct((), jnp.float32),
   )
-  write_bytes(folder / PROGRAM, program.serialize())
+  write_bytes(folder / PROGRAM, bytes(program.serialize()))
   write_text(folder / EXAMPLE, _EXAMPLE.format(size=size, program=PROGRAM, weights=WEIGHTS, largest=MAX_SEED))
 
 

@@ -6,8 +6,11 @@ Nothing here trusts its input: sizes are read from headers before anything is de
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import threading
+import traceback
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Annotated, Any
 
@@ -68,18 +71,33 @@ class Fields(pydantic.BaseModel):
   )
 
 
+@contextlib.contextmanager
+def _damage_alone() -> Iterator[None]:
+  """Raises what our own lines raised by mistake as it is, for it says nothing of the file."""
+  try:
+    yield
+  except pictures.PictureError as error:
+    cause = error.__cause__
+    *_, (frame, _) = traceback.walk_tb(cause.__traceback__ if cause else error.__traceback__)
+    ours = frame.f_globals["__name__"].startswith("gmsrm_jax.")
+    if ours and isinstance(cause, (AttributeError, LookupError, NameError, TypeError)):
+      raise cause from None
+    raise
+
+
 def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[np.ndarray, "h w"]]:
   """Decodes the picture, and its hole: upright, 1 in the hole.
 
   Raises:
     ConfigError: they are damaged (PictureError), do not fit each other, there is no hole, or there are more pictures.
   """
-  photo, names = photos.read_photo(fields.image, "image", most_pixels), ("image", "mask")
+  with _damage_alone():
+    photo, names = photos.read_photo(fields.image, "image", most_pixels), ("image", "mask")
   # A phone's JPEG may hold more, such as a preview: MPO.
   several = f"image holds {photo.frames} pictures or pages, but the answer is one: send them one by one"
   require(photo.frames == 1 or photo.format == "MPO", several)
   if fields.mask:
-    with pictures.open_picture(fields.mask, "mask", most_pixels) as file:
+    with _damage_alone(), pictures.open_picture(fields.mask, "mask", most_pixels) as file:
       hole = photos.hole_of(photo, file, names)
   else:
     hole = photos.hole_of(photo, None, names)

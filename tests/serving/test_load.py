@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from gmsrm_jax.data.masks import hole_files
+from gmsrm_jax.inference import modes
 from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, png, raw, running, text
 
 # Starlette leaves the temporary file of a part that is cut off to the garbage collector, which closes it.
@@ -91,6 +93,17 @@ def test_without_memory_the_server_goes_on(opened, monkeypatch):
     answer = opened.inpaint(**GOOD)
   assert (answer.status_code, "not enough memory" in error(answer)) == (503, True)
   assert opened.inpaint(**GOOD).status_code == 200
+
+
+@pytest.mark.parametrize("field", ["image", "mask"])
+def test_a_mistake_of_ours_is_no_damaged_file(opened, monkeypatch, caplog, field):
+  with monkeypatch.context() as patch:
+    patch.delattr(*{"image": (modes.pictures, "as_rgb"), "mask": (hole_files, "_hole_of_picture")}[field])
+    answer = opened.inpaint(**GOOD)
+  assert (answer.status_code, "its own log" in error(answer)) == (500, True)
+  assert opened.inpaint(**GOOD).status_code == 200
+  while not any(record.exc_info for record in caplog.records):
+    time.sleep(0.01)  # it is logged after it is answered
 
 
 def test_thirty_at_once_get_each_their_own(opened):
