@@ -27,7 +27,8 @@ from gmsrm_jax.inference.tiff_files import encode_tiff
 MAX_JPEG_CHANGE = 16.0
 """Mean change of brightness, of 255, beyond which a JPEG that was written is no longer the picture."""
 
-WRITTEN = {suffix: name for suffix, name in PilImage.registered_extensions().items() if name in MODES["RGB"].formats}
+_BY_SUFFIX = PilImage.registered_extensions().items()
+WRITTEN = {suffix: name for suffix, name in _BY_SUFFIX if name in MODES["RGB"].formats.split()}
 """Suffix, in lower case, to the format that a file of that name is written in."""
 
 _UPRIGHT_FORMATS = ("BMP", "PPM", "TGA", "JPEG2000")  # which have no EXIF that could say how they are turned
