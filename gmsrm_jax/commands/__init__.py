@@ -10,6 +10,7 @@ import select
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Sequence
 
 from gmsrm_jax.commands.flags import parse
@@ -27,7 +28,11 @@ def dispatch(flags: argparse.Namespace) -> None:
 
 
 def _prepare_process() -> None:
-  """Lets any file's name be printed, and libraries be imported where no temporary folder can be written."""
+  """Lets any file's name be printed, and libraries be imported where no temporary folder can be written.
+
+  What Pillow thinks of a file's tags is kept from the user: whatever matters there ends in an error of ours.
+  """
+  warnings.filterwarnings("ignore", module=r"PIL\.")
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
       stream.reconfigure(errors="backslashreplace")  # the name may be no text

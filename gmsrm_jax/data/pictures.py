@@ -17,6 +17,7 @@ from gmsrm_jax.errors import ConfigError
 MAX_PIXELS = 89_000_000
 """Larger pictures are refused by their header, for a small file can expand to gigabytes; Pillow warns from here on."""
 
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # an error of ours says it in one line
 Image.init()
 FORMATS = tuple(
   name
@@ -66,6 +67,7 @@ def open_picture(source: Path | bytes, name: str = "", most_pixels: int = MAX_PI
       if width * height > most_pixels:
         raise Image.DecompressionBombError
       _check_tiff(file)
+      _scale_transparent_grey(file)
       if file.info.keys() & {"exif", "Raw profile type exif"}:
         with contextlib.suppress(Exception):  # damaged EXIF is not asked for again, and its picture is seen as stored
           file.getexif()
@@ -87,6 +89,13 @@ def _check_tiff(file: Image.Image) -> None:
     raise ValueError(f"{bits}-bit {file.mode} in planes, of which only 8-bit RGB, RGBA and CMYK are known")
   if bits == 16 and tags.get(262) == 0:
     raise ValueError("16-bit grey levels of which 0 is white")
+
+
+def _scale_transparent_grey(file: Image.Image) -> None:
+  """Brings the grey that a PNG of 2 or 4 bits calls transparent to 8 bits, as Pillow does with the pixels alone."""
+  levels = {"L;2": 3, "L;4": 15}.get(file.tile[0][3] if file.format == "PNG" and file.tile else None)  # pyright: ignore
+  if levels and "transparency" in file.info:
+    file.info["transparency"] *= 255 // levels
 
 
 def decode(source: Path | bytes, name: str = "") -> UInt8[np.ndarray, "h w 3"]:

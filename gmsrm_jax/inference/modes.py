@@ -110,10 +110,21 @@ def _is_deep(file: Image.Image, data: bytes) -> bool:
 
 def _read_deep(data: bytes, orientation: int) -> np.ndarray | None:
   """RGB or RGBA in 16 bits, upright; None where OpenCV reads something else."""
+  data = _without_remarks(data) if data.startswith(b"\x89PNG") else data + b"\n"  # a last number needs an end in PPM
   pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
   if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
     return None
   return np.ascontiguousarray(_UPRIGHT[orientation](swap_red_and_blue(pixels)))
+
+
+def _without_remarks(data: bytes) -> bytes:
+  """A PNG file with its pixels alone: libpng prints what it thinks of the other chunks."""
+  kept, at = data[:8], 8
+  while at < len(data):
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    kept += data[at:end] * (data[at + 4 : at + 8] in (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"))
+    at = end
+  return kept
 
 
 def swap_red_and_blue(pixels: np.ndarray) -> np.ndarray:

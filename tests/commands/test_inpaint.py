@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
+import zlib
 
+import cv2
 import numpy as np
 import pytest
 import skimage.data
@@ -191,3 +194,17 @@ def test_a_picture_that_cannot_be_written_as_it_was_is_refused_before_it_is_fill
   line = one_line(capsys.readouterr().err)
   assert [part for part in ("a.tif", "LAB", "--format=png") if part not in line] == []
   assert fill(folder, "--format=png") == 0 and read(folder / "out" / "a.png").shape == PHOTO.shape
+
+
+def test_what_libraries_think_of_a_files_remarks_is_not_printed(folder, capfd):
+  def chunk(name, content):
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+  path = folder / "images" / "a.png"
+  cv2.imwrite(str(path), PHOTO.astype(np.uint16) * 257)
+  remarks = chunk(b"iCCP", b"icc\0\0" + zlib.compress(b"junk")) + chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\0")
+  data = path.read_bytes()
+  path.write_bytes(data[:33] + remarks + data[33:])
+  assert fill(folder) == 0
+  assert capfd.readouterr().err == ""
+  assert cv2.imread(str(folder / "out" / "a.png"), cv2.IMREAD_UNCHANGED).dtype == np.uint16

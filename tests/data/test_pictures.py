@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import zlib
 
 import cv2
+import imagecodecs
 import numpy as np
 import pytest
 import skimage.data
@@ -141,3 +144,21 @@ def test_the_error_travels_between_processes(tmp_path):
     pictures.decode(tmp_path / "none.jpg")
   copy = pickle.loads(pickle.dumps(caught.value))
   assert str(copy) == str(caught.value) and copy.why == caught.value.why
+
+
+@pytest.mark.parametrize(("depth", "level"), [(2, 1), (2, 3), (4, 1), (4, 15)])
+def test_a_png_of_few_grey_levels_is_transparent_where_libpng_says(depth, level):
+  grey = np.arange(8, dtype=np.uint8) % 2**depth
+  row = b"\0" + np.packbits((grey[:, None] >> np.arange(depth)[::-1]) & 1).tobytes()
+  parts = {
+    b"IHDR": struct.pack(">IIBBBBB", 8, 1, depth, 0, 0, 0, 0),
+    b"tRNS": struct.pack(">H", level),
+    b"IDAT": zlib.compress(row),
+    b"IEND": b"",
+  }
+  chunks = [struct.pack(">I", len(v)) + k + v + struct.pack(">I", zlib.crc32(k + v)) for k, v in parts.items()]
+  data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+  shown = imagecodecs.png_decode(data)[0]
+  expected = np.where(shown[:, 1] == 0, 255, shown[:, 0])
+  np.testing.assert_array_equal(pictures.decode(data)[0, :, 1], expected)
+  assert (shown[:, 1] == 0).tolist() == (grey == level).tolist()

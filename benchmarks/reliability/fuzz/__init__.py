@@ -1,0 +1,1 @@
+"""A fuzz of the three interfaces: shell, Python, HTTP."""
