@@ -108,7 +108,9 @@ def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[
 def fill_picture(
   inpainter: Inpainter, fields: Fields, photo: photos.Photo, hole: UInt8[np.ndarray, "h w"], stop: threading.Event
 ) -> list[bytes]:
-  """Returns the fills as PNG files in the picture's own mode: outside the hole every pixel is as it was, to the bit.
+  """Returns the fills as PNG files: outside the hole every pixel is as it was, to the bit.
+
+  They have the picture's own mode or, where PNG has none such, what a viewer shows.
 
   Raises:
     CancelledError: the event was set, because nobody waits for them any more.
