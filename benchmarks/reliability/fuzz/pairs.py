@@ -136,7 +136,10 @@ def judge(picture: Pair, after: bytes, grown: bool, own: bool = False) -> str:
 
 def dropped(before: bytes, after: bytes, named: bool) -> str:
   """What a written file lost beside its pixels: its colour profile, or, without a word, further pages."""
-  old, new = reading.show(before), reading.show(after)
+  try:
+    old, new = reading.show(before), reading.show(after)
+  except Exception:  # noqa: BLE001 - damaged, and seen by `judge`
+    return ""
   if old.profile == PROFILE and old.space == new.space == "RGB" and new.profile != old.profile:
     return f"the colour profile of a {old.form} is lost in a {new.form}"
   return "further pages or frames were dropped without a word" if old.frames > new.frames and not named else ""
