@@ -54,6 +54,7 @@ class ModelConfig:
   heads: int  # attention heads of a context block
   discriminator_width: int  # channels of the discriminator's first layer, doubled by each later one
   discriminator_layers: int  # strided layers of the discriminator
+  oblique: bool = False  # heads of the context blocks see places along axes of their own, not rows and columns
 
   def __post_init__(self):
     positive = "image_size blocks discriminator_width discriminator_layers"
@@ -204,6 +205,7 @@ class LossConfig:
   feature_crop: int = 0  # side of the random window the feature terms look at, pixels; 0 is the whole image
   l1: float = 6.0  # stage 1: mean absolute error of the reconstruction
   hole: float = 6.0  # stage 2: L1 over the hole (RFR)
+  hole_cell: int = 1  # side of the cells whose means this L1 compares, pixels; above 1 it leaves texture to other terms
   valid: float = 1.0  # stage 2: L1 over the known pixels (RFR)
   perceptual: float = 0.1  # both stages: L1 between features (AOT-GAN)
   style: float = 10.0  # stage 2: L1 between Gram matrices (AOT-GAN has 250; 60 drew a grid into holes here)
@@ -217,6 +219,7 @@ class LossConfig:
   def __post_init__(self):
     one_of("loss.features", self.features, ("vgg16", "recognition"))
     require(1 <= self.vgg_stages <= 5, f"loss.vgg_stages={self.vgg_stages} is out of range: give 1 to 5")
+    require(self.hole_cell >= 1, f"loss.hole_cell={self.hole_cell} must be greater than 0")
     numbers = [field.name for field in dataclasses.fields(self) if field.name != "features"]
     _check(self, "loss.", not_negative=" ".join(numbers))
 
@@ -337,6 +340,10 @@ class Config:
       size % twice == 0 or self.stage1.half_until == self.stage2.half_until == 0,
       f"model.image_size={size} is no multiple of {twice}, so it cannot train at half the size: use "
       f"{-(-size // twice) * twice}, or half_until=0",
+    )
+    require(
+      self.model.stride % self.loss.hole_cell == 0,
+      f"loss.hole_cell={self.loss.hole_cell} is no divisor of the model's stride: choose one of {self.model.stride}",
     )
     require(
       self.loss.feature_crop <= self.model.image_size,

@@ -17,17 +17,24 @@ HOLE_PENALTY = 16.0
 """Distance by which a cell that is all hole lies below a known one in the scores of `ContextTransfer`, in nats."""
 
 
-def rotate_by_position(x: Float[Array, "b h w n d"]) -> Float[Array, "b h w n d"]:
-  """Rotary position embedding over rows (first half of d) and columns (second half); d is a multiple of 4.
+def rotate_by_position(x: Float[Array, "b h w n d"], *, oblique: bool = False) -> Float[Array, "b h w n d"]:
+  """Rotary position embedding along two axes, one for each half of d, a multiple of 4.
 
   Attention scores then depend on offsets only (Su et al. 2021), at any grid size: what repeats along a wall can be
-  found by its spacing.
+  found by its spacing. The axes are rows and columns or, `oblique`, turned further for each head, from none to short of
+  a right angle: where all heads look along rows and columns, fills become streaks along these (ours).
   """
-  _, height, width, _, dim = x.shape
+  _, height, width, heads, dim = x.shape
   quarter = dim // 4
   frequency = 1.0 / 100.0 ** (jnp.arange(quarter) / quarter)
   places = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), axis=-1)
-  angle = (places[..., None] * frequency[None, None, None, :]).reshape(1, height, width, 1, 2 * quarter)
+  if oblique:
+    turn = jnp.pi / 2 * jnp.arange(heads) / heads
+    axes = jnp.stack([jnp.cos(turn), -jnp.sin(turn), jnp.sin(turn), jnp.cos(turn)], axis=-1).reshape(heads, 2, 2)
+    along = jnp.einsum("hwc,nca->hwna", places.astype(jnp.float32), axes)
+  else:
+    along = places[:, :, None, :]
+  angle = (along[..., None] * frequency[None, None, None, None, :]).reshape(1, height, width, -1, 2 * quarter)
   even, odd = jnp.split(x, 2, axis=-1)
   rotated = (even * jnp.cos(angle) - odd * jnp.sin(angle), even * jnp.sin(angle) + odd * jnp.cos(angle))
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
@@ -40,6 +47,7 @@ class ContextBlock(nn.Module):
   """
 
   heads: int
+  oblique: bool = False
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -53,9 +61,8 @@ class ContextBlock(nn.Module):
     # Keys without bias: it would shift all scores of a query alike, which softmax ignores.
     key = nn.Dense(channels, use_bias=False, dtype=self.dtype, name="key")(normed).reshape(split)
     value = conv1x1(channels, self.dtype, name="value")(normed)
-    attended = jax.nn.dot_product_attention(
-      rotate_by_position(query).reshape(flat), rotate_by_position(key).reshape(flat), value.reshape(flat)
-    )
+    query, key = (rotate_by_position(x, oblique=self.oblique).reshape(flat) for x in (query, key))
+    attended = jax.nn.dot_product_attention(query, key, value.reshape(flat))
     x = x + conv1x1(channels, self.dtype, BRANCH_INIT, name="project")(attended.reshape(x.shape))
 
     hidden = nn.gelu(conv1x1(2 * channels, self.dtype, name="expand")(ChannelNorm(self.dtype)(x)))

@@ -36,7 +36,7 @@ class Encoder(nn.Module):
     # The mask goes in with the fill, so the network knows what is invented.
     *finer, h = _pyramid(self.config, self.dtype, jnp.concatenate([filled, mask], axis=-1), shares)
     for block in range(self.config.context_blocks):
-      h = ContextBlock(self.config.heads, self.dtype, name=f"context{block}")(h, shares[-1])
+      h = ContextBlock(self.config.heads, self.config.oblique, self.dtype, name=f"context{block}")(h, shares[-1])
     features = (*finer, h)
     return ContextTransfer(self.dtype, name="transfer")(features, shares) if self.config.context_blocks else features
 

@@ -205,7 +205,7 @@ def inpaint_step(
     inpainted = composite(out.prediction, images, masks)
     with jax.named_scope("losses"):
       terms = {
-        "hole": fills.hole_score(out.prediction, image, mask, config.model.stride),
+        "hole": fills.hole_score(out.prediction, image, mask, config.loss.hole_cell, config.model.stride),
         "valid": fills.per_image(losses.valid_l1(out.prediction, images, masks)),
         "memory_image": fills.per_image(losses.hole_l1(out.memory_image, images, masks)),
       }

@@ -48,17 +48,23 @@ def _per_image(values: Float[Array, " r"]) -> PerImage:
   return jnp.stack([threes[:, 0], 0.5 * (threes[:, 1] + threes[:, 2])], axis=1).reshape(-1)
 
 
-def _hole_score(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, cell: int) -> PerImage:
+def _hole_score(prediction: Float[Array, "r h w 3"], image: Image, mask: Mask, fine: int, cell: int) -> PerImage:
   """Returns L1 over the hole for an image's one fill, or the energy score of its two, in units of [-1, 1].
+
+  The L1 compares means over cells of `fine` x `fine` pixels.
 
   The score of two fills x, y of a truth z is (d(x, z) + d(y, z) - d(x, y)) / 2 (Gneiting & Raftery 2007, eq. 21), here
   with d the L1 of means over cells of `cell` x `cell` pixels (ours).
   """
-  fine = hole_l1(prediction, _rows(image), _rows(mask)).reshape(-1, 3)[:, 0]
+  once = _hole_l1(prediction, _rows(image), _rows(mask), fine).reshape(-1, 3)[:, 0]
   errors = coarse_hole_l1(prediction, _rows(image), _rows(mask), cell).reshape(-1, 3)
   spread = coarse_hole_l1(*both(prediction), both(_rows(mask))[0], cell)
   energy = 0.5 * (errors[:, 1] + errors[:, 2] - spread)
-  return jnp.stack([fine, energy], axis=1).reshape(-1)
+  return jnp.stack([once, energy], axis=1).reshape(-1)
+
+
+def _hole_l1(prediction: Image, image: Image, mask: Mask, cell: int, _: int = 0) -> PerImage:
+  return hole_l1(prediction, image, mask) if cell == 1 else coarse_hole_l1(prediction, image, mask, cell)
 
 
 def coarse_hole_l1(a: Image, b: Image, mask: Mask, cell: int) -> PerImage:
@@ -82,11 +88,11 @@ class Fills(NamedTuple):
 
   rows: Callable[[Array], Array]  # of images: every image once for each of its fills
   per_image: Callable[[Array], Array]  # of a value per row: that of the one fill, or the mean of the two
-  hole_score: Callable[..., Array]  # (prediction, image, mask, cell) to the loss over the hole, per image
+  hole_score: Callable[..., Array]  # (prediction, image, mask, sides of cells) to the loss over the hole
   images: int  # that belong together
   rows_of_images: int  # that they have together
 
 
-ONCE = Fills(lambda x: x, lambda values: values, lambda p, image, mask, cell: hole_l1(p, image, mask), 1, 1)
+ONCE = Fills(lambda x: x, lambda values: values, _hole_l1, 1, 1)
 TWICE = Fills(_rows, _per_image, _hole_score, 2, 3)
 """Every first image of two is filled once, every second one twice."""
