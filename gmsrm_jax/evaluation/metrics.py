@@ -70,6 +70,23 @@ def boundary_error(a: Image, b: Image, mask: Mask) -> PerImage:
   return error / (a.shape[-1] * jnp.maximum(pairs, 1.0))
 
 
+def detail(a: Image, b: Image, mask: Mask) -> PerImage:
+  """How sharp the fill `a` is beside the truth, in dB: the ratio of their Laplacian energies over the hole.
+
+  0 is as sharp as the truth or without a hole, below it is softer, above it rougher; -3 is half the energy. The energy
+  is the mean square of the four-neighbour Laplacian of luma in levels of 0..255; 1 is added on both sides, so that a
+  flat truth does not decide. (Ours.)
+  """
+
+  def energy(image: Image) -> PerImage:
+    luma = jnp.sum(image.astype(jnp.float32) * jnp.array((0.299, 0.587, 0.114)).reshape(1, 1, 1, 3), axis=-1) * 127.5
+    x = jnp.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    laplacian = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4.0 * luma
+    return masked_mean(jnp.square(laplacian), mask[..., 0])
+
+  return 10.0 * jnp.log10((energy(a) + 1.0) / (energy(b) + 1.0))
+
+
 def psnr(a: Pixels, b: Pixels) -> PerImage:
   """Peak signal-to-noise ratio in dB, over all pixels and channels; inf for equal images."""
   return jnp.asarray(dm_pix.psnr(_unit_range(a), _unit_range(b)))

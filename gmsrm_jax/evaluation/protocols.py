@@ -97,6 +97,7 @@ _HOLE_ALEX: Metric = (
   lambda a, b, mask, networks: lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), mask),
 )
 _SEAM = "mean error of the steps between neighbours across the hole's boundary"
+_DETAIL = "dB, Laplacian energy of luma over the hole against the truth's: 0 is as sharp, -3 has half of it"
 _GREY_SSIM = "flat window of 51 pixels, sample covariance, grey pictures (scikit-image's structural_similarity)"
 _GREY_MAE = "sum of |a - b| over sum of a + b of grey pictures"
 _L1_OF_MEANS = "mean of |a - b| of the means over RGB: errors of opposite sign cancel"
@@ -117,6 +118,7 @@ _ALL = (
       "l1_hole": _hole("l1 over the hole's pixels alone", metrics.l1_hole),
       "lpips_hole": _HOLE_ALEX,
       "boundary_error": _hole(_SEAM, metrics.boundary_error),
+      "detail": _hole(_DETAIL, metrics.detail),
     },
   ),
   Protocol(

@@ -38,6 +38,7 @@ _METRICS: dict[str, tuple[str, int]] = {
   "l1_hole": (f"L1 over the hole ({_LESS})", 4),
   "lpips_hole": (f"LPIPS over the hole ({_LESS})", 4),
   "boundary_error": (f"Seam: error of the steps across the hole's boundary ({_LESS})", 4),
+  "detail": ("Detail in the hole against the truth's (dB, nearer to 0 is better)", 2),
 }
 """Titles and digits, in the order of the report."""
 

@@ -33,6 +33,8 @@ ALL = "all"
 CHECKED = 16
 """At most so many images of one size, the first that come, are scored against themselves as a check."""
 
+_AT_THE_HOLE = ("psnr_hole", "l1_hole", "lpips_hole", "boundary_error", "detail")  # without masks they mean nothing
+
 _BEST = {"ssim": 1.0, "ms_ssim": 1.0}  # of equal pictures; every other error is 0, and PSNR has no end
 
 
@@ -169,7 +171,7 @@ def _measured(
   for name in scores.keys() & {"psnr", "psnr_hole"}:  # what a protocol cuts off at 100 dB stays
     scores[name] = np.where(equal & (scores[name] > 100), np.inf, scores[name])
   if batch[0].bucket == ALL:  # without masks what is measured at the hole has no meaning
-    scores = {name: array for name, array in scores.items() if "hole" not in name and "boundary" not in name}
+    scores = {name: array for name, array in scores.items() if name not in _AT_THE_HOLE}
   else:
     scores["hole_area"] = np.repeat(masks.mean(axis=(1, 2, 3), dtype=np.float64)[:, None], fills.shape[1], axis=1)
   apart = np.where(hole, 0, np.abs(fills.astype(np.int16) - truth)).max(axis=-1)
