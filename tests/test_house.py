@@ -39,7 +39,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     "training": "__init__ adversary checkpoint finetune logger loop losses microbatch optimiser profiling run_folder"
     " sample_grids stages state steps variation weights",
   },
-  {"inference": "__init__ file_pairs inpainter metadata modes output_plan photos tiff_files tiling"},
+  {"inference": "__init__ detail file_pairs inpainter metadata modes output_plan photos tiff_files tiling"},
   {
     "evaluation": "__init__ baselines distribution from_files held_out metrics protocols report scorer",
     "serving": "__init__ connections requests server",

@@ -99,6 +99,7 @@ FLAGS = (
   ),
   Flag("format", "inpaint", "keep: each file's own", default="keep", choices=("keep", "png")),
   Flag("strategy", "inpaint", "how a large photo is seen", default="auto", choices=STRATEGIES),
+  Flag("detail", "inpaint", "detail of the known part that is added: 0, none, to 1", "X", type=float, default=1.0),
   Flag("num_samples", "inpaint", "fills per photograph", "N", type=int, default=1, least=1),
   Flag("seed", "inpaint", "another one draws other samples 1, 2 ...", "S", type=int, default=0, least=0, most=MAX_SEED),
   Flag("contact_sheet", "inpaint", "also write STEM_sheet.png with all samples", type=bool, default=False),

@@ -43,7 +43,7 @@ def run(flags: argparse.Namespace) -> None:
   )
   inpainter = Inpainter.from_checkpoint(trained(flags))
   print(f"weights: {inpainter.source}")
-  inpainter.check(1, 1, flags.num_samples, flags.seed, flags.strategy)
+  inpainter.check(1, 1, flags.num_samples, flags.seed, flags.strategy, flags.detail)
   failed, lossy = [], []
   for job in tqdm(jobs, desc="inpaint", unit="image", disable=None):
     try:
@@ -76,7 +76,8 @@ def _fill(inpainter: Inpainter, job: output_plan.Job, flags: argparse.Namespace)
   hole_files.warn_area(hole, str(mask or f"{image} (its transparency)"))
   targets = job.samples(job.suffix(photo))
   pictures = {"image": photo.rgb, "hole": np.where(hole[..., None] > 0, np.uint8(255), photo.rgb)}
-  fills = inpainter.fills(photo.rgb, hole, num_samples=flags.num_samples, seed=flags.seed, strategy=flags.strategy)
+  options = {name: getattr(flags, name) for name in ("num_samples", "seed", "strategy", "detail")}
+  fills = inpainter.fills(photo.rgb, hole, **options)
   for path, fill in zip(targets, fills, strict=True):
     photos.write_photo(photos.fill_hole(photo, fill, hole, opaque=mask is None), path, job.wanted)
     pictures[f"sample {len(pictures) - 2}"] = fill

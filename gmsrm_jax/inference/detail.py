@@ -111,14 +111,14 @@ def _with_detail(
 
 def _any_in_cell(pixels: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "r c"]:
   rows, columns = pixels.shape[0] // CELL, pixels.shape[1] // CELL
-  return pixels.reshape(rows, CELL, columns, CELL).any(axis=(1, 3))
+  return np.any(pixels.reshape(rows, CELL, columns, CELL), axis=(1, 3))
 
 
 def _looks(small: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r c d"]:
   """The blurred colours of each cell and of those around it."""
   blurred = cv2.GaussianBlur(small, (0, 0), _BLUR)[CELL // 2 :: CELL, CELL // 2 :: CELL]
   rows, columns = blurred.shape[:2]
-  padded = cv2.copyMakeBorder(blurred, *[_REACH] * 4, cv2.BORDER_REFLECT)
+  padded = np.pad(blurred, ((_REACH, _REACH), (_REACH, _REACH), (0, 0)), mode="symmetric")
   shifts = itertools.product(range(2 * _REACH + 1), repeat=2)
   return np.concatenate([padded[y : y + rows, x : x + columns] for y, x in shifts], axis=-1)
 

@@ -24,6 +24,7 @@ from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import ConfigError, check_seed, one_of, require
 from gmsrm_jax.files import SHIPPED, local_path
 from gmsrm_jax.inference import tiling
+from gmsrm_jax.inference.detail import add_detail
 from gmsrm_jax.models.inpainter import draw_noise, predict_pixels
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
@@ -77,6 +78,7 @@ class Inpainter:
     num_samples: int = 1,
     seed: int = 0,
     strategy: str = "auto",
+    detail: float = 1.0,
   ) -> Any:
     """Fills the hole; returns every pixel outside it as it was.
 
@@ -88,6 +90,7 @@ class Inpainter:
       num_samples: how many fills; 0 is the deterministic one, each further one is drawn.
       seed: another seed draws other samples; equal seeds repeat to the bit. At most `MAX_SEED`.
       strategy: how a large picture is seen, one of `config.STRATEGIES` (see `tiling.plan`).
+      detail: how much fine detail of the known part is added to the fill, from 0, none, to 1 (see `detail`).
 
     Returns:
       The same as was given, filled: arrays of the same shape, RGB images for PIL images and paths, a list for a list.
@@ -104,7 +107,7 @@ class Inpainter:
     )
     # All are read, and so checked, before the first is filled.
     pairs = [_read_pair(*one, *hole) for one, hole in zip(images, masks, strict=True)]
-    options = {"num_samples": num_samples, "seed": seed, "strategy": strategy}
+    options = {"num_samples": num_samples, "seed": seed, "strategy": strategy, "detail": detail}
     fills = zip(*(self.fills(pixels, hole, **options) for pixels, hole in pairs), strict=True)
     samples = [_like(image, sample) for sample in fills]
     return samples[0] if num_samples == 1 else samples
@@ -117,6 +120,7 @@ class Inpainter:
     num_samples: int = 1,
     seed: int = 0,
     strategy: str = "auto",
+    detail: float = 1.0,
     before_batch: Callable[[], None] = lambda: None,
   ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Yields the samples of one picture: sample 0 is the deterministic fill.
@@ -124,17 +128,19 @@ class Inpainter:
     `before_batch` is called before the model is; what it raises ends a fill that nobody waits for any more.
     """
     height, width = mask.shape
-    self.check(height, width, num_samples, seed, strategy)
+    self.check(height, width, num_samples, seed, strategy, detail)
     for sample in range(num_samples):
       key = jax.random.fold_in(jax.random.key(seed), sample)
       filled = image.copy()
       for patch in tiling.plan(mask, self.config.model.image_size, strategy):
         tiling.paste(filled, patch, self._predictions(image, mask, patch.windows, key, sample > 0, before_batch))
+        add_detail(filled, mask, patch.hole, patch.place, patch.windows[0].scale, detail)
       yield filled
 
-  def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str) -> None:
+  def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str, detail: float) -> None:
     """Raises ConfigError for what cannot be done, before anything is computed."""
     one_of("strategy", strategy, STRATEGIES)
+    require(0 <= detail <= 1, f"detail={detail} is no share: give a number from 0, none, to 1")
     require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
     check_seed("seed", seed)
     require(

@@ -43,6 +43,11 @@ class Window(NamedTuple):
     """The rectangle as an index."""
     return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
+  @property
+  def scale(self) -> float:
+    """Pixels of the photo for one that is seen, at least 1."""
+    return max(1.0, self.height / self.rows, self.width / self.columns)
+
 
 class Patch(NamedTuple):
   """One hole, or several near to each other, and the windows that see all of it together."""

@@ -69,6 +69,7 @@ class Fields(pydantic.BaseModel):
   strategy: str = pydantic.Field(
     "auto", description="how a large picture is seen", json_schema_extra={"enum": list(STRATEGIES)}
   )
+  detail: float = pydantic.Field(1.0, ge=0, le=1, description="how much detail of the known part is added")
 
 
 @contextlib.contextmanager
@@ -120,7 +121,7 @@ def fill_picture(
     if stop.is_set():
       raise CancelledError
 
-  options = fields.model_dump(include={"num_samples", "seed", "strategy"})
+  options = fields.model_dump(include={"num_samples", "seed", "strategy", "detail"})
   fills = inpainter.fills(photo.rgb, hole, before_batch=go_on, **options)
   filled = (photos.fill_hole(photo, fill, hole, opaque=not fields.mask) for fill in fills)
   return [photos.encode_photo(picture, "PNG") for picture in filled]

@@ -126,7 +126,7 @@ class Service:
         fields = await _read_fields(request, self.limits.upload_bytes)
       photo, hole = await run_in_threadpool(read_picture, fields, self.limits.pixels)
       height, width = hole.shape
-      self.inpainter.check(height, width, fields.num_samples, fields.seed, fields.strategy)
+      self.inpainter.check(height, width, fields.num_samples, fields.seed, fields.strategy, fields.detail)
       stop = threading.Event()
       job = self._thread.submit(fill_picture, self.inpainter, fields, photo, hole, stop)
       # Not before the thread is free, though nobody may wait by then.

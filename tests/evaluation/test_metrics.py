@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,6 +106,20 @@ def test_boundary_error_sees_the_seam_and_nothing_else():
   assert measure(jnp.where(mask > 0, truth + 0.2, truth)) == pytest.approx(0.1, rel=1e-5)
   inner = jnp.zeros_like(mask).at[:, 7:15, 7:15].set(1)
   assert measure(jnp.where(inner > 0, 0.0, truth)) == 0, "what lies inside is no seam"
+
+
+def test_detail_is_the_ratio_of_opencvs_laplacian_energies(images):
+  a, b, mask = images
+  energies = []
+  for picture in (a, b):
+    luma = [cv2.cvtColor(np.asarray(x * 127.5 + 127.5), cv2.COLOR_RGB2GRAY) for x in picture]
+    squares = np.stack([cv2.Laplacian(x, cv2.CV_32F) ** 2 for x in luma])
+    energies.append(np.array([x[m > 0].mean() for x, m in zip(squares, mask[..., 0], strict=True)]))
+  expected = 10 * np.log10((energies[0] + 1) / (energies[1] + 1))
+  assert np.abs(expected).min() > 0.01
+  np.testing.assert_allclose(metrics.detail(a, b, mask), expected, atol=0.01)
+  np.testing.assert_array_equal(metrics.detail(a, a, mask), 0)
+  np.testing.assert_array_equal(metrics.detail(a, b, jnp.zeros_like(mask)), 0)
 
 
 def test_equal_images_and_black_against_white(images):

@@ -123,7 +123,7 @@ def test_ours_is_every_metric_of_its_own_module(networks, pairs):
   def expect(networks, a, b, hole):
     return {
       **{name: getattr(metrics, name)(a, b) for name in ("psnr", "ssim", "ms_ssim", "l1")},
-      **{name: getattr(metrics, name)(a, b, hole) for name in ("psnr_hole", "l1_hole", "boundary_error")},
+      **{name: getattr(metrics, name)(a, b, hole) for name in ("psnr_hole", "l1_hole", "boundary_error", "detail")},
       "lpips": lpips.lpips(networks["alex"], a, b),
       "lpips_vgg": lpips.lpips(networks["vgg"], a, b, net="vgg"),
       "lpips_hole": lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), hole),

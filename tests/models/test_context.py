@@ -9,17 +9,30 @@ from gmsrm_jax.models import blocks
 from gmsrm_jax.models.context import ContextTransfer, rotate_by_position
 
 
-def test_scores_of_rotated_queries_and_keys_depend_on_offsets_only():
+@pytest.mark.parametrize(("oblique", "head"), [(False, 0), (True, 0), (True, 1), (True, 2)])
+def test_scores_of_rotated_queries_and_keys_depend_on_offsets_only(oblique, head):
   height, width, dim = 5, 6, 16
   query, key = jax.random.normal(jax.random.key(1), (2, dim))
-  maps = (rotate_by_position(jnp.broadcast_to(x, (1, height, width, 1, dim))) for x in (query, key))
-  scores = np.einsum("yxd,vud->yxvu", *(np.float64(m)[0, :, :, 0] for m in maps))
+  shape = (1, height, width, 3, dim)
+  maps = (rotate_by_position(jnp.broadcast_to(x, shape), oblique=oblique) for x in (query, key))
+  scores = np.einsum("yxd,vud->yxvu", *(np.float64(m)[0, :, :, head] for m in maps))
   by_offset = {}
   for y, x, v, u in np.ndindex(scores.shape):
     by_offset.setdefault((v - y, u - x), []).append(scores[y, x, v, u])
   assert max(np.ptp(values) for values in by_offset.values()) < 1e-5
   assert min(np.diff(sorted(np.mean(values) for values in by_offset.values()))) > 1e-5, "two offsets have one score"
   np.testing.assert_allclose(by_offset[0, 0], np.dot(query, key), atol=1e-5)
+
+
+def test_the_second_of_two_oblique_heads_looks_along_the_diagonals():
+  """Channels of one axis do not see an offset along the other one."""
+  x = jax.random.normal(jax.random.key(2), (16,)).reshape(2, 2, 4)
+  for axis, blind, seen in ((0, (2, -2), (2, 2)), (1, (2, 2), (2, -2))):
+    vector = x.at[:, 1 - axis].set(0.0).reshape(16)
+    places = rotate_by_position(jnp.broadcast_to(vector, (1, 5, 5, 2, 16)), oblique=True)[0, :, :, 1]
+    score = {offset: float(places[2, 2] @ places[2 + offset[0], 2 + offset[1]]) for offset in (blind, seen)}
+    assert score[blind] == pytest.approx(float(vector @ vector), rel=1e-4)
+    assert abs(score[seen] - score[blind]) > 0.1
 
 
 @pytest.fixture(scope="module")

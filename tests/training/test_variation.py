@@ -9,7 +9,7 @@ import pytest
 
 from gmsrm_jax.config import SIZES
 from gmsrm_jax.training import losses, variation
-from gmsrm_jax.training.variation import TWICE
+from gmsrm_jax.training.variation import ONCE, TWICE
 
 
 def test_the_first_of_every_two_images_has_one_row_and_the_second_two():
@@ -43,10 +43,10 @@ HOLE = jnp.zeros((2, 8, 8, 1)).at[:, 2:, 1:6].set(1.0)
 def test_the_score_is_l1_for_one_fill_and_the_energy_score_for_two():
   truth, drawn = [0.1, -0.3], [0.4, 0.2, -0.4]
   expected = [0.3, (0.5 + 0.1 - 0.6) / 2]
-  np.testing.assert_allclose(TWICE.hole_score(fill(drawn), fill(truth), HOLE, 4), expected, atol=1e-6)
+  np.testing.assert_allclose(TWICE.hole_score(fill(drawn), fill(truth), HOLE, 1, 4), expected, atol=1e-6)
   # On one side of the truth there is something to gain.
   np.testing.assert_allclose(
-    TWICE.hole_score(fill([0.4, 0.2, 0.5]), fill(truth), HOLE, 4), [0.3, (0.5 + 0.8 - 0.3) / 2], atol=1e-6
+    TWICE.hole_score(fill([0.4, 0.2, 0.5]), fill(truth), HOLE, 1, 4), [0.3, (0.5 + 0.8 - 0.3) / 2], atol=1e-6
   )
 
 
@@ -58,7 +58,7 @@ def test_the_score_is_least_for_fills_that_spread_as_the_truth_does(spread):
   mask = jnp.ones((40000, 1, 1, 1))
 
   def mean(scale):
-    scores = TWICE.hole_score(fill(scale * noise, 1), fill(truth, 1), mask, 1)
+    scores = TWICE.hole_score(fill(scale * noise, 1), fill(truth, 1), mask, 1, 1)
     return float(scores[1::2].mean())
 
   assert mean(1.0) <= mean(spread) < mean(0.0)
@@ -76,3 +76,13 @@ def test_grain_is_no_way_to_vary():
   np.testing.assert_allclose(losses.hole_l1(image + grain, image, whole), 0.5, rtol=1e-5)
   changed = jnp.where(mask > 0, image, image + 1.0)
   np.testing.assert_array_equal(variation.coarse_hole_l1(changed, image, mask, 4), 0.0)
+
+
+@pytest.mark.parametrize("fills", [ONCE, TWICE])
+def test_a_coarse_l1_of_one_fill_leaves_grain_to_others(fills):
+  image, whole = jnp.zeros((2, 8, 8, 3)), jnp.ones((2, 8, 8, 1))
+  grain = jnp.broadcast_to(jnp.indices((8, 8)).sum(axis=0)[None, :, :, None] % 2 - 0.5, fills.rows(image).shape)
+  fine, coarse = (float(fills.hole_score(grain, image, whole, cell, 4)[0]) for cell in (1, 4))
+  assert fine == pytest.approx(0.5) and coarse == pytest.approx(0.0, abs=1e-6)
+  shifted = float(fills.hole_score(grain + 0.25, image, whole, 4, 4)[0])
+  assert shifted == pytest.approx(0.25, rel=1e-5)

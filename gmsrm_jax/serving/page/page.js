@@ -179,7 +179,7 @@ $("options").addEventListener("submit", async (event) => {
     const body = new FormData();
     body.append("image", current, "image");
     body.append("mask", await mask(), "mask.png");
-    for (const name of ["num_samples", "seed", "strategy"]) body.append(name, $(name).value);
+    for (const name of ["num_samples", "seed", "strategy", "detail"]) body.append(name, $(name).value);
     const answer = await ask(body, request.signal);
     const content = await answer.json();
     if (!answer.ok) return say(content.error, true);
