@@ -219,9 +219,8 @@ class LossConfig:
   def __post_init__(self):
     one_of("loss.features", self.features, ("vgg16", "recognition"))
     require(1 <= self.vgg_stages <= 5, f"loss.vgg_stages={self.vgg_stages} is out of range: give 1 to 5")
-    require(self.hole_cell >= 1, f"loss.hole_cell={self.hole_cell} must be greater than 0")
     numbers = [field.name for field in dataclasses.fields(self) if field.name != "features"]
-    _check(self, "loss.", not_negative=" ".join(numbers))
+    _check(self, "loss.", positive="hole_cell", not_negative=" ".join(numbers))
 
 
 @dataclasses.dataclass(frozen=True)
