@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import logging
 import re
+import struct
 import warnings
 
 import imagecodecs
@@ -47,7 +49,9 @@ def show(data: bytes) -> Shown:
     warnings.simplefilter("ignore")
     with Image.open(io.BytesIO(data)) as image:
       form, frames = image.format or "", getattr(image, "n_frames", 1)
-      orientation = image.getexif().get(274, 1)
+      orientation = 1
+      with contextlib.suppress(struct.error, SyntaxError):  # broken EXIF, and so none
+        orientation = image.getexif().get(274, 1)
       orientation = orientation if orientation in TURNS else 1
       profile = image.info.get("icc_profile")
       if form == "PNG":
