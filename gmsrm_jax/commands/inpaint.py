@@ -57,7 +57,11 @@ def run(flags: argparse.Namespace) -> None:
       f"written ({', '.join(lossy[:3])}): --format=png keeps every bit"
     )
   require(len(jobs) > 1 or not failed, "; ".join(failed))
-  print(f"{(len(jobs) - len(failed)) * flags.num_samples} pictures in {flags.output}")
+  count, where = (
+    (len(jobs) - len(failed)) * flags.num_samples,
+    flags.output if flags.num_samples == 1 else jobs[0].folder,
+  )
+  print(f"{count} picture{'s' * (count != 1)} in {where}")
   require(
     not failed,
     f"{len(failed)} of {len(jobs)} pictures were not filled ({'; '.join(failed[:3])}); the others are in "
