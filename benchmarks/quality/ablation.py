@@ -86,7 +86,7 @@ def together(common: Sequence[str], changes: Sequence[str]) -> list[str]:
 
 
 def first_stage(config: Config) -> str:
-  """What stage 1 depends on: runs with equal text may share it. Empty where there is none."""
+  """The settings that stage 1 depends on: runs with equal text may share it. Empty where there is none."""
   if not (config.memory.enabled and config.memory.pretrain):
     return ""
   whole = overrides.to_dict(config)

@@ -75,7 +75,7 @@ class Photographs:
 
 
 def fills(checkpoints: Sequence[str], details: Sequence[float], strategy: str) -> dict[str, Fill]:
-  """What fills them, by title: each weights with each amount of detail, then Telea."""
+  """Fills by title: those of each weights with each amount of detail, then Telea's."""
 
   def fill(inpainter: Inpainter, detail: float, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
     return inpainter(images, masks, detail=detail, strategy=strategy)

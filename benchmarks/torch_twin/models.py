@@ -58,7 +58,7 @@ class Learner(nn.Module):
 
   @torch.no_grad()
   def teach(self, image: Float[Tensor, "b 3 h w"]) -> Retrieval:
-    """What the memory holds for the whole image."""
+    """The memory's read for the whole image."""
     retrieval = self.memory.recall(self.query(self.recognition(image)[-1]))[1]
     assert retrieval is not None, "a teacher needs a codebook"
     return retrieval

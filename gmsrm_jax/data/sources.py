@@ -201,7 +201,7 @@ def files_hash(names: Sequence[str], sizes: Sequence[int]) -> str:
 
 
 def doubts(train: Source | None, val: Source) -> list[str]:
-  """What makes scores on the held-out images say little: that they are one image, or training images as well."""
+  """Reasons why scores on the held-out images say little: that they are one image, or training images as well."""
   found = []
   if len(val) == 1:
     found.append(f"{val.where} holds out 1 image, whose score says little: give data.val more, or raise data.val_share")

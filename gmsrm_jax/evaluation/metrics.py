@@ -71,7 +71,7 @@ def boundary_error(a: Image, b: Image, mask: Mask) -> PerImage:
 
 
 def detail(a: Image, b: Image, mask: Mask) -> PerImage:
-  """How sharp the fill `a` is beside the truth, in dB: the ratio of their Laplacian energies over the hole.
+  """The sharpness of the fill `a` beside the truth's, in dB: the ratio of their Laplacian energies over the hole.
 
   0 is as sharp as the truth or without a hole, below it is softer, above it rougher; -3 is half the energy. The energy
   is the mean square of the four-neighbour Laplacian of luma in levels of 0..255; 1 is added on both sides, so that a

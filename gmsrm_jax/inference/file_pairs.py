@@ -96,7 +96,7 @@ def pair(images: Files, masks: Files) -> tuple[list[Pair], list[str]]:
 
 
 def result_of(pair: Pair, results: Files) -> pathlib.Path | None:
-  """What was made of a pair: it is called like the image, or, as LaMa has it, like the image's own mask.
+  """The result made of a pair: it is called like the image, or, as LaMa has it, like the image's own mask.
 
   Raises:
     ConfigError: it is the image itself.

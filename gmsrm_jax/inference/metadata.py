@@ -1,4 +1,4 @@
-"""What a picture file says about its picture: carried over to the file that is written, never the layout of pixels.
+"""Words of a picture file about its picture: carried over to the file that is written, never the layout of pixels.
 
 A file of the same format gets the very bytes: PNG's chunks, JPEG's segments, TIFF's tags. A PNG made of another file
 gets EXIF, colour profile, XMP, comment and resolution where PNG has a place for them.
@@ -26,7 +26,7 @@ _JPEG_SEGMENTS = {"APP1": b"", "APP2": b"ICC_PROFILE\0", "APP13": b"", "COM": b"
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-  """What describes a picture; empty where the file has none."""
+  """Descriptions of a picture; empty where the file has none."""
 
   exif: bytes = b""  # from the byte order on
   icc_profile: bytes = b""
@@ -40,7 +40,7 @@ class Metadata:
   tiff: tiff_files.Tags | None = None
 
   def for_other_format(self, mode: str) -> Metadata:
-    """What a file of another format can be told; a profile of inks does not fit colours, nor the other way round."""
+    """The part that a file of another format can be told; a profile of inks does not fit colours, nor the other way round."""
     fits = self.icc_profile[16:20] in ((b"CMYK",) if mode == "CMYK" else (b"RGB ", b"GRAY"))
     icc_profile = self.icc_profile if fits else b""
     return dataclasses.replace(self, icc_profile=icc_profile, subsampling=0, png=None, jpeg=None, tiff=None)

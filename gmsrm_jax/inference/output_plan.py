@@ -24,7 +24,7 @@ _LONGEST = 255  # bytes of a name, in all common file systems
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What one pair is made into."""
+  """The files that one pair is made into."""
 
   pair: Pair
   folder: pathlib.Path

@@ -28,7 +28,7 @@ _DESCRIBING = {
 
 @dataclasses.dataclass(frozen=True)
 class Tags:
-  """What describes a picture: tag to type and bytes, or to a directory of such."""
+  """Descriptions of a picture: tag to type and bytes, or to a directory of such."""
 
   order: str = "<"  # of the bytes of a number: < or >
   entries: dict[int, Any] = dataclasses.field(default_factory=dict)

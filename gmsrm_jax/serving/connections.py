@@ -1,4 +1,4 @@
-"""What uvicorn leaves to a proxy: clients that are silent, send nonsense, or are answered before they have sent all."""
+"""Connections as a proxy would guard them: clients that are silent, send nonsense, or are answered before they have sent all."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def python(rng: Random, number: int, inpainter: Inpainter, root: pathlib.Path) -
 
 
 def _difference(before: Any, after: Any, known: np.ndarray) -> str:
-  """What is wrong with a result; its mode may be another one, in which no pixel changes where it can say so."""
+  """The fault of a result, in words; its mode may be another one, in which no pixel changes where it can say so."""
   if isinstance(before, list):
     if not isinstance(after, list) or len(before) != len(after):
       return f"a list came back as {type(after).__name__}"

@@ -26,7 +26,7 @@ _NOISE = re.compile(r"^.*(Traceback|\.py:\d+|Warning:|libpng|\[ ?WARN|\[ERROR|Op
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-  """What went wrong, with what repeats it."""
+  """A fault, with what repeats it."""
 
   batch: int
   interface: str
@@ -105,7 +105,7 @@ def pair(rng: Random, invert: bool = False) -> Pair:
 
 
 def margin(mask: Made, hole: np.ndarray) -> np.ndarray:
-  """What lies outside the hole, and off its soft edges where the mask is a JPEG."""
+  """The pixels outside the hole, and off its soft edges where the mask is a JPEG."""
   if "soft" not in mask.kind:
     return ~hole
   padded = np.pad(hole, 8)
@@ -114,7 +114,7 @@ def margin(mask: Made, hole: np.ndarray) -> np.ndarray:
 
 
 def judge(picture: Pair, after: bytes, grown: bool, own: bool = False) -> str:
-  """What is wrong with a filled file; '' where nothing is."""
+  """The fault of a filled file, in words; '' where there is none."""
   known = margin(picture.mask, picture.hole) if picture.exact and not grown else np.zeros((0, 0), bool)
   try:
     shown = reading.show(picture.picture.data)
@@ -135,7 +135,7 @@ def judge(picture: Pair, after: bytes, grown: bool, own: bool = False) -> str:
 
 
 def dropped(before: bytes, after: bytes, named: bool) -> str:
-  """What a written file lost beside its pixels: its colour profile, or, without a word, further pages."""
+  """Names the losses of a written file beside its pixels: its colour profile, or, without a word, further pages."""
   try:
     old, new = reading.show(before), reading.show(after)
   except Exception:  # noqa: BLE001 - damaged, and seen by `judge`

@@ -34,7 +34,7 @@ DAMAGE = 0.1  # share of files that are damaged
 
 
 def saved(rng: Random, image: Image.Image, form: str, suffix: str, **options: Any) -> Made:
-  """What Pillow writes, with metadata that may be nonsense."""
+  """Files as Pillow writes them, with metadata that may be nonsense."""
   if form in ("PNG", "JPEG", "WEBP", "MPO", "AVIF") and maybe(rng):
     options["exif"] = exif(rng)
   if form in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF") and maybe(rng):

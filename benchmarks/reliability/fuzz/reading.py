@@ -1,4 +1,4 @@
-"""What a picture file shows, read without any code of the package: by tifffile, libpng, or Pillow's own decoder."""
+"""The pixels of a picture file, read without any code of the package: by tifffile, libpng, or Pillow's own decoder."""
 
 from __future__ import annotations
 
