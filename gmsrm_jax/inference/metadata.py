@@ -40,7 +40,7 @@ class Metadata:
   tiff: tiff_files.Tags | None = None
 
   def for_other_format(self, mode: str) -> Metadata:
-    """The part that a file of another format can be told; a profile of inks does not fit colours, nor the other way round."""
+    """The part that fits a file of another format; a profile of inks does not fit colours, nor the other way round."""
     fits = self.icc_profile[16:20] in ((b"CMYK",) if mode == "CMYK" else (b"RGB ", b"GRAY"))
     icc_profile = self.icc_profile if fits else b""
     return dataclasses.replace(self, icc_profile=icc_profile, subsampling=0, png=None, jpeg=None, tiff=None)

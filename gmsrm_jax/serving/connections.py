@@ -1,4 +1,4 @@
-"""Connections as a proxy would guard them: clients that are silent, send nonsense, or are answered before they have sent all."""
+"""Connections guarded as by a proxy: from clients that are silent, send nonsense, or send on after their answer."""
 
 from __future__ import annotations
 
