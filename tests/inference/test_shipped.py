@@ -90,7 +90,10 @@ def test_in_large_holes_they_beat_telea_on_photographs_they_have_not_seen(model)
     return jnp.mean(metrics.psnr(fill, truth)), jnp.mean(lpips(alexnet, fill, truth))
 
   alexnet = load_alexnet()
-  psnr, distance = measure(alexnet, model(truth, masks), truth)
+  psnr, distance = measure(alexnet, model(truth, masks, detail=0.0), truth)
   telea_psnr, telea_lpips = measure(alexnet, telea_fill(truth, masks), truth)
   assert psnr > telea_psnr + 1.0
   assert distance < 0.8 * telea_lpips
+  detailed_psnr, detailed_lpips = measure(alexnet, model(truth, masks), truth)
+  assert detailed_psnr > telea_psnr + 0.5
+  assert detailed_lpips < 0.92 * distance
