@@ -61,7 +61,7 @@ class Negative(Inpainter):
     if opened:
       self.gate.set()
 
-  def fills(self, image, mask, *, num_samples=1, seed=0, strategy="auto", before_batch=lambda: None):
+  def fills(self, image, mask, *, num_samples=1, seed=0, strategy="auto", detail=1.0, before_batch=lambda: None):
     self.started.release()
     try:
       while not self.gate.is_set():
