@@ -108,7 +108,7 @@ def ends(processes: Sequence[subprocess.Popen[str]]) -> list[tuple[int, str, str
 
 
 def finish(flags: Sequence[str], cache: pathlib.Path) -> tuple[str, str]:
-  """What a process that ends well writes to its output and to its errors."""
+  """Output and errors of a process that ends well."""
   ((code, out, err),) = ends([start(flags, cache)])
   assert code == 0, out + err
   return out, err

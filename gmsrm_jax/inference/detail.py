@@ -47,7 +47,7 @@ def add_detail(
   """Adds detail to a filled hole of a picture, in place; pixels outside it are not touched.
 
   Args:
-    image: the picture with the fill.
+    image: the picture with the fills of all its holes.
     mask: 1 in all holes of the picture; none of them lends anything.
     hole: what gets detail, of the pixels at `place`.
     place: the rectangle of the picture that `hole` is about.
@@ -105,7 +105,8 @@ def _with_detail(
 
   base = cv2.resize(cv2.GaussianBlur(small, (0, 0), BAND), (width, height), interpolation=cv2.INTER_LINEAR)
   detail = image.astype(np.float32) - base
-  lent = _lend(detail, chosen, offsets)
+  # Where no offset leads to a known place, the one that was chosen lends nothing.
+  lent = _lend(np.where(mask[..., None] > 0, np.float32(0), detail), chosen, offsets)
   return np.clip(np.round(image + strength * _missing(detail, lent, wanted, seen) * lent), 0, 255).astype(np.uint8)
 
 

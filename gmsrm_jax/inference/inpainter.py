@@ -132,8 +132,11 @@ class Inpainter:
     for sample in range(num_samples):
       key = jax.random.fold_in(jax.random.key(seed), sample)
       filled = image.copy()
-      for patch in tiling.plan(mask, self.config.model.image_size, strategy):
+      patches = list(tiling.plan(mask, self.config.model.image_size, strategy))
+      for patch in patches:
         tiling.paste(filled, patch, self._predictions(image, mask, patch.windows, key, sample > 0, before_batch))
+      # After all of them: until then what the other holes hide could be seen.
+      for patch in patches:
         add_detail(filled, mask, patch.hole, patch.place, patch.windows[0].scale, detail)
       yield filled
 

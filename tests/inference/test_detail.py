@@ -71,7 +71,7 @@ def test_a_fill_as_sharp_as_the_picture_gains_half_and_one_twice_as_rough_nothin
 
 
 def test_nothing_comes_from_a_hole(hole):
-  """What lies in holes beside the one that is filled may be anything."""
+  """Another hole may hold anything."""
   fill = blurred(wall(), hole)
   other = fill.copy()
   other[5:9, 100:120] = np.random.default_rng(2).integers(0, 256, (4, 20, 3))
@@ -79,6 +79,16 @@ def test_nothing_comes_from_a_hole(hole):
   first, second = added(fill, hole, place=place), added(other, hole, place=place)
   # The blur of the base reaches a little beyond the other hole; sources keep away from it as far.
   np.testing.assert_allclose(first[place].astype(int), second[place], atol=1)
+
+
+def test_a_place_whose_offsets_all_lead_into_holes_is_lent_nothing():
+  """The known corner is flat, so any detail that is added comes from the rough fill itself."""
+  mask = np.ones((128, 128), np.uint8)
+  mask[:32, :32] = 0
+  noise = np.random.default_rng(4).integers(100, 156, (128, 128, 3), np.uint8)
+  fill = np.where(mask[..., None] > 0, noise // 16 + 124, np.uint8(128)).astype(np.uint8)
+  # Detail that is too weak for the rule on what is missing to hide it.
+  np.testing.assert_allclose(added(fill, mask)[60:].astype(int), fill[60:], atol=1)
 
 
 def test_without_known_pixels_the_fill_stays():
@@ -96,6 +106,16 @@ def test_a_hole_larger_than_a_block_is_covered_once(monkeypatch, hole):
   for block in detail._blocks(hole > 0, 24):
     counts[block] += 1
   assert counts.max() == 1 and (counts[hole > 0] == 1).all()
+
+
+def test_a_cell_takes_its_neighbours_offset_though_another_place_looks_a_little_more_alike():
+  looks, sources, targets = np.zeros((9, 27, 1), np.float32), np.ones((9, 27), bool), np.zeros((9, 27), bool)
+  targets[2:7, 11:16] = True
+  sources[targets] = False
+  looks[:, :9], looks[:, 18:] = 10.0, 10.5
+  looks[4, 4] = 11.0  # what the cell in the middle has at the first offset
+  chosen = detail._choose(looks, sources, targets, np.array([(0, -9), (0, 9)]))
+  assert (chosen[targets] == 0).all() and (chosen[~targets] == -1).all()
 
 
 @pytest.mark.parametrize("offset", [(0, 0), (3, -2), (-4, 5), (9, 0)])

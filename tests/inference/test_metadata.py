@@ -1,4 +1,4 @@
-"""What describes a picture travels with it: the bytes of the files say so."""
+"""Descriptions travel with a picture: the bytes of the files say so."""
 
 from __future__ import annotations
 

@@ -76,6 +76,17 @@ def test_the_command_line_takes_them_when_nothing_is_named(model, tmp_path):
   assert np.abs(filled[mask > 0].mean(axis=0) - photo[mask == 0].mean(axis=0)).max() < 60
 
 
+def test_what_lies_in_holes_changes_nothing_about_their_fills(model):
+  """None of several is seen from another one, neither by the network nor for its detail."""
+  image, mask = skimage.data.coffee()[:280, :400], np.zeros((280, 400), np.uint8)
+  for rows, columns in (((60, 130), (40, 120)), ((90, 190), (170, 260)), ((10, 50), (300, 360))):
+    mask[slice(*rows), slice(*columns)] = 1
+  other = np.where(mask[..., None] > 0, np.random.default_rng(0).integers(0, 256, image.shape, np.uint8), image)
+  filled = model(image, mask)
+  np.testing.assert_array_equal(model(other, mask), filled)
+  assert (filled != model(image, mask, detail=0.0)).any(), "no detail was added, so none was tried"
+
+
 @pytest.mark.skipif(not (SHARED / "street" / "val").is_dir(), reason="needs the shared street photographs")
 def test_in_large_holes_they_beat_telea_on_photographs_they_have_not_seen(model):
   config = overrides.override(model.config, [f"data.val={SHARED / 'street' / 'val'}", "data.train="])

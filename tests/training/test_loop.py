@@ -117,7 +117,7 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
     assert process.returncode == -signal.SIGKILL, "it ended before it was killed: slow the run down"
     assert not (workdir / "report.json").exists()
 
-  out, _ = finish(trained.flags(workdir, "eval.baselines="), trained.cache)
+  out, _ = finish(trained.flags(workdir), trained.cache)
   assert "resuming inpaint at step" in out
 
   assert records(workdir) == records(trained.workdir)
@@ -126,12 +126,9 @@ def test_a_run_killed_in_both_stages_ends_as_if_never_killed(trained, tmp_path):
     assert expected.keys() == actual.keys() and any("opt_state" in name for name in actual)
     different = [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
     assert not different
-  here, there = (json.loads((folder / "report.json").read_text()) for folder in (workdir, trained.workdir))
-  for bucket, row in there["scores"]["GM-SRM"].items():  # measured in batches of another size
-    assert here["scores"]["GM-SRM"][bucket] == pytest.approx(row, rel=1e-4, abs=1e-6)
-  samples = sorted((trained.workdir / "samples").glob("*_00*.png"))
-  assert len(samples) == 4
-  assert all(path.read_bytes() == (workdir / "samples" / path.name).read_bytes() for path in samples)
+  assert json.loads((workdir / "report.json").read_text()) == json.loads((trained.workdir / "report.json").read_text())
+  samples = [{path.name: path.read_bytes() for path in (w / "samples").iterdir()} for w in (workdir, trained.workdir)]
+  assert samples[0] == samples[1]
 
 
 def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_the_one_before(trained, tmp_path):

@@ -1,4 +1,4 @@
-"""What a run's folder says of its run, and which runs it goes on with."""
+"""The folder of a run: its description, and the runs it goes on with."""
 
 from __future__ import annotations
 
