@@ -288,7 +288,7 @@ class RunConfig:
   fsdp: int = 1  # devices over which parameters are sharded; the others replicate them
   accumulate: int = 1  # parts that a batch goes through one after the other: less memory, the same step
   remat: str = ""  # what is computed again in the backward pass, for less memory: names of REMAT, commas between
-  compile_cache: str = "auto"  # folder of compiled programs; auto: the user's, on gpu and tpu; off: none
+  compile_cache: str = "auto"  # folder of compiled programs; auto: a part of the user's; off: none
   profile: str = ""  # START:STOP, steps of each stage that jax.profiler traces into profile/STAGE
   compute_dtype: str = "auto"  # auto (bfloat16 on gpu and tpu, float32 on cpu), float32 or bfloat16
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import tempfile
 
 from jaxtyping import install_import_hook
 
@@ -10,6 +12,11 @@ from jaxtyping import install_import_hook
 install_import_hook("gmsrm_jax", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What processes that tests start compile is kept for the session, not in the home of whoever runs the tests.
+if "PYTEST_XDIST_WORKER" not in os.environ:  # which inherits it
+  _cache = tempfile.TemporaryDirectory(prefix="gmsrm_tests_")
+  os.environ["XDG_CACHE_HOME"] = _cache.name
+  atexit.register(_cache.cleanup)
 
 # XLA ends the process (40 s) and gloo the connection (30 s) when one device reaches a collective much before another:
 # no sign of anything on a busy machine, where they share a core. The processes that tests start inherit it.

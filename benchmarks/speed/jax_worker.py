@@ -56,6 +56,7 @@ def build(kind: str, size: str, batch: int, changes: list[str]) -> Call:
 
 def main() -> None:
   """Serves requests: python -m benchmarks.speed.jax_worker PLATFORM jax [KEY=VALUE …]."""
+  backend.keep_freed_memory()
   backend.select(sys.argv[1])
   import jax
 

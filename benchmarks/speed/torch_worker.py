@@ -16,6 +16,7 @@ from benchmarks.speed.worker import Call, configure, random_batch, serve
 from benchmarks.torch_twin.models import Inpainter, Learner
 from benchmarks.torch_twin.steps import Trainer, decode
 from benchmarks.torch_twin.vgg import Vgg16
+from gmsrm_jax.parallel import backend
 
 
 def build(kind: str, size: str, batch: int, changes: list[str], *, device: str, compiled: bool) -> Call:
@@ -59,6 +60,7 @@ def build(kind: str, size: str, batch: int, changes: list[str], *, device: str, 
 
 def main() -> None:
   """Serves requests: python -m benchmarks.speed.torch_worker PLATFORM eager|compile [KEY=VALUE …]."""
+  backend.keep_freed_memory()
   device = "cuda" if sys.argv[1] == "gpu" else "cpu"
   if device == "cpu":
     torch.set_num_threads(len(os.sched_getaffinity(0)))

@@ -22,6 +22,7 @@ def run(flags: argparse.Namespace) -> None:
 
     print(compare.compare(flags.compare))
     return
+  backend.keep_freed_memory()
   backend.check(flags.platform)
   from gmsrm_jax.hardware import benchmark
 

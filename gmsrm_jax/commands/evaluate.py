@@ -33,6 +33,7 @@ def run(flags: argparse.Namespace) -> None:
   Raises:
     ConfigError: the flags do not go together, or what they name cannot be scored.
   """
+  backend.keep_freed_memory()
   folders = [name for name in ("images", "inpainted", "masks", "mask_invert") if getattr(flags, name)]
   if folders:
     _evaluate_folders(flags, folders[0])
@@ -43,6 +44,7 @@ def run(flags: argparse.Namespace) -> None:
   described = workdir(flags) if flags.workdir or flags.experiment else trained(flags)
   config = overrides.override(read_config(described, flags.experiment), flags.set or [])
   backend.check(flags.platform)
+  backend.use_compile_cache(config.run.compile_cache)
   weights = load_weights(config, pathlib.Path(trained(flags)))
   evaluate_weights(config, pathlib.Path(output), weights, pipeline.evaluation_set(config))
 

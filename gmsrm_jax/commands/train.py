@@ -19,6 +19,7 @@ def run(flags: argparse.Namespace) -> None:
     Stopped: SIGTERM came, and everything is saved.
   """
   config, folder = configuration(flags), workdir(flags)
+  backend.keep_freed_memory()
   processes.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
   backend.check(flags.platform)
   # Seconds of imports, after everything that is refused without them.

@@ -1,11 +1,15 @@
-"""Chooses JAX's back end before JAX is imported, and says in one line when it is not there."""
+"""Chooses JAX's back end before JAX is imported, says in one line when it is not there, and prepares its process."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import glob
+import hashlib
 import importlib.util
 import os
+import pathlib
+import platform
 import re
 import subprocess
 import sys
@@ -52,12 +56,17 @@ def has_tpu() -> bool:
 
 
 def check(platform: str) -> None:
-  """Starts JAX on the selected back end. Raises ConfigError where it does not start on this machine."""
+  """Starts JAX on the selected back end, with a compile cache where there is a safe place for one.
+
+  Raises:
+    ConfigError: it does not start on this machine.
+  """
   import jax
 
   try:
     with _libtpu_held():
       jax.devices()
+    use_compile_cache("auto")
   except (RuntimeError, AssertionError) as error:
     # JAX asserts, without a message, when the plugin that it was told to use is not installed.
     lines = str(error).splitlines() or ["its plugin is not installed"]
@@ -106,16 +115,69 @@ def _libtpu_held() -> Iterator[None]:
 def use_compile_cache(setting: str) -> None:
   """Keeps compiled programs in a folder, so that the next start finds them; call it before anything compiles.
 
-  'auto' takes the user's cache folder on an accelerator, where compiling takes minutes, and none on the CPU, whose
-  programs a home directory could carry to a machine without their instructions. JAX_COMPILATION_CACHE_DIR comes first.
+  'auto' takes a part of the user's cache folder. Programs for the CPU lie in one for each kind of CPU: a home directory
+  may be carried, or shared, to a machine that lacks their instructions. Where the kind cannot be told or the folder not
+  be written, 'auto' keeps none; 'off' never does. JAX_COMPILATION_CACHE_DIR comes first.
   """
   import jax
 
   if setting == "off":
     jax.config.update("jax_enable_compilation_cache", False)
-  elif "JAX_COMPILATION_CACHE_DIR" not in os.environ and (setting != "auto" or jax.default_backend() != "cpu"):
-    folder = cache_folder() if setting == "auto" else local_path(setting, "run.compile_cache")
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+  elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    folder = _own_cache(jax.default_backend()) if setting == "auto" else local_path(setting, "run.compile_cache")
+    if folder is not None:
+      jax.config.update("jax_compilation_cache_dir", str(folder))
+      jax.config.update("jax_compilation_cache_max_size", _MAX_CACHE)
+      # Small programs, too: filling a photograph makes dozens of them.
+      jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+_MAX_CACHE = 2**30  # bytes; the programs that were not used for longest go first
+
+
+def _own_cache(back_end: str) -> pathlib.Path | None:
+  kind = cpu_kind() if back_end == "cpu" else back_end
+  folder = cache_folder() / "programs" / kind
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return None
+  return folder if kind and os.access(folder, os.W_OK | os.X_OK) else None
+
+
+def cpu_kind(cpuinfo: pathlib.Path = pathlib.Path("/proc/cpuinfo")) -> str:
+  """Returns a name that only CPUs with the same model and instructions share; "" where the system tells neither."""
+  facts = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU implementer", "CPU part", "Features")
+  try:
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0].splitlines()
+  except OSError:
+    return ""
+  told = [line for line in lines if line.partition(":")[0].strip() in facts]
+  return f"cpu-{hashlib.sha256(chr(10).join(told).encode()).hexdigest()[:12]}" if told else ""
+
+
+# glibc's numbers of its settings; see mallopt(3).
+_KEEP = {
+  "M_ARENA_MAX": (-8, 1),  # one heap: all others map a block larger than 64 MiB
+  "M_MMAP_MAX": (-4, 0),  # never map a block of its own, which would go back to the system when freed
+  "M_TRIM_THRESHOLD": (-1, -1),  # never shrink the heap
+  "M_TOP_PAD": (-2, 2**26),  # grow it by 64 MiB at least
+}
+
+
+def keep_freed_memory() -> bool:
+  """Lets freed memory stay with this process, where C's allocator is glibc's; returns whether it will.
+
+  XLA's CPU client takes the temporaries of a step from `malloc` and frees them after it: large blocks, which glibc
+  hands back to the system, so that every step pays for a page fault per 4 KiB. The process then keeps the most it ever
+  held. Leaves all as it is where the user has chosen: an allocator by LD_PRELOAD, MALLOC_*_ or GLIBC_TUNABLES. Call it
+  early: threads that have allocated keep the heap that they have.
+  """
+  chosen = [name for name in os.environ if name.startswith("MALLOC_") or name == "LD_PRELOAD"]
+  if chosen or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or platform.libc_ver()[0] != "glibc":
+    return False
+  libc = ctypes.CDLL(None)
+  return all([libc.mallopt(number, value) == 1 for number, value in _KEEP.values()])
 
 
 def is_shared() -> bool:

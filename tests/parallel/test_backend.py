@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import platform
+import resource
 import subprocess
 import sys
 
@@ -17,25 +19,74 @@ ROOT = pathlib.Path(run.__file__).parent
 
 
 @pytest.mark.parametrize(
-  ("setting", "back_end", "environment", "changed"),
+  ("setting", "back_end", "environment", "folder"),
   [
-    ("auto", "cpu", None, {}),
-    ("auto", "tpu", None, {"jax_compilation_cache_dir": "/caches/gmsrm_jax"}),
-    ("mine", "cpu", None, {"jax_compilation_cache_dir": "mine"}),
-    ("mine", "gpu", "theirs", {}),
-    ("off", "gpu", None, {"jax_enable_compilation_cache": False}),
+    ("auto", "tpu", None, "/tmp/gmsrm_jax/programs/tpu"),
+    ("auto", "cpu", None, f"/tmp/gmsrm_jax/programs/{backend.cpu_kind()}"),
+    ("mine", "cpu", None, "mine"),
+    ("mine", "gpu", "theirs", None),
+    ("off", "gpu", None, None),
   ],
 )
-def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, environment, changed, monkeypatch):
+def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, environment, folder, monkeypatch):
   seen = {}
-  monkeypatch.setenv("XDG_CACHE_HOME", "/caches")
+  monkeypatch.setenv("XDG_CACHE_HOME", "/tmp")
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   if environment is not None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
   monkeypatch.setattr(jax.config, "update", seen.__setitem__)
   monkeypatch.setattr(jax, "default_backend", lambda: back_end)
   backend.use_compile_cache(setting)
-  assert seen == changed
+  assert seen.get("jax_compilation_cache_dir") == folder
+  assert seen.get("jax_enable_compilation_cache", True) == (setting != "off")
+  if folder:
+    assert 0 < seen["jax_compilation_cache_max_size"] < 2**32
+
+
+def test_no_cache_is_made_where_the_users_folder_cannot_be_written(monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("a folder that cannot be made"))
+  backend.use_compile_cache("auto")
+
+
+_CPUINFO = (
+  "processor : 0\nvendor_id : AuthenticAMD\nmodel : {model}\ncpu MHz : {mhz}\nflags : fpu {flag}\n\nprocessor : 1\n"
+)
+
+
+def test_cpus_share_programs_only_with_the_same_model_and_instructions(tmp_path):
+  def kind(model: int = 17, mhz: int = 2000, flag: str = "avx512f") -> str:
+    (tmp_path / "cpuinfo").write_text(_CPUINFO.format(model=model, mhz=mhz, flag=flag))
+    return backend.cpu_kind(tmp_path / "cpuinfo")
+
+  assert kind() == kind(mhz=3000) and len({kind(), kind(model=1), kind(flag="avx2")}) == 3
+  assert backend.cpu_kind(tmp_path / "missing") == ""
+
+
+_FAULTS = """
+import resource
+from gmsrm_jax.parallel import backend
+kept = backend.keep_freed_memory()
+for turn in range(5):
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  bytearray(2**26)
+  after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(kept, after - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.libc_ver()[0] != "glibc", reason="the allocator is glibc's")
+@pytest.mark.parametrize(
+  ("chosen", "kept"),
+  [({}, True), ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False), ({"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, False)],
+)
+def test_freed_memory_stays_unless_the_user_chose_otherwise(chosen, kept, monkeypatch):
+  for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_", "LD_PRELOAD"))]:
+    monkeypatch.delenv(name)
+  said, faults = python(_FAULTS, **chosen).stdout.split()
+  pages = 2**26 // resource.getpagesize()
+  assert said == str(kept) and (int(faults) < pages / 100) == kept, faults
 
 
 def python(program, **environment):
