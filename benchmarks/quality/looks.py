@@ -45,33 +45,42 @@ def rectangle(index: int) -> UInt8[np.ndarray, "h w"]:
   return mask
 
 
+def squared(path: pathlib.Path) -> UInt8[np.ndarray, "256 256 3"]:
+  """The largest centred square of a photograph, at 256x256."""
+  image = pictures.decode(path)
+  height, width = image.shape[:2]
+  side = min(height, width)
+  return np.ascontiguousarray(resized_square(image, (height - side) // 2, (width - side) // 2, side, SIZE))
+
+
+def spread(folder: pathlib.Path, count: int) -> list[str]:
+  """Names of so many photographs of a folder, at equal distances in name order."""
+  names = datasets.image_names(folder)
+  return [names[number * len(names) // count] for number in range(min(count, len(names)))]
+
+
 class Photographs:
   """The largest centred squares of the photographs in a folder, at 256x256, with a hole for each set."""
 
   def __init__(self, folder: str, masks: str, sets: Sequence[str], count: int):
     self._root = pathlib.Path(folder)
-    names = datasets.image_names(self._root)
-    self._places = [number * len(names) // count for number in range(min(count, len(names)))]
-    self._names, self._sets, self._masks = names, sets, MaskFiles(masks, "--masks")
+    self._names, self._chosen = datasets.image_names(self._root), spread(self._root, count)
+    self._sets, self._masks = sets, MaskFiles(masks, "--masks")
 
   def __len__(self) -> int:
-    return len(self._places) * len(self._sets)
+    return len(self._chosen) * len(self._sets)
 
   def __iter__(self) -> Iterator[Picture]:
-    for place, bucket in itertools.product(self._places, self._sets):
-      yield self.read(bucket, self._names[place])
+    for name, bucket in itertools.product(self._chosen, self._sets):
+      yield self.read(bucket, name)
 
   def read(self, bucket: str, name: str) -> Picture:
     """One photograph with its hole of a set."""
     place = self._names.index(name)
-    image = pictures.decode(self._root / name)
-    height, width = image.shape[:2]
-    side = min(height, width)
-    square = resized_square(image, (height - side) // 2, (width - side) // 2, side, SIZE)
     mask = (
       rectangle(place) if bucket == RECTANGLES else self._masks[2000 * BUCKETS.index(bucket) + 20 * (place % 100) + 7]
     )
-    return Picture(bucket, name, np.ascontiguousarray(square), mask[..., None])
+    return Picture(bucket, name, squared(self._root / name), mask[..., None])
 
 
 def fills(checkpoints: Sequence[str], details: Sequence[float], strategy: str) -> dict[str, Fill]:
@@ -82,9 +91,13 @@ def fills(checkpoints: Sequence[str], details: Sequence[float], strategy: str) -
 
   methods: dict[str, Fill] = {}
   for checkpoint in checkpoints:
-    inpainter = Inpainter(checkpoint)
+    inpainter, name = Inpainter(checkpoint), pathlib.Path(checkpoint).name
     for detail in details:
-      methods[f"{pathlib.Path(checkpoint).name}, detail {detail:g}"] = functools.partial(fill, inpainter, detail)
+      title = f"{name}, detail {detail:g}"
+      # Two runs may be called alike.
+      methods[title if title not in methods else f"{checkpoint}, detail {detail:g}"] = functools.partial(
+        fill, inpainter, detail
+      )
   return methods | {"Telea": telea_fill}
 
 
