@@ -109,10 +109,8 @@ class MemoryConfig:
       self.slot_dim % self.heads == 0,
       f"memory.slot_dim={self.slot_dim} is not divisible by memory.heads={self.heads}: choose a multiple",
     )
-    require(
-      0 <= self.top <= self.num_slots,
-      f"memory.top={self.top} is out of range: read 1 to {self.num_slots} slots, or all with 0",
-    )
+    count = self.num_slots
+    require(0 <= self.top <= count, f"memory.top={self.top} is out of range: read 1 to {count} slots, or all with 0")
 
   @property
   def num_slots(self) -> int:
@@ -230,6 +228,7 @@ class StageConfig:
   steps: int = 1000  # training steps; 0 skips the stage
   learning_rate: float = 2e-4  # peak of Adam's learning rate for the generator side
   discriminator_rate: float = 2e-4  # peak of Adam's learning rate for the discriminator
+  phase_steps: int = 0  # steps that the shares are of, 0: `steps`; a run that is made longer keeps those of before
   warmup: int = 100  # steps of linear warm-up, at most a fifth of the stage
   adversarial_start: float = 0.3  # share of the stage after which the adversarial term is switched on
   features_start: float = 0.0  # share of the stage after which the perceptual and style terms are switched on
@@ -241,7 +240,7 @@ class StageConfig:
   def __post_init__(self):
     positive = "learning_rate discriminator_rate clip_norm"
     share = "adversarial_start features_start half_until beta1 ema_decay"
-    _check(self, "", positive=positive, not_negative="steps warmup", share=share)
+    _check(self, "", positive=positive, not_negative="steps phase_steps warmup", share=share)
     require(self.beta1 < 1, f"beta1={self.beta1} is out of range: give a number from 0 to below 1")
 
 

@@ -9,7 +9,6 @@ import math
 import os
 import pathlib
 import platform
-import signal
 import socket
 import subprocess
 import sys
@@ -169,7 +168,7 @@ def _leave_to_others(loss: filelock.LeaseCompromise) -> None:
   """Ends this program where another one has taken its folder over, as after a sleep of minutes."""
   print(f"warning: {loss.lock_file} is lost ({loss.reason}): another start may work in this folder", file=sys.stderr)
   if loss.reason == "owner-changed":
-    os.kill(os.getpid(), signal.SIGINT)
+    os._exit(130)  # without saving: Ctrl-C would write into the folder
 
 
 @contextlib.contextmanager

@@ -87,7 +87,8 @@ def environment(cache: pathlib.Path, devices: int = 1) -> dict[str, str]:
 def start(flags: Sequence[str], cache: pathlib.Path, **variables: str) -> subprocess.Popen[str]:
   """run.py in a process of its own, with more environment variables."""
   return subprocess.Popen(
-    [sys.executable, str(ROOT / "run.py"), *flags],
+    # Where the tests run in the background Ctrl-C is ignored, and a shell leaves it so.
+    ["env", "--default-signal=INT", sys.executable, str(ROOT / "run.py"), *flags],
     cwd=cache,
     env=environment(cache) | variables,
     stdin=subprocess.DEVNULL,

@@ -16,7 +16,7 @@ def run(flags: argparse.Namespace) -> None:
   Raises:
     ConfigError: data, devices, checkpoint or settings do not fit, or another process works in the folder.
     NonFiniteError: names the term and the step.
-    Stopped: SIGTERM came, and everything is saved.
+    Stopped: SIGTERM or Ctrl-C came, and everything is saved.
   """
   config, folder = configuration(flags), workdir(flags)
   backend.keep_freed_memory()

@@ -24,13 +24,21 @@ from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import SharedError, require
 from gmsrm_jax.parallel import backend, processes, sharding
-from gmsrm_jax.parallel.preemption import Stop, Stopped
+from gmsrm_jax.parallel.preemption import Stop
 from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import finetune, sample_grids, steps
 from gmsrm_jax.training.checkpoint import Checkpointer
 from gmsrm_jax.training.logger import Writer
 from gmsrm_jax.training.profiling import Profile
-from gmsrm_jax.training.run_folder import REPORT, common_facts, data_facts, describe_run, finished, print_overview
+from gmsrm_jax.training.run_folder import (
+  common_facts,
+  data_facts,
+  describe_run,
+  finished,
+  lengthened,
+  print_finished,
+  print_overview,
+)
 from gmsrm_jax.training.stages import STAGES, has_memory_stage, needs_vgg16, planned_stages, stage_settings
 from gmsrm_jax.training.state import TrainState, init_state, with_shardings
 from gmsrm_jax.training.weights import Weights, weights_of
@@ -68,7 +76,7 @@ def train(config: Config, workdir: str, score: Callable[[Weights, pipeline.Evalu
   Raises:
     ConfigError: data, devices, checkpoint or settings do not fit, or another process works in the folder.
     NonFiniteError: names the term and the step.
-    Stopped: SIGTERM came, and everything is saved.
+    Stopped: SIGTERM or Ctrl-C came, and everything is saved.
   """
   backend.use_compile_cache(config.run.compile_cache)
   if jax.process_count() > 1:
@@ -82,7 +90,7 @@ def train(config: Config, workdir: str, score: Callable[[Weights, pipeline.Evalu
     run = _prepare(config, pathlib.Path(workdir), stop, claim)
     if finished(config, run.root):
       if run.first:
-        print(f"{workdir} is finished: read {run.root / REPORT}.md, or start another with --workdir=")
+        print_finished(config, workdir)
       return
     if run.first:
       print_overview(config, run.mesh)
@@ -112,6 +120,8 @@ def _prepare(config: Config, root: pathlib.Path, stop: Stop, claim: contextlib.E
   with processes.together():
     saved = {stage: Checkpointer(root, stage, config.run, owner=True) for stage in planned_stages(config)}
     begun = saved["inpaint"].latest() is not None
+    if begun and (root / "config.json").exists():
+      config = lengthened(config, root)
     # A stage without a checkpoint has not begun, so its settings are still open.
     describe_run(config, root, data, free=_FREE_ON_RESUME if begun else (*_FREE_ON_RESUME, "stage2."))
     for doubt in sources.doubts(training, evaluation.source) if first else ():
@@ -198,7 +208,10 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
         waited += time.monotonic() - before
         state, metrics = advance(step, state, batch)
         step += 1
+        run.stop.unsaved = True
         pending.append((step, metrics))
+        # Two steps under way keep a device busy; more of them could not be stopped within seconds.
+        jax.block_until_ready(pending[-3:-2])
         writer.advance(step)
       last = step == total
       saving = stopping or step % settings.save_every == 0 or last
@@ -217,8 +230,10 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
         saved.save(state, iterator, measure(state) if settings.keep_best else None)
       if stopping:
         saved.wait()
-        writer.note(f"stopped by SIGTERM at {stage} step {step} of {total}: the same command goes on from there")
-        raise Stopped
+        writer.close()
+        run.stop.leave(f" at {stage} step {step} of {total}: the same command goes on from there")
+  saved.wait()
+  run.stop.unsaved = False
   return state
 
 

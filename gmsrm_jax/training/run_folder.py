@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import math
 import os
@@ -83,6 +84,16 @@ def common_facts(config: Config, data: dict[str, dict[str, Any]]) -> dict[str, A
   return {"code": hashlib.sha256(code).hexdigest(), **facts}
 
 
+def lengthened(config: Config, root: pathlib.Path) -> Config:
+  """Returns the settings that a begun stage 2 goes on with: where it was made longer, what has begun does not end.
+
+  The learning rate follows the curve of the new length from here on.
+  """
+  was, now = read_config(root).stage2, config.stage2
+  phase_steps = was.phase_steps or (was.steps if now.steps > was.steps else 0)
+  return dataclasses.replace(config, stage2=dataclasses.replace(now, phase_steps=now.phase_steps or phase_steps))
+
+
 def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, Any]], *, free: tuple[str, ...]) -> None:
   """Writes `config.json`; on resume compares with the one that is there.
 
@@ -99,6 +110,8 @@ def describe_run(config: Config, root: pathlib.Path, data: dict[str, dict[str, A
     was = overrides.from_dict(before["config"])
     if os.path.realpath(was.run.init_from) == os.path.realpath(config.run.init_from):
       free = (*free, "run.init_from")  # written otherwise
+    if config.stage2.steps > was.stage2.steps:
+      free = (*free, "stage2.steps", "stage2.phase_steps")
     different = overrides.differences(was, config)
     changed = [line for line in different if not line.startswith(free)]
     require(
@@ -163,3 +176,13 @@ def finished(config: Config, root: pathlib.Path) -> bool:
     return False
   whole = isinstance(report, dict) and (root / f"{REPORT}.md").exists()  # which earlier versions wrote last
   return whole and report.get("step") == config.stage2.steps
+
+
+def print_finished(config: Config, workdir: str) -> None:
+  """Says that a run is finished, and what can be done next."""
+  print(
+    f"{workdir} is finished: read {workdir}/{REPORT}.md\n"
+    f"  fill pictures:      --mode=inpaint --workdir={workdir} --images=DIR --masks=DIR --output=DIR\n"
+    f"  train it further:   the same command with --set stage2.steps={2 * config.stage2.steps}\n"
+    "  train another one:  the same command with another --workdir"
+  )

@@ -162,6 +162,25 @@ def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_t
   assert not [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
 
 
+def test_a_finished_run_is_made_longer_and_ctrl_c_saves_it(trained, tmp_path, capsys):
+  workdir = shutil.copytree(trained.workdir, tmp_path / "run")
+  longer = 500
+  process = start(trained.flags(workdir, f"stage2.steps={longer}", "run.save_every=1000"), trained.cache)
+  wait_for_step([process], workdir, "inpaint", STEPS + 3)
+  process.send_signal(signal.SIGINT)
+  ((code, out, err),) = ends([process])
+  assert code == 130, out + err
+  stopped = max(int(path.name) for path in (workdir / "checkpoints" / "inpaint").iterdir())
+  assert STEPS + 3 <= stopped < longer
+  assert f"stopped by Ctrl-C at inpaint step {stopped} of {longer}: the same command goes on from there" in out
+  assert "Traceback" not in err
+  assert records(workdir)[: 2 * STEPS] == records(trained.workdir)
+  # What has begun does not end: at step 7 of 500 this stage would train at half the size, without second fills.
+  assert read_config(workdir).stage2.phase_steps == STEPS
+  line = refused(capsys, trained.flags(workdir, f"stage2.steps={longer - 1}"))
+  assert f"stage2.steps: {longer} -> {longer - 1}" in line
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(trained, tmp_path):
   changes = ("stage1.learning_rate=1e30", "stage1.adversarial_start=1", "loss.perceptual=0", "loss.style=0")
   process = start(trained.flags(tmp_path / "run", *changes, "run.save_every=1"), trained.cache)
