@@ -8,7 +8,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,15 @@ PictureLike = PilImage.Image | np.ndarray | jax.Array | str | os.PathLike[str]
 
 BATCH = 4
 """Windows that are filled at once; fewer than that are filled one by one, so that only two batch sizes compile."""
+
+
+class Step(NamedTuple):
+  """What a fill does next, for whoever waits for it."""
+
+  phase: str  # 'compiling', which a first batch of its shape does before it is filled, 'filling' or 'detail'
+  sample: int  # number of the fill, from 0
+  window: int  # number of the first window of the batch, from 0; as many as there are once all are filled
+  windows: int  # of one fill
 
 
 class Inpainter:
@@ -64,6 +73,7 @@ class Inpainter:
       f"weights is of type {type(weights).__name__}: give the folder of a run, or a Config and its parameters",
     )
     self.config, self.params, self.source = weights, params, source
+    self._compiled: set[tuple[int, ...]] = set()
 
   @classmethod
   def from_checkpoint(cls, path: str | os.PathLike[str]) -> Inpainter:
@@ -121,22 +131,30 @@ class Inpainter:
     seed: int = 0,
     strategy: str = "auto",
     detail: float = 1.0,
-    before_batch: Callable[[], None] = lambda: None,
+    before_step: Callable[[Step], None] = lambda _: None,
   ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     """Yields the samples of one picture: sample 0 is the deterministic fill.
 
-    `before_batch` is called before the model is; what it raises ends a fill that nobody waits for any more.
+    `before_step` is told each step before it is done; what it raises ends a fill that nobody waits for any more.
     """
     height, width = mask.shape
     self.check(height, width, num_samples, seed, strategy, detail)
+    patches = list(tiling.plan(mask, self.config.model.image_size, strategy))
+    windows = sum(len(patch.windows) for patch in patches)
     for sample in range(num_samples):
       key = jax.random.fold_in(jax.random.key(seed), sample)
-      filled = image.copy()
-      patches = list(tiling.plan(mask, self.config.model.image_size, strategy))
+      filled, done = image.copy(), 0
+
+      def before(phase: str, window: int, sample: int = sample) -> None:
+        before_step(Step(phase, sample, window, windows))
+
       for patch in patches:
-        tiling.paste(filled, patch, self._predictions(image, mask, patch.windows, key, sample > 0, before_batch))
+        fills = self._predictions(image, mask, patch.windows, key, sample > 0, before, done)
+        tiling.paste(filled, patch, fills)
+        done += len(patch.windows)
       # After all of them: until then what the other holes hide could be seen.
       for patch in patches:
+        before("detail", windows)
         add_detail(filled, mask, patch.hole, patch.place, patch.windows[0].scale, detail)
       yield filled
 
@@ -166,7 +184,8 @@ class Inpainter:
     windows: list[tiling.Window],
     key: Key[jax.Array, ""],
     noisy: bool,
-    before_batch: Callable[[], None],
+    before: Callable[[str, int], None],
+    done: int,
   ) -> Iterator[tuple[tiling.Window, np.ndarray]]:
     """Yields each window with the model's proposal. All share one draw of noise, so that their seams can meet."""
     rows, columns = windows[0].rows, windows[0].columns
@@ -175,12 +194,13 @@ class Inpainter:
     padding = ((0, 0), (0, lengths[0] - rows), (0, lengths[1] - columns))
     whole = len(windows) // BATCH * BATCH
     for start, stop in itertools.pairwise([*range(0, whole, BATCH), *range(whole, len(windows) + 1)]):
-      before_batch()
       views = zip(*(tiling.view(image, mask, window) for window in windows[start:stop]), strict=True)
       images, holes = map(np.stack, views)
       images = np.pad(images, (*padding, (0, 0)))
       holes = np.pad(holes, padding, constant_values=1)  # so that invented pixels do not count as evidence
+      before("filling" if images.shape in self._compiled else "compiling", done + start)
       filled = np.asarray(predict(self.config, self.params, images, holes[..., None], key, jnp.float32(noisy)))
+      self._compiled.add(images.shape)
       yield from zip(windows[start:stop], filled[:, :rows, :columns], strict=True)
 
 

@@ -23,7 +23,7 @@ from gmsrm_jax.config import STRATEGIES
 from gmsrm_jax.data import pictures
 from gmsrm_jax.errors import MAX_SEED, require
 from gmsrm_jax.inference import photos
-from gmsrm_jax.inference.inpainter import Inpainter
+from gmsrm_jax.inference.inpainter import Inpainter, Step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,22 +106,30 @@ def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[
   return photo, hole
 
 
+class Work:
+  """How far a fill is, and whether it is to go on; for the thread that fills and the one that answers."""
+
+  def __init__(self) -> None:
+    self.stop, self.step = threading.Event(), Step("filling", 0, 0, 0)
+
+  def take(self, step: Step) -> None:
+    """Notes a step before it is done; raises CancelledError where nobody waits for it any more."""
+    if self.stop.is_set():
+      raise CancelledError
+    self.step = step
+
+
 def fill_picture(
-  inpainter: Inpainter, fields: Fields, photo: photos.Photo, hole: UInt8[np.ndarray, "h w"], stop: threading.Event
+  inpainter: Inpainter, fields: Fields, photo: photos.Photo, hole: UInt8[np.ndarray, "h w"], work: Work
 ) -> list[bytes]:
   """Returns the fills as PNG files: outside the hole every pixel is as it was, to the bit.
 
   They have the picture's own mode or, where PNG has none such, what a viewer shows.
 
   Raises:
-    CancelledError: the event was set, because nobody waits for them any more.
+    CancelledError: nobody waits for them any more.
   """
-
-  def go_on() -> None:
-    if stop.is_set():
-      raise CancelledError
-
   options = fields.model_dump(include={"num_samples", "seed", "strategy", "detail"})
-  fills = inpainter.fills(photo.rgb, hole, before_batch=go_on, **options)
+  fills = inpainter.fills(photo.rgb, hole, before_step=work.take, **options)
   filled = (photos.fill_hole(photo, fill, hole, opaque=not fields.mask) for fill in fills)
   return [photos.encode_photo(picture, "PNG") for picture in filled]

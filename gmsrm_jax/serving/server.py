@@ -11,9 +11,12 @@ import base64
 import concurrent.futures
 import dataclasses
 import http
+import json
+import logging
 import pathlib
 import socket
-import threading
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import fastapi
@@ -23,7 +26,7 @@ import pydantic
 import uvicorn
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from PIL.Image import DecompressionBombError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -33,10 +36,13 @@ from gmsrm_jax.data.pictures import PictureError
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference.inpainter import BATCH, Inpainter
 from gmsrm_jax.serving.connections import Connection, hear_out
-from gmsrm_jax.serving.requests import Fields, Limits, fill_picture, read_picture
+from gmsrm_jax.serving.requests import Fields, Limits, Work, fill_picture, read_picture
 
 PAGE = pathlib.Path(__file__).parent / "page"
-_PAGES = {"/": "index.html", "/docs": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+# The files are listed at the start: no path that a client sends ever touches the disk.
+_FILES = {f"/{path.relative_to(PAGE).as_posix()}": path for path in sorted(PAGE.rglob("*")) if path.is_file()}
+_PAGES = _FILES | dict.fromkeys(("/", "/docs"), PAGE / "index.html")
+_TYPES = {".js": "text/javascript", ".webp": "image/webp"}  # which not every machine knows
 _CONTENT = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
 _HEADERS = [
   ("Cache-Control", "no-store"),
@@ -57,6 +63,7 @@ class Service:
     self.server = uvicorn.Server(uvicorn.Config(hear_out(self._app()), **options))
     self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="model")
     self._in_work: set[Request] = set()
+    self._jobs: list[concurrent.futures.Future] = []  # in the order in which they are filled
 
   def warm_up(self) -> None:
     """Compiles what pictures of any size need under 'auto'."""
@@ -82,8 +89,9 @@ class Service:
       redirect_slashes=False,  # it would send clients to whatever host they named
       exception_handlers=dict.fromkeys((*errors, ClientDisconnect, Exception), _refuse),
     )
-    for path, name in _PAGES.items():
-      app.add_route(path, FileResponse(PAGE / name), ["GET"], include_in_schema=False)  # pyright: ignore
+    for path, file in _PAGES.items():
+      answer = FileResponse(file, media_type=_TYPES.get(file.suffix))
+      app.add_route(path, answer, ["GET"], include_in_schema=False)  # pyright: ignore
     app.get("/health")(self.health)
     schema = {"schema": Fields.model_json_schema()}
     app.post(
@@ -112,52 +120,108 @@ class Service:
     """Fills the hole of a picture, and answers a PNG of its size, mode and orientation.
 
     Pixels outside the hole come back unchanged. For several fills, or for `Accept: application/json`, the answer is
-    {"images": [base64 PNG, …], "width", "height", "seed"}. A refusal is {"error": "one line"}: what was sent is damaged
-    (400), too slow (408), too large (413), neither multipart nor JSON (415) or makes no sense (422), the server is busy
-    (503, see Retry-After), or the fill takes too long (504).
+    {"images": [base64 PNG, …], "width", "height", "seed"}. For `Accept: application/x-ndjson` lines of JSON tell how
+    far it is, {"phase": "queued", "ahead"} or {"phase": "compiling" | "filling" | "detail", "sample", "window",
+    "windows"}; the last one is that answer, or a refusal and its "status". The work ends when the client hangs up.
+
+    A refusal is {"error": "one line"}: what was sent is damaged (400), too slow (408), too large (413), neither
+    multipart nor JSON (415) or makes no sense (422), the server is busy (503, see Retry-After), or the fill takes too
+    long (504).
     """
     if len(self._in_work) > self.limits.waiting:
       message = f"{len(self._in_work)} requests are in work already: try again in 1 s"
       raise HTTPException(503, message, {"Retry-After": "1"})
     self._in_work.add(request)
-    job, seconds = None, self.limits.seconds
+    submitted, seconds, accept = False, self.limits.seconds, request.headers.get("accept", "")
     try:
       async with asyncio.timeout(seconds):
         fields = await _read_fields(request, self.limits.upload_bytes)
       photo, hole = await run_in_threadpool(read_picture, fields, self.limits.pixels)
       height, width = hole.shape
       self.inpainter.check(height, width, fields.num_samples, fields.seed, fields.strategy, fields.detail)
-      stop = threading.Event()
-      job = self._thread.submit(fill_picture, self.inpainter, fields, photo, hole, stop)
-      # Not before the thread is free, though nobody may wait by then.
-      job.add_done_callback(lambda _: self._in_work.discard(request))
-      async with asyncio.timeout(seconds):
-        files = await self._wait(request, job, stop)
+      work = Work()
+      job = self._thread.submit(fill_picture, self.inpainter, fields, photo, hole, work)
+      submitted = True
+      self._jobs.append(job)
+      job.add_done_callback(lambda job: self._end(request, job))
     except TimeoutError:
-      status, done = (504, "filled") if job else (408, "received")
-      raise HTTPException(status, f"not {done} within {seconds:g} s: send a smaller picture, or try later") from None
+      raise _too_slow(408, "received", seconds) from None
     except asyncio.CancelledError:
-      message = "the server is being ended: try again when it is back"
-      raise HTTPException(503, message, {"Retry-After": "10"}) from None
+      raise _ending() from None
     finally:
-      if not job:
+      if not submitted:
         self._in_work.discard(request)
-    if len(files) == 1 and "application/json" not in request.headers.get("accept", ""):
-      return Response(files[0], media_type="image/png")
-    images = await run_in_threadpool(lambda: [base64.b64encode(file).decode() for file in files])
-    return JSONResponse({"images": images, "width": width, "height": height, "seed": fields.seed})
 
-  async def _wait(self, request: Request, job: concurrent.futures.Future, stop: threading.Event) -> list[bytes]:
-    """Returns the job's files; ends the job when nobody waits for them any more."""
-    done = asyncio.wrap_future(job)
+    def in_json(files: list[bytes]) -> dict[str, Any]:
+      images = [base64.b64encode(file).decode() for file in files]
+      return {"images": images, "width": width, "height": height, "seed": fields.seed}
+
+    phases = self._phases(request, job, work)
+    if "application/x-ndjson" in accept:
+      return _Lines(_lines(request, phases, job, in_json), media_type="application/x-ndjson")
+    async for _ in phases:
+      pass
+    if len(job.result()) == 1 and "application/json" not in accept:
+      return Response(job.result()[0], media_type="image/png")
+    return JSONResponse(await run_in_threadpool(in_json, job.result()))
+
+  async def _phases(self, request: Request, job: concurrent.futures.Future, work: Work) -> AsyncIterator[dict]:
+    """Yields what is done, whenever it is something else; ends the job when nobody waits for it any more."""
+    done, told, end = asyncio.wrap_future(job), None, time.monotonic() + self.limits.seconds
     try:
-      while not (await asyncio.wait({done}, timeout=0.1))[0]:
+      while not done.done():
+        ahead = next((place for place, other in enumerate([*self._jobs]) if other is job), 0)
+        phase = {"phase": "queued", "ahead": ahead} if ahead else work.step._asdict()
+        if phase != told:
+          yield (told := phase)
+        if (await asyncio.wait({done}, timeout=0.1))[0]:
+          break
         if self.server.should_exit or await request.is_disconnected():
-          raise asyncio.CancelledError  # as uvicorn does where a body has not arrived by the end
-      return done.result()
+          raise _ending()
+        if time.monotonic() > end:
+          raise _too_slow(504, "filled", self.limits.seconds)
+      done.result()
+    except asyncio.CancelledError:  # uvicorn ends what is still in work
+      raise _ending() from None
     finally:
-      stop.set()
+      work.stop.set()
       done.cancel()
+
+  def _end(self, request: Request, job: concurrent.futures.Future) -> None:
+    """Makes room for the next; not before the thread is free, though nobody may wait by then."""
+    self._in_work.discard(request)
+    self._jobs.remove(job)
+
+
+class _Lines(StreamingResponse):
+  """Lines as they come, until the last; whoever makes them looks after a client that goes away."""
+
+  async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    await self.stream_response(send)
+
+
+async def _lines(
+  request: Request, phases: AsyncIterator[dict], job: concurrent.futures.Future, result: Any
+) -> AsyncIterator[str]:
+  """Yields the phases, and at the end the result or why there is none, as JSON each on a line of its own."""
+  try:
+    async for phase in phases:
+      yield json.dumps(phase) + "\n"
+    line = json.dumps(await run_in_threadpool(result, job.result()))
+  except Exception as error:
+    refusal = await _refuse(request, error)
+    line = json.dumps(json.loads(bytes(refusal.body)) | {"status": refusal.status_code})
+    if refusal.status_code == 500:
+      logging.getLogger(__name__).error("a fill failed", exc_info=error)
+  yield line + "\n"
+
+
+def _too_slow(status: int, done: str, seconds: float) -> HTTPException:
+  return HTTPException(status, f"not {done} within {seconds:g} s: send a smaller picture, or try later")
+
+
+def _ending() -> HTTPException:
+  return HTTPException(503, "the server is being ended: try again when it is back", {"Retry-After": "10"})
 
 
 async def _read_fields(request: Request, limit: int) -> Fields:

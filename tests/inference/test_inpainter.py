@@ -125,6 +125,21 @@ def test_a_window_is_filled_alike_alone_and_in_a_batch(model, monkeypatch):
   assert np.abs(np.stack(together).astype(int) - np.stack(alone)).max() <= 1
 
 
+def test_each_step_is_told_and_what_compiles_is_told_once(model):
+  fresh, steps = Inpainter(model.config, model.params), []
+  mask = np.zeros((40, 300), np.uint8)
+  mask[20:23, 5:295] = 1
+  list(fresh.fills(PHOTO[:40, :300], mask, num_samples=2, before_step=steps.append))
+  windows = steps[0].windows
+  assert windows > inpainter.BATCH and windows % inpainter.BATCH
+  places = [*range(0, windows // inpainter.BATCH * inpainter.BATCH, inpainter.BATCH)]
+  places += range(places[-1] + inpainter.BATCH, windows + 1)
+  assert [(step.sample, step.window) for step in steps] == [(sample, place) for sample in (0, 1) for place in places]
+  assert [step.window for step in steps if step.phase == "detail"] == [windows, windows]
+  firsts = [(step.sample, step.window) for step in steps if step.phase == "compiling"]
+  assert firsts == [(0, 0), (0, windows // inpainter.BATCH * inpainter.BATCH)]
+
+
 def test_many_sizes_compile_few_programs(model):
   inpainter.predict.clear_cache()
   rng = np.random.default_rng(0)

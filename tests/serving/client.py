@@ -16,7 +16,7 @@ import skimage.data
 from PIL import Image
 
 from gmsrm_jax.commands.serve import listen
-from gmsrm_jax.inference.inpainter import Inpainter
+from gmsrm_jax.inference.inpainter import Inpainter, Step
 from gmsrm_jax.serving.requests import Limits
 from gmsrm_jax.serving.server import Service
 from tests.training.test_steps import small_config
@@ -61,11 +61,11 @@ class Negative(Inpainter):
     if opened:
       self.gate.set()
 
-  def fills(self, image, mask, *, num_samples=1, seed=0, strategy="auto", detail=1.0, before_batch=lambda: None):
+  def fills(self, image, mask, *, num_samples=1, seed=0, strategy="auto", detail=1.0, before_step=lambda _: None):
     self.started.release()
     try:
       while not self.gate.is_set():
-        before_batch()
+        before_step(Step("filling", 0, 1, 3))
         time.sleep(0.01)
     finally:
       self.ended.release()
@@ -110,7 +110,8 @@ def parts(fields: dict[str, Any]) -> dict[str, Any]:
 
 def raw(**options: Any) -> bytes:
   """Returns a whole POST /inpaint as it goes over the wire."""
-  request = httpx.Request("POST", "http://x/inpaint", headers={"connection": "close"}, **options)
+  headers = {"connection": "close"} | options.pop("headers", {})
+  request = httpx.Request("POST", "http://x/inpaint", headers=headers, **options)
   head = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
   return f"POST /inpaint HTTP/1.1\r\n{head}\r\n".encode() + request.read()
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import collections
 import concurrent.futures
 import contextlib
 import http.client
 import itertools
+import json
 import socket
 import time
 
+import httpx
 import numpy as np
 import pytest
 
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.inference import modes
-from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, png, raw, running, text
+from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, pixels, png, raw, running, text
 
 # Starlette leaves the temporary file of a part that is cut off to the garbage collector, which closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*SpooledTemporaryFile:pytest.PytestUnraisableExceptionWarning")
@@ -67,9 +70,45 @@ def test_what_takes_too_long_is_refused_and_ends():
     assert server.inpaint(**GOOD).status_code == 200
 
 
-def test_a_client_that_goes_away_is_waited_for_no_longer(server, model):
+@contextlib.contextmanager
+def streamed(server, **fields):
+  """What POST /inpaint says of its progress, as it says it."""
+  options = {"files": parts(fields), "headers": {"accept": "application/x-ndjson"}, "timeout": 60, "trust_env": False}
+  with httpx.stream("POST", server.url + "/inpaint", **options) as answer:
+    assert answer.status_code == 200
+    yield map(json.loads, answer.iter_lines())
+
+
+def test_progress_is_told_line_by_line_until_the_result(server, model):
+  with streamed(server, **GOOD) as first, streamed(server, **GOOD, num_samples=2) as second:
+    assert next(second) == {"phase": "queued", "ahead": 1}
+    while (step := next(first)) != {"phase": "filling", "sample": 0, "window": 1, "windows": 3}:
+      assert step["phase"] == "filling"
+    model.gate.set()
+    *_, last = first
+    *_, both = second
+  assert (len(last["images"]), len(both["images"]), both["width"]) == (1, 2, 40)
+  expected = np.where(HOLE[..., None] > 0, 255 - IMAGE, IMAGE)
+  np.testing.assert_array_equal(pixels(base64.b64decode(last["images"][0])), expected)
+
+
+def test_a_refusal_comes_as_the_last_line(caplog, monkeypatch):
+  with running(Negative(), seconds=0.3) as server:
+    with streamed(server, **GOOD) as lines:
+      *_, last = lines
+    assert last["status"] == 504 and "0.3 s" in last["error"]
+    server.wait_for(0)
+    monkeypatch.setattr("gmsrm_jax.serving.requests.photos.fill_hole", None)
+  with running(Negative(opened=True)) as server, streamed(server, **GOOD) as lines:
+    *_, last = lines
+  assert last == {"error": "the server made a mistake: its own log says more", "status": 500}
+  assert any(record.exc_info for record in caplog.records)
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/x-ndjson"])
+def test_a_client_that_goes_away_is_waited_for_no_longer(server, model, accept):
   with socket.create_connection(("127.0.0.1", server.port), timeout=30) as client:
-    client.sendall(raw(files=parts(GOOD)))
+    client.sendall(raw(files=parts(GOOD), headers={"accept": accept}))
     assert model.started.acquire(timeout=60)
   assert model.ended.acquire(timeout=60)
   server.wait_for(0)
