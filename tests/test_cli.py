@@ -31,7 +31,7 @@ def command(*flags: str, cwd: pathlib.Path = ROOT) -> subprocess.CompletedProces
   ("flags", "parts"),
   [
     (["--experiment=pars"], ["--experiment='pars'", "'paris'?", "demo, faces, paris, places2, street"]),
-    (["--set", "memory.num_group=1"], ["memory.num_group", "'memory.num_groups'?"]),
+    (["memory.num_group=1"], ["memory.num_group", "'memory.num_groups'?"]),
     (["--mode=prepare", "--output=x", "--set", "data.train=no"], ["data.train='no'", "give data.train"]),
     (["--mode=evaluate", "--workdir=runs/demo"], ["runs/demo", "config.json", "train there first"]),
     (["--platform=tpu"], ["--platform=tpu", "jax[tpu]", "--platform=cpu"]),
@@ -51,11 +51,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(tmp_path, flags, parts):
   assert not list(tmp_path.iterdir())
 
 
-def test_help_names_every_experiment_mode_and_flag_without_importing_jax():
+def test_help_names_every_mode_and_that_of_a_mode_its_flags_alone_without_importing_jax(capsys):
   done = command("--help")
   assert done.returncode == 0 and done.stderr == ""
-  for word in [*experiments.names(), *MODES, *(f"--{flag.name}" for flag in FLAGS)]:
+  for word in [*experiments.names(), *(f"  {mode}" for mode in MODES), "examples:", "MODE --help"]:
     assert word in done.stdout
+  for mode in MODES:
+    for flags in ([mode, "--help"], ["-h", f"--mode={mode}"]):
+      with pytest.raises(SystemExit) as end:
+        run.main(flags)
+      named = {line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  --")}
+      expected = {f"--{flag.name}" for flag in FLAGS if mode in flag.modes.split() and flag.name != "mode"}
+      assert end.value.code == 0 and named == expected
   program = "import sys, run; from gmsrm_jax import experiments; experiments.load('paris'); print(sys.modules.keys())"
   loaded = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
   assert not {"'jax'", "'numpy'", "'PIL'"} & set(loaded.stdout.replace(",", " ").split())
@@ -67,7 +74,12 @@ def test_help_names_every_experiment_mode_and_flag_without_importing_jax():
     (["--mode=trian"], ["--mode='trian'", "'train'?"]),
     (["--exprment=paris"], ["'--exprment'", "'--experiment'?"]),
     (["--exp=paris"], ["'--exp'"]),
-    (["demo"], ["'demo'", "quote"]),
+    (["trian"], ["the mode='trian'", "'train'?"]),
+    (["--platform=cpu", "demo"], ["'demo'", "quote"]),
+    (["train", "masks"], ["'masks'", "quote"]),
+    (["inpaint", "data.train=x", "--images=x", "--output=y"], ["--set is not read by --mode=inpaint"]),
+    (["--data.train=x"], ["data.train is a setting", "without the dashes"]),
+    (["inpaint", "--num-samples=3"], ["'--num-samples'", "'--num_samples'?"]),
     (["--mode=inpaint", "--images", "a", "b", "--output", "x", "c.png"], ["'c.png'", "one value", "quote"]),
     (["--mode=inpaint", "--images=x", "--output="], ["--output=''", "names nothing"]),
     (["--mode=inpaint", "--images=x", f"--output={__file__}/z"], ["--output=", "test_cli.py, which is a file"]),
@@ -99,7 +111,9 @@ def test_a_flag_gets_the_default_of_its_mode_and_none_in_the_others():
   flags = parse(["--set", "run.seed=1", "data.flip=false", "--set", "run.batch_size=2"])
   assert flags.set == ["run.seed=1", "data.flip=false", "run.batch_size=2"]
   assert (flags.mode, flags.platform, flags.num_samples, flags.workdir) == ("train", "auto", None, None)
-  flags = parse(["--mode=inpaint", "--images", "x", "y", "--output=~/z/", "--mask_invert"])
+  flags = parse(["check", "data.train=a=b", "--set", "run.seed=1"])
+  assert (flags.mode, flags.set) == ("check", ["run.seed=1", "data.train=a=b"])
+  flags = parse(["inpaint", "--images", "x", "y", "--output=~/z/", "--mask_invert"])
   assert (flags.images, flags.output) == (["x", "y"], os.path.expanduser("~/z"))
   assert (flags.num_samples, flags.mask_invert, flags.strategy, flags.set) == (1, True, "auto", None)
 

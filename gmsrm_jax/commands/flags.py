@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,8 +16,49 @@ from gmsrm_jax.errors import MAX_SEED, ConfigError, one_of, require, suggest
 from gmsrm_jax.files import SHIPPED, check_output, local_path
 from gmsrm_jax.parallel import backend
 
-MODES = ("train", "evaluate", "inpaint", "masks", "export", "check", "prepare", "serve", "compile", "benchmark")
-"""Each is a module of this room with a function `run(flags)`."""
+MODES = {
+  "train": "learn the memory, then to fill holes with it, then score the result; again: resume",
+  "inpaint": "fill the holes of photographs",
+  "serve": "open a page to paint holes on, and an HTTP endpoint",
+  "evaluate": "score trained weights, or anybody's filled pictures",
+  "export": "write weights and a program that needs none of this code",
+  "check": "look through a data set and name what is wrong with it",
+  "prepare": "decode a data set once, into files that a training reads faster",
+  "masks": "draw the masks that an evaluation uses",
+  "compile": "ask the TPU compiler whether a training fits a slice",
+  "benchmark": "measure this device",
+}
+"""Each, with what it does, is a module of this room with a function `run(flags)`."""
+
+_EXAMPLES = {
+  "train": ("train", "train --experiment=street --workdir=runs/mine data.train=my/photos data.val=my/held_out"),
+  "inpaint": (
+    "inpaint --images=photo.jpg --masks=hole.png --output=filled.png",
+    "inpaint --images=photos --masks=masks --output=filled --num_samples=4 --workdir=runs/mine",
+  ),
+  "serve": ("serve", "serve --workdir=runs/mine --host=0.0.0.0 --port=8080"),
+  "evaluate": (
+    "evaluate --workdir=runs/mine",
+    "evaluate --images=truth --inpainted=theirs --masks=masks --output=scores",
+  ),
+  "export": ("export --workdir=runs/mine --output=exported --weights=float16",),
+  "check": ("check --experiment=street data.train=my/photos data.val=my/held_out",),
+  "prepare": ("prepare --experiment=paris --output=data/paris_records",),
+  "masks": ("masks --experiment=paris --output=masks",),
+  "compile": ("compile --experiment=paris --topology v5e:4x4 v6e:2x4",),
+  "benchmark": ("benchmark --output=numbers --sizes small base",),
+}
+
+_GROUPS = {
+  "the run": "mode experiment workdir set platform",
+  "several processes": "coordinator num_processes process_id",
+  "weights and files": "checkpoint images masks inpainted mask_invert mask_dilate output format weights",
+  "the fill": "strategy detail num_samples seed contact_sheet",
+  "the server": "host port",
+  "the slice": "topology batch_per_chip",
+  "the measurement": "sizes batches compare",
+}
+"""Flags by what they are about, as help shows them."""
 
 _ALL = " ".join(MODES)
 _FILLED_FOLDER = ("train", "evaluate", "masks", "export", "prepare")  # modes whose output cannot be a file
@@ -43,7 +85,7 @@ class Flag:
 FLAGS = (
   Flag("experiment", _ALL, f"{', '.join(experiments.names())} (default: demo)", "NAME", choices=experiments.names()),
   Flag("platform", _ALL, "back end of JAX", default="auto", choices=backend.PLATFORMS),
-  Flag("mode", _ALL, "what to do", default="train", choices=MODES),
+  Flag("mode", _ALL, "what to do; the word alone will do, too", default="train", choices=tuple(MODES)),
   Flag("workdir", _OF_A_RUN, "folder of the run (default: runs/EXPERIMENT)", "DIR", type=local_path),
   Flag(
     "set",
@@ -120,22 +162,26 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-  """Reads the flags and fills in the defaults of the mode.
+  """Reads the mode, the flags and the settings, and fills in the defaults of the mode.
 
   Raises:
     ConfigError: a flag is unknown, missing, of a wrong value, or not read by the mode.
+    SystemExit: help was asked for, and printed.
   """
-  flags, unknown = _parser().parse_known_args(arguments)
-  known = [f"--{flag.name}" for flag in FLAGS]
-  for argument in unknown:
-    name = argument.partition("=")[0]
-    require(
-      name.startswith("-"),
-      f"{argument!r} belongs to no flag: most take one value, so quote what has spaces or a * in it; see --help",
-    )
-    raise ConfigError(f"unknown flag {name!r}: {suggest(name, known)}see --help")
-  mode = flags.mode or "train"
-  one_of("--mode", mode, MODES)
+  flags, unknown = _parser(FLAGS).parse_known_args(arguments)
+  wants_help = {"-h", "--help"} & {*unknown}
+  for word in unknown:
+    if word in MODES and flags.mode is None:
+      flags.mode = word
+    elif "=" in word and not word.startswith("-"):
+      flags.set = [*(flags.set or []), word]
+    elif not wants_help:
+      _refuse(word, first=word == arguments[0])
+  if wants_help:
+    print(_help(flags.mode), end="")
+    raise SystemExit(0)
+  mode = flags.mode = flags.mode or "train"
+  one_of("--mode", mode, tuple(MODES))
   for flag in FLAGS:
     value = getattr(flags, flag.name)
     if mode not in flag.modes.split():
@@ -153,6 +199,21 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
   if output is not None:
     _check_output(mode, f"--{name}", Path(output))
   return flags
+
+
+def _refuse(word: str, *, first: bool) -> NoReturn:
+  """Raises ConfigError for a word that is neither a flag, nor its value, nor a mode, nor a setting."""
+  name = word.partition("=")[0]
+  if name.removeprefix("--") in overrides.settings():
+    raise ConfigError(f"{name} is a setting, no flag: write {word.removeprefix('--')} without the dashes")
+  if word.startswith("-"):
+    known = [f"--{flag.name}" for flag in FLAGS]
+    raise ConfigError(f"unknown flag {name!r}: {suggest(name, known)}see --help")
+  if first:
+    one_of("the mode", word, tuple(MODES))
+  raise ConfigError(
+    f"{word!r} belongs to no flag: most take one value, so quote what has spaces or a * in it; see --help"
+  )
 
 
 def _check_output(mode: str, name: str, output: Path) -> None:
@@ -173,30 +234,41 @@ def _check(flag: Flag, value: Any) -> None:
     require(fits, f"--{flag.name}={value} is out of range: give {rule}")
 
 
-def _parser() -> _Parser:
-  """The parser of the table, whose groups are the modes. Every default is None, which means: not given."""
-  parser = _Parser(
-    description="Trains, evaluates and applies GM-SRM. Without any flag it trains and evaluates the small demo on "
-    "whatever is here; the same command again resumes.",
-    allow_abbrev=False,
-  )
-  groups = {_ALL: parser.add_argument_group("flags of every mode")}
-  for flag in FLAGS:
-    if flag.modes not in groups:
-      groups[flag.modes] = parser.add_argument_group(f"flags of {', '.join(flag.modes.split())}")
-    if flag.type is bool:
-      groups[flag.modes].add_argument(f"--{flag.name}", action="store_true", default=None, help=flag.help)
+def _parser(flags: Sequence[Flag], **texts: Any) -> _Parser:
+  """The parser of these flags, in their groups. Every default is None, which means: not given."""
+  parser = _Parser(allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
+  for title, names in _GROUPS.items():
+    members = [flag for flag in flags if flag.name in names.split()]
+    if not members:
       continue
-    default = "" if flag.default is None else f" (default: {flag.default})"
-    several: dict[str, Any] = {"nargs": "+", "action": "extend"} if flag.several else {}
-    groups[flag.modes].add_argument(
-      f"--{flag.name}",
-      metavar=flag.metavar or "|".join(flag.choices),
-      type=str if flag.type is local_path else flag.type,
-      help=flag.help + default,
-      **several,
-    )
+    group = parser.add_argument_group(title)
+    for flag in members:
+      default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+      options: dict[str, Any] = {"action": "store_true", "default": None}
+      if flag.type is not bool:
+        options = {"metavar": flag.metavar or "|".join(flag.choices)}
+        options["type"] = str if flag.type is local_path else flag.type
+        options |= {"nargs": "+", "action": "extend"} if flag.several else {}
+      group.add_argument(f"--{flag.name}", help=flag.help + default, **options)
   return parser
+
+
+def _help(mode: str | None) -> str:
+  """What the program can do; or what a mode does, with its flags."""
+  program = "gmsrm" if Path(sys.argv[0]).stem == "gmsrm" else "python run.py"
+  shown = _EXAMPLES[mode] if mode else [_EXAMPLES[name][-1] for name in ("train", "inpaint", "serve")]
+  examples = "\n".join(["examples:", *(f"  {program} {example}" for example in shown)])
+  if mode:
+    flags = [flag for flag in FLAGS if mode in flag.modes.split() and flag.name != "mode"]
+    settings = " [SETTING=VALUE ...]" if any(flag.name == "set" for flag in flags) else ""
+    texts = {"description": f"{mode}: {MODES[mode]}.", "usage": f"{program} {mode} [--FLAG=VALUE ...]{settings}"}
+    return _parser(flags, epilog=examples, **texts).format_help()
+  modes = "\n".join(f"  {name:10} {does}" for name, does in MODES.items())
+  description = f"GM-SRM fills holes in photographs with a generative memory. Modes:\n\n{modes}\n\n{examples}"
+  epilog = f"{program} MODE --help lists the flags of a mode, docs/settings.md all settings."
+  flags = [flag for flag in FLAGS if flag.modes == _ALL and flag.name != "mode"]
+  usage = f"{program} [MODE, or train] [--FLAG=VALUE ...] [SETTING=VALUE ...]"
+  return _parser(flags, usage=usage, description=description, epilog=epilog).format_help()
 
 
 def configuration(flags: argparse.Namespace) -> Config:
