@@ -68,9 +68,12 @@ class Service:
   def warm_up(self) -> None:
     """Compiles what pictures of any size need under 'auto'."""
     size = self.inpainter.config.model.image_size
-    line = np.zeros((size, (BATCH + 2) * size), np.uint8)
-    line[size // 2] = 1  # enough windows for a whole batch and single ones
-    self._thread.submit(self.inpainter, np.zeros((*line.shape, 3), np.uint8), line).result()
+    noise = np.random.default_rng(0).integers(0, 256, (size, (BATCH + 2) * size, 3), np.uint8)
+    line, spot = np.zeros((2, *noise.shape[:2]), np.uint8)
+    line[size // 2] = 1  # enough windows for a batch
+    spot[size // 4 : size // 2, size // 4 : size // 2] = 1  # one window, and thick enough for detail
+    for hole in (line, spot):
+      self._thread.submit(self.inpainter, noise, hole).result()
 
   def run(self, address: socket.socket) -> None:
     """Serves until it is interrupted; the fill in progress then ends with its batch."""

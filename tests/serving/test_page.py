@@ -1,163 +1,188 @@
-"""The page of --mode=serve in a real browser: a picture is chosen, painted with the mouse, filled and downloaded."""
+"""The page of --mode=serve in a real browser, from the first screen to the file that is kept."""
 
 from __future__ import annotations
 
-import base64
-import os
-import shutil
 import threading
-import time
 
 import numpy as np
 import pytest
-import skimage.data
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
-from tests.serving.client import Negative, pixels, png, running, text
+from gmsrm_jax.serving.server import PAGE
+from tests.serving.browser import IMAGE, drag, give, mask, saved, show
+from tests.serving.client import Negative, png, running
 
-IMAGE = skimage.data.astronaut()[:240, 60:380]
-FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-expect.set_options(timeout=120_000)
-
-
-@pytest.fixture
-def page():
-  path = shutil.which("chromium") or shutil.which("google-chrome")
-  if path is None:
-    (pytest.fail if os.environ.get("CI") else pytest.skip)("no Chromium here: apt-get install chromium")
-  with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=path, args=FLAGS, timeout=120_000)
-    page = browser.new_page(viewport={"width": 1400, "height": 1000})
-    page.complaints, page.addresses = [], set()
-    page.on("console", lambda message: page.complaints.append(message.text))
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("request", lambda request: page.addresses.add(request.url.removeprefix("blob:")))
-    yield page
-    browser.close()
+SIZES = pytest.mark.parametrize("page", ["desktop", "phone"], indirect=True)
 
 
-def _drag(page, selector, *places):
-  """Presses the mouse at the first place, in shares of the element's width and height, and lets go at the last."""
-  page.locator(selector).scroll_into_view_if_needed()
-  box = page.locator(selector).bounding_box()
-  points = [(box["x"] + across * box["width"], box["y"] + down * box["height"]) for across, down in places]
-  page.mouse.move(*points[0])
-  page.mouse.down()
-  for point in points[1:]:
-    page.mouse.move(*point)
-  page.mouse.up()
-
-
-def _mask(page):
-  """Returns what the page would send."""
-  code = "async () => btoa(String.fromCharCode(...new Uint8Array(await (await mask()).arrayBuffer())))"
-  return pixels(base64.b64decode(page.evaluate(code)))[..., 0]
-
-
-def test_a_picture_is_painted_filled_compared_and_downloaded(page):
+@pytest.fixture(scope="module")
+def server():
   with running(Negative(opened=True)) as server:
-    page.goto(server.url)
-    expect(page.locator("#model")).to_contain_text("demo, trained at 32 × 32")
-    page.set_input_files("#file", {"name": "photo.png", "mimeType": "image/png", "buffer": png(IMAGE)})
+    yield server
 
-    # Nothing is painted, so nothing is sent.
-    page.click("#run")
-    expect(page.locator("#status.bad")).to_contain_text("Nothing is painted yet")
 
-    # Two strokes, undone and painted again, a part erased.
-    _drag(page, "#paint", (0.2, 0.3), (0.4, 0.3), (0.6, 0.3))
-    _drag(page, "#paint", (0.75, 0.5), (0.75, 0.7))
-    both = _mask(page)
-    assert both.shape == (240, 320)
-    assert [both[72, 128], both[150, 240], both[200, 60]] == [255, 255, 0]
-    page.keyboard.press("Control+z")
-    assert [_mask(page)[72, 128], _mask(page)[150, 240]] == [255, 0]
-    _drag(page, "#paint", (0.75, 0.5), (0.75, 0.7))
-    np.testing.assert_array_equal(_mask(page), both)
-    page.click("#erase")
-    _drag(page, "#paint", (0.4, 0.3))
-    page.click("#erase")
-    painted = _mask(page)
-    assert [painted[72, 128], painted[72, 70]] == [0, 255]
+@SIZES
+def test_a_sample_is_a_click_and_fits_the_window(page, server):
+  page.goto(server.url)
+  expect(page.locator("#samples img")).to_have_count(6)
+  fits = "document.documentElement.scrollWidth <= innerWidth"
+  assert page.evaluate(fits), "the first screen is wider than the window"
+  assert page.evaluate("[...document.images].every(image => !image.src || image.naturalWidth)")
+  page.click("#samples li:nth-child(2) button")
+  expect(page.locator("#status")).to_contain_text("853 × 480 pixels")
+  assert 0.02 < (mask(page) > 127).mean() < 0.2
+  page.click("#run")
+  expect(page.locator("#fills button")).to_have_count(1)
+  # The result takes the editor's place, as large as it was.
+  before, after = (page.locator(name).bounding_box() for name in ("#picture", "#after"))
+  assert before == after and after["width"] > 0.6 * page.locator("#stage").bounding_box()["width"]
+  assert page.evaluate(f"{fits} && document.documentElement.scrollHeight <= innerHeight"), "nothing is out of reach"
 
-    # Three fills; the second one is looked at and downloaded.
-    page.fill("#num_samples", "3")
-    page.fill("#seed", "5")
-    page.click("#run")
-    expect(page.locator("#fills button")).to_have_count(3)
-    page.click("#fills button:nth-child(2)")
-    expect(page.locator("#caption")).to_have_text("Fill 2 of 3, 320 × 240 pixels")
-    _drag(page, "#compare", (0.5, 0.5), (0.4, 0.5), (0.3, 0.5))
-    assert 25 < float(page.evaluate("parseFloat($('line').style.left)")) < 35
-    with page.expect_download() as download:
-      page.click("#download")
-    assert download.value.suggested_filename == "photo_filled_2.png"
-    saved = pixels(download.value.path().read_bytes())
 
-    # Going on takes the fill as the picture, and clears the hole.
-    page.click("#onward")
-    expect(page.locator("#clear")).to_be_disabled()
-    assert _mask(page).max() == 0
+def test_samples_are_small_and_say_their_licence():
+  files = [*(PAGE / "samples").iterdir()]
+  assert len(files) == 13 and sum(file.stat().st_size for file in files) < 300_000
+  assert "CC0" in (PAGE / "samples/README.md").read_text(encoding="utf-8")
 
-    page.goto(server.url + "/docs")
-    expect(page.locator("#fields")).to_contain_text("num_samples")
-    expect(page.locator("#fields")).to_contain_text("1 to 8")
-    assert page.complaints == [] and all(address.startswith(server.url) for address in page.addresses)
 
+def test_a_picture_is_painted_filled_compared_and_downloaded(page, server):
+  show(page, server.url)
+  expect(page.locator("#model")).to_contain_text("demo, trained at 32 × 32")
+  page.click("#run")  # nothing is painted, so nothing is sent
+  expect(page.locator("#status.bad")).to_contain_text("Nothing is painted yet")
+
+  drag(page, (0.6, 0.3), (0.8, 0.3))
+  painted = mask(page)
+  page.fill("#num_samples", "3")
+  page.fill("#seed", "5")
+  page.click("#run")
+  expect(page.locator("#fills button")).to_have_count(3)
+  page.click("#fills button:nth-child(2)")
+  expect(page.locator("#caption")).to_have_text("Version 2 of 3 · seed 5")
+  # A version's thumbnail is of the hole: the negative fills much of it.
+  page.wait_for_function("document.querySelector('#fills canvas').width > 100")
+
+  # The slider starts amid the hole, and is dragged, or moved with the keyboard.
+  page.click("#slider")
+  start = float(page.locator("#split").get_attribute("aria-valuenow"))
+  assert 66 <= start <= 74
+  drag(page, (0.7, 0.5), (0.5, 0.5), (0.3, 0.5))
+  assert 28 <= float(page.locator("#split").get_attribute("aria-valuenow")) <= 32
+  page.locator("#split").press("ArrowRight")
+  assert page.evaluate("document.querySelector('#after').style.clipPath").startswith("inset(0px 0px 0px 3")
+  drawn = "document.querySelector('#overlay').toDataURL()"
+  plain = page.evaluate(drawn)
+  page.click("#outline")
+  assert page.evaluate(drawn) != plain
+  page.click("#outline")
+  assert page.evaluate(drawn) == plain
+
+  # While a key or the button is held, the picture is seen as it was.
+  page.keyboard.down("c")
+  expect(page.locator("#after")).to_be_hidden()
+  page.keyboard.up("c")
+  expect(page.locator("#after")).to_be_visible()
+  page.hover("#hold")
+  page.mouse.down()
+  expect(page.locator("#after")).to_be_hidden()
+  page.mouse.up()
+  expect(page.locator("#after")).to_be_visible()
+
+  name, kept = saved(page, "#download")
   expected = Negative(opened=True)(IMAGE, (painted > 127).astype(np.uint8), num_samples=3, seed=5)[1]
-  np.testing.assert_array_equal(saved, expected)
+  np.testing.assert_array_equal(kept, expected)
+  assert name == "photo_filled_2.png"
 
 
-def _give(page, kind, data, name):
-  """Drops or pastes a file."""
-  code = """([kind, text, name]) => {
-    const files = new DataTransfer();
-    files.items.add(new File([Uint8Array.from(atob(text), c => c.charCodeAt(0))], name, { type: "image/png" }));
-    dispatchEvent(kind === "drop"
-      ? new DragEvent(kind, { dataTransfer: files, cancelable: true })
-      : new ClipboardEvent(kind, { clipboardData: files, cancelable: true }));
-  }"""
-  page.evaluate(code, [kind, text(data), name])
+def test_going_on_keeps_all_pictures_and_everything_can_be_undone(page, server):
+  show(page, server.url)
+  drag(page, (0.5, 0.5))
+  first = mask(page)
+  page.click("#run")
+  page.click("#onward")
+  expect(page.locator("#strip button")).to_have_count(2)
+  assert mask(page).max() == 0
+  drag(page, (0.2, 0.2))
+  page.click("#run")
+  expect(page.locator("body")).to_have_attribute("data-view", "result")
+  page.click("#undo")
+  expect(page.locator("body")).to_have_attribute("data-view", "edit")
+  page.click("#redo")
+  expect(page.locator("body")).to_have_attribute("data-view", "result")
+  for _ in range(3):  # the fill, the stroke, going on
+    page.click("#undo")
+  expect(page.locator("body")).to_have_attribute("data-view", "result")
+  page.click("#undo")
+  np.testing.assert_array_equal(mask(page), first)
+
+  # The strip leads to each picture and its hole.
+  page.click("#strip button:nth-child(2)")
+  assert mask(page).max() == 255 and (mask(page) != first).any()
+  page.click("#strip button:nth-child(1)")
+  np.testing.assert_array_equal(mask(page), first)
+
+  # A new picture has no result and no strip of the old one.
+  page.click("#run")
+  expect(page.locator("#after")).to_be_visible()
+  give(page, "paste", png(IMAGE[:100]), "c.png")
+  expect(page.locator("#status")).to_contain_text("320 × 100 pixels")
+  expect(page.locator("#result")).to_be_hidden()
+  expect(page.locator("#strip")).to_be_hidden()
+  assert page.locator("#after").get_attribute("src") is None
 
 
-def test_a_picture_is_dropped_or_pasted_and_a_slow_fill_is_stopped(page):
-  model, status = Negative(), page.locator("#status")
-  with running(model, waiting=0) as server:
-    page.set_viewport_size({"width": 420, "height": 800})
+def test_progress_names_the_phase_and_cancel_ends_the_work(page):
+  model, phase = Negative(), page.locator("#phase")
+  with running(model, waiting=1) as server:
     page.goto(server.url)
-    _give(page, "drop", png(IMAGE), "a.png")
-    expect(status).to_contain_text("320 × 240 pixels")
-    _give(page, "paste", b"nonsense", "b.png")
-    expect(status).to_contain_text("b.png is no picture that this browser")
-    _give(page, "paste", png(IMAGE[:100]), "c.png")
-    expect(status).to_contain_text("320 × 100 pixels")
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "the page is wider than a phone"
-
-    _drag(page, "#paint", (0.5, 0.5))
+    give(page, "paste", b"nonsense", "b.png")
+    expect(page.locator("#refused")).to_contain_text("b.png is no picture that this browser")
+    give(page, "drop", png(IMAGE), "a.png")
+    expect(page.locator("#status")).to_contain_text("320 × 240 pixels")
+    drag(page, (0.5, 0.5))
     page.click("#run")
-    assert model.started.acquire(timeout=60)
-    page.click("#stop")
-    expect(status).to_have_text("stopped")
+    expect(phase).to_have_text("Filling part 2 of 3")
+    page.click("#cancel")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
     assert model.ended.acquire(timeout=60)
-
-    # What is painted and erased again is no hole: the server says so.
     server.wait_for(0)
-    page.keyboard.press("e")
-    _drag(page, "#paint", (0.5, 0.5))
-    page.click("#run")
-    expect(page.locator("#status.bad")).to_contain_text("mask has no hole")
+    assert model.started.acquire(timeout=60)
 
-    # While another request holds the only place, the page waits and asks again.
-    page.keyboard.press("e")
-    _drag(page, "#paint", (0.3, 0.5))
-    other = threading.Thread(target=server.inpaint, kwargs={"image": png(IMAGE), "mask": png(IMAGE)})
-    other.start()
+    others = [threading.Thread(target=server.inpaint, kwargs={"image": png(IMAGE), "mask": png(IMAGE)}) for _ in "ab"]
+    others[0].start()
     assert model.started.acquire(timeout=60)
     page.click("#run")
-    expect(status).to_contain_text("filling")
-    time.sleep(0.5)
+    expect(phase).to_have_text("Waiting: one picture is before yours")
+    page.keyboard.press("Escape")
+    expect(page.locator("#status")).to_have_text("Cancelled.")
+    server.wait_for(1)  # what has not begun is given up at once
+
+    # Where there is no place, the page asks again; another picture ends that.
+    others[1].start()
+    server.wait_for(2)
+    page.click("#run")
+    expect(phase).to_have_text("The server is full: waiting for a place")
+    give(page, "paste", png(IMAGE[:100]), "c.png")
+    expect(page.locator("#status")).to_contain_text("320 × 100 pixels")
+    expect(page.locator("#progress")).to_be_hidden()
     model.gate.set()
-    other.join()
-    expect(page.locator("#fills button")).to_have_count(1)
-    # A refusal is no complaint of the page's own.
-    assert [line for line in page.complaints if "status of 422" not in line and "status of 503" not in line] == []
+    for other in others:
+      other.join()
+
+
+def test_refusals_are_told_in_plain_words(page):
+  with running(Negative(), seconds=0.5) as server:
+    show(page, server.url)
+    drag(page, (0.5, 0.5))
+    page.click("#run")
+    expect(page.locator("#status.bad")).to_contain_text("This took more than 0.5 seconds. Choose “Automatic”")
+    expect(page.locator("#said")).to_contain_text("The server says: not filled within 0.5 s")
+    page.route("**/inpaint", lambda route: route.abort())
+    page.click("#run")
+    expect(page.locator("#status.bad")).to_contain_text("cannot be reached")
+
+
+def test_the_page_for_programs_names_all_fields(page, server):
+  page.goto(server.url + "/docs")
+  for words in ("num_samples", "1 to 8", "auto, full, crop, resize"):
+    expect(page.locator("#fields")).to_contain_text(words)

@@ -24,8 +24,11 @@ from gmsrm_jax.commands.serve import listen
 from gmsrm_jax.data.pictures import FORMATS
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference import photos
+from gmsrm_jax.inference.inpainter import Inpainter, predict
+from gmsrm_jax.serving.requests import Limits
+from gmsrm_jax.serving.server import PAGE, Service
 from gmsrm_jax.training.weights import Weights, save_weights
-from tests.inference.test_inpainter import noisy_model
+from tests.inference.test_inpainter import hole_of, noisy_model
 from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, png, running, text
 
 ROOT = pathlib.Path(run.__file__).parent
@@ -171,6 +174,9 @@ def test_json_that_makes_no_sense_is_refused_in_one_line(server, body, status, n
   ("method", "path", "kind", "status"),
   [
     ("GET", "/nothing", "", 404),
+    ("GET", "/samples", "", 404),
+    ("GET", "/samples/../../server.py", "", 404),
+    ("GET", "/%2e%2e/server.py", "", 404),
     ("GET", "/inpaint", "", 405),
     ("POST", "/", "", 405),
     ("POST", "/inpaint", "text/plain", 415),
@@ -193,10 +199,30 @@ def test_the_documents_name_the_bounds_and_lead_nowhere_else(server):
   for body in content.values():
     properties = body["schema"]["properties"]
     assert (properties["num_samples"]["maximum"], properties["seed"]["maximum"]) == (8, 2**32 - 1)
-  for path in ("/", "/docs", "/page.js", "/page.css", "/health", "/openapi.json"):
+  files = [f"/{path.relative_to(PAGE).as_posix()}" for path in PAGE.rglob("*.*")]
+  kinds = {
+    ".html": "text/html",
+    ".css": "text/css",
+    ".js": "text/javascript",
+    ".webp": "image/webp",
+    ".png": "image/png",
+  }
+  assert len(files) > 20
+  for path in ("/", "/docs", "/health", "/openapi.json", *files):
     answer = server.ask("GET", path)
     assert answer.status_code == 200 and b"://" not in answer.content, path
+    assert answer.headers["content-type"].startswith(kinds.get(pathlib.Path(path).suffix, "")), path
     assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+
+def test_once_it_is_ready_no_picture_compiles():
+  model, steps = Inpainter(noisy_model().config, noisy_model().params), []
+  Service(model, Limits()).warm_up()
+  programs = predict._cache_size()
+  for height, width, share in ((20, 30, 0.3), (32, 32, 0.9), (100, 140, 0.1), (140, 100, 0.7), (40, 600, 0.9)):
+    image = np.resize(IMAGE, (height, width, 3))
+    list(model.fills(image, hole_of(height, width, share), num_samples=2, before_step=steps.append))
+  assert {step.phase for step in steps} == {"filling", "detail"} and predict._cache_size() == programs
 
 
 def test_more_bytes_or_pixels_than_allowed_are_refused_whether_or_not_they_are_announced():

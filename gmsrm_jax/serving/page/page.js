@@ -1,54 +1,60 @@
-"use strict";
+/** The page: pictures come in, buttons and keys do what the parts offer, and it says what runs here. */
 
-const $ = (id) => document.getElementById(id);
-const paint = $("paint").getContext("2d");
+import { $, press, remember, remembered, say } from "./dom.js";
+import { canRedo, canUndo, change, redo, state, undo, watch } from "./history.js";
+import * as hole from "./hole.js";
+import * as request from "./request.js";
+import * as result from "./result.js";
+import { fit, zoom, zoomTo } from "./view.js";
 
-let file = null; // the picture as it was given; the server gets these bytes, not the browser's pixels
-let strokes = []; // {size, erase, points} in pixels of the picture, so that undo can draw all but the last again
-let stroke = null; // the one that is being drawn
-let request = null; // AbortController of the request that runs
-let fills = []; // {url, blob} of the last answer
-let answered = null; // {width, height, stem} of the picture that they belong to
-let chosen = 0;
+const SAMPLES = {
+  optician: "The name over the windows",
+  walkers: "The people who walk by",
+  bakery: "The letters and the poster",
+  roadworks: "The sign in front of the house",
+  pharmacy: "The writing on the wall",
+  clinic: "The man in the gateway",
+};
 
-function say(text, bad = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("bad", bad);
-}
+let limits = { pixels: Infinity };
 
-// ---- the picture
+// ---- pictures
 
-async function open(given) {
-  if (!given) return;
-  const image = Object.assign(new Image(), { src: URL.createObjectURL(given) });
+/** Opens a picture; of a hole that comes along, a file. */
+async function open(file, mask = null) {
+  if (!file) return;
+  const image = Object.assign(new Image(), { src: URL.createObjectURL(file) });
   try {
     await image.decode();
   } catch {
-    return say(`${given.name || "this"} is no picture that this browser can show: save it as PNG or JPEG`, true);
+    return tell(`${file.name || "This"} is no picture that this browser can show: save it as PNG or JPEG.`);
   }
-  request?.abort();
-  file = given;
-  $("picture").src = image.src;
-  $("paint").width = image.naturalWidth;
-  $("paint").height = image.naturalHeight;
-  for (const id of ["stage", "tools", "options"]) $(id).hidden = false;
-  $("drop").hidden = true;
-  setStrokes([]);
-  fit($("stage"), $("paint"));
-  say(`${image.naturalWidth} × ${image.naturalHeight} pixels. Paint over what is to be filled.`);
+  const [width, height] = [image.naturalWidth, image.naturalHeight];
+  if (width * height > limits.pixels) {
+    const most = Math.floor(limits.pixels / 1e6);
+    return tell(`${file.name} has ${Math.round((width * height) / 1e6)} million pixels; at most ${most} are taken here.`);
+  }
+  request.cancel();
+  const picture = { file, url: image.src, width, height, name: file.name || "picture" };
+  picture.root = picture;
+  change({ picture, ops: mask ? [await hole.readMask(mask, width, height)] : [], result: null });
+  $("stage").focus({ preventScroll: true });
+  const next = mask ? "The hole is painted already: fill it, or change it." : "Paint over what is to be filled.";
+  say(`${width} × ${height} pixels. ${next}`);
 }
 
-/** Gives a box the proportions of its picture; the style sheet limits its size. */
-function fit(box, { width, height }) {
-  box.style.setProperty("--width", width);
-  box.style.setProperty("--height", height);
-  box.classList.toggle("small", box.clientWidth >= 3 * width);
+/** Says what is wrong with a picture, on whichever screen is shown. */
+function tell(text) {
+  say(text, true);
+  $("refused").textContent = text;
 }
 
-$("file").addEventListener("change", () => {
-  open($("file").files[0]);
-  $("file").value = ""; // so that the same file can be chosen again
-});
+for (const id of ["file", "camera"]) {
+  $(id).addEventListener("change", () => {
+    open($(id).files[0]);
+    $(id).value = ""; // so that the same file can be chosen again
+  });
+}
 addEventListener("paste", (event) => open([...event.clipboardData.files].find((f) => f.type.startsWith("image/"))));
 addEventListener("dragover", (event) => {
   event.preventDefault();
@@ -61,184 +67,135 @@ addEventListener("drop", (event) => {
   open(event.dataTransfer.files[0]);
 });
 
-// ---- the brush
-
-function setStrokes(kept) {
-  strokes = kept;
-  paint.clearRect(0, 0, $("paint").width, $("paint").height);
-  for (const each of strokes) draw(each, 0);
-  $("undo").disabled = $("clear").disabled = strokes.length === 0;
+async function openSample(name) {
+  const files = await Promise.all([`${name}.webp`, `${name}_hole.png`].map(async (file) => {
+    const answer = await fetch(`samples/${file}`);
+    return new File([await answer.blob()], file);
+  }));
+  await open(...files);
 }
 
-/** Draws a stroke from its point number `first` on. */
-function draw({ size, erase, points }, first) {
-  paint.globalCompositeOperation = erase ? "destination-out" : "source-over";
-  paint.strokeStyle = "#ff2d6f";
-  paint.lineWidth = size;
-  paint.lineCap = paint.lineJoin = "round";
-  paint.beginPath();
-  paint.moveTo(...points[first]);
-  // A line of no length would not be drawn, though a click is to leave a dot.
-  for (const [x, y] of points.slice(first)) paint.lineTo(x + 0.01, y);
-  paint.stroke();
-}
+$("samples").replaceChildren(
+  ...Object.entries(SAMPLES).map(([name, text]) => {
+    const [item, button, cover] = ["li", "button", "span"].map((kind) => document.createElement(kind));
+    cover.className = "hole";
+    cover.style.maskImage = `url(samples/${name}_hole.png)`;
+    const frame = Object.assign(document.createElement("span"), { className: "frame" });
+    frame.append(Object.assign(new Image(), { src: `samples/${name}.webp`, alt: "" }), cover);
+    button.append(frame, text);
+    button.addEventListener("click", () => openSample(name).catch(() => tell("The server cannot be reached.")));
+    item.append(button);
+    return item;
+  }),
+);
 
-/** Pixels of the picture per pixel of the window. */
-const scale = () => $("paint").width / $("paint").clientWidth;
-
-function place(event) {
-  const box = $("paint").getBoundingClientRect();
-  return [(event.clientX - box.left) * scale(), (event.clientY - box.top) * scale()];
-}
-
-function showRing(event) {
-  $("ring").style = `left: ${event.offsetX}px; top: ${event.offsetY}px; width: ${$("size").value}px`;
-  $("ring").hidden = false;
-}
-
-function endStroke() {
-  if (!stroke) return;
-  setStrokes([...strokes, stroke]);
-  stroke = null;
-}
-
-const undo = () => setStrokes(strokes.slice(0, -1));
-const erasing = () => $("erase").getAttribute("aria-pressed") === "true";
-const toggleEraser = () => $("erase").setAttribute("aria-pressed", String(!erasing()));
-
-$("paint").addEventListener("pointerdown", (event) => {
-  if (event.button !== 0 || stroke) return;
-  $("paint").setPointerCapture(event.pointerId);
-  stroke = { size: $("size").value * scale(), erase: erasing(), points: [place(event)] };
-  draw(stroke, 0);
-});
-$("paint").addEventListener("pointermove", (event) => {
-  showRing(event);
-  if (!stroke) return;
-  const first = stroke.points.length - 1;
-  const events = event.getCoalescedEvents?.() ?? [];
-  for (const each of events.length ? events : [event]) stroke.points.push(place(each));
-  draw(stroke, first);
-});
-$("paint").addEventListener("pointerup", endStroke);
-$("paint").addEventListener("pointercancel", endStroke);
-$("paint").addEventListener("pointerleave", () => ($("ring").hidden = true));
-$("undo").addEventListener("click", undo);
-$("erase").addEventListener("click", toggleEraser);
-$("clear").addEventListener("click", () => setStrokes([]));
-addEventListener("keydown", (event) => {
-  if (event.target.matches("input[type=number], select") || !file) return;
-  if ((event.ctrlKey || event.metaKey) && event.key === "z") undo();
-  else if (event.ctrlKey || event.metaKey || event.altKey) return;
-  else if (event.key === "e") toggleEraser();
-  else if (event.key === "[") $("size").value = $("size").value / 1.2;
-  else if (event.key === "]") $("size").value = $("size").value * 1.2;
-  else return;
-  event.preventDefault();
-});
-
-/** The hole as a black and white PNG of the picture's size. */
-function mask() {
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [$("paint").width, $("paint").height];
-  const context = canvas.getContext("2d");
-  context.drawImage($("paint"), 0, 0);
-  for (const [operation, colour] of [["source-in", "#fff"], ["destination-over", "#000"]]) {
-    context.globalCompositeOperation = operation;
-    context.fillStyle = colour;
-    context.fillRect(0, 0, canvas.width, canvas.height);
-  }
-  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-}
-
-// ---- the request
-
-/** Asks again as long as the server is busy. */
-async function ask(body, signal) {
-  for (;;) {
-    const answer = await fetch("inpaint", { method: "POST", body, signal, headers: { Accept: "application/json" } });
-    const seconds = answer.headers.get("Retry-After");
-    if (!seconds) return answer;
-    await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
-    signal.throwIfAborted();
-  }
-}
+// ---- filling
 
 $("options").addEventListener("submit", async (event) => {
   event.preventDefault();
-  if (request) return;
-  if (!strokes.some((each) => !each.erase)) return say("Nothing is painted yet: paint over what is to be filled.", true);
-  const current = file;
-  request = new AbortController();
-  $("run").disabled = true;
-  $("stop").hidden = false;
-  const start = Date.now();
-  const seconds = () => `${((Date.now() - start) / 1000).toFixed(1)} s`;
-  const clock = setInterval(() => say(`filling … ${seconds()}`), 100);
-  try {
-    const body = new FormData();
-    body.append("image", current, "image");
-    body.append("mask", await mask(), "mask.png");
-    for (const name of ["num_samples", "seed", "strategy", "detail"]) body.append(name, $(name).value);
-    const answer = await ask(body, request.signal);
-    const content = await answer.json();
-    if (!answer.ok) return say(content.error, true);
-    show(content);
-    say(`filled in ${seconds()}`);
-  } catch (error) {
-    if (error.name !== "AbortError") say(`the server cannot be reached (${error.message}): is it running?`, true);
-    else if (file === current) say("stopped");
-  } finally {
-    clearInterval(clock);
-    request = null;
-    $("run").disabled = false;
-    $("stop").hidden = true;
-  }
+  const asked = state();
+  const filled = await request.fill();
+  if (!filled || state() !== asked) return; // another picture came meanwhile: its hole is not this one
+  change({ result: filled });
+  say(`Filled in ${filled.seconds}.`);
+  $("stage").focus({ preventScroll: true });
 });
-$("stop").addEventListener("click", () => request?.abort());
+$("another").addEventListener("click", () => ($("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]));
+$("strategy").addEventListener("change", showCost);
+function showCost() {
+  $("cost").textContent = $("strategy").selectedOptions[0].dataset.cost;
+}
 
-// ---- the result
+watch((now) => {
+  hole.setEditing(!now.result);
+  [$("undo").disabled, $("redo").disabled] = [!canUndo(), !canRedo()];
+  $("refused").textContent = "";
+  say("");
+});
+$("undo").addEventListener("click", undo);
+$("redo").addEventListener("click", redo);
 
-function show({ images, width, height }) {
-  for (const fill of fills) URL.revokeObjectURL(fill.url);
-  fills = images.map((text) => {
-    const blob = new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], { type: "image/png" });
-    return { blob, url: URL.createObjectURL(blob) };
+// ---- keys
+
+// What to press, what it does, in words; an element's name stands for a click on it.
+const KEYS = [
+  [["b"], "brush", "Brush"],
+  [["r"], "rectangle", "Rectangle"],
+  [["l"], "lasso", "Lasso"],
+  [["e"], "erase", "Erase instead of paint"],
+  [["[", "]"], (key) => hole.resize(key === "[" ? 1 / 1.15 : 1.15), "Smaller, larger brush (also: the wheel)"],
+  [["i"], "invert", "Invert the hole"],
+  [["x"], "clear", "Clear the hole"],
+  [["Ctrl+z"], undo, "Undo"],
+  [["Ctrl+Shift+Z", "Ctrl+y"], redo, "Redo"],
+  [["Ctrl+Enter"], () => $("run").click(), "Fill the hole"],
+  [["Escape"], () => request.cancel(), "Cancel"],
+  [["c"], () => result.showBefore(true), "Hold: see the picture as it was"],
+  [["s"], "slider", "Compare with a slider"],
+  [["o"], "outline", "Outline of the hole"],
+  [["ArrowLeft", "ArrowRight"], (key) => result.chooseNext(key === "ArrowLeft" ? -1 : 1), "Other version of the result"],
+  [["g"], "onward", "Go on from the result"],
+  [["d"], "download", "Download the result"],
+  [["+", "-"], (key) => zoomTo(zoom() * (key === "+" ? 1.4 : 1 / 1.4)), "Zoom (also: Ctrl and the wheel, two fingers)"],
+  [["0", "1"], (key) => (key === "0" ? fit() : zoomTo(1)), "Show all of it, or at its own size"],
+  [["?"], "help", "This list"],
+];
+const OTHER_KEYS = [
+  ["Space + drag", "Move the picture"],
+  ["Arrows, Enter", "On the picture: move the brush; put it down or lift it"],
+];
+const NAMES = { ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "Ctrl+z": "Ctrl+Z", "Ctrl+y": "Ctrl+Y" };
+const nameOf = (key) => NAMES[key] ?? (key.length === 1 ? key.toUpperCase() : key);
+
+const within = (id) => $(id).closest(".editing") ? "edit" : $(id).closest(".finished") ? "result" : null;
+
+addEventListener("keydown", (event) => {
+  const { view } = document.body.dataset;
+  const typed = event.target.closest("input[type=number], select, dialog");
+  if (typed || event.altKey || (view === "start" && event.key !== "?")) return;
+  const control = event.ctrlKey || event.metaKey ? "Ctrl+" : "";
+  const pressedKey = `${control}${control && event.shiftKey ? "Shift+" : ""}${event.key}`;
+  const [, action] = KEYS.find(([keys]) => keys.includes(pressedKey)) ?? [];
+  const busy = request.isRunning() && !["Escape", "+", "-", "0", "1", "?"].includes(pressedKey);
+  if (!action || busy) return;
+  if (event.key.startsWith("Arrow") && (view !== "result" || event.target.closest("input"))) return;
+  if (typeof action === "string") {
+    if (within(action) && within(action) !== view) return;
+    $(action).click();
+  } else action(pressedKey);
+  event.preventDefault();
+});
+
+for (const [keys, , text] of [...KEYS, ...OTHER_KEYS.map(([key, text]) => [[key], null, text])]) {
+  const [name, meaning] = [$("table").insertRow(), document.createElement("td")];
+  const cell = name.insertCell();
+  keys.forEach((key, number) => {
+    if (number) cell.append(" ");
+    cell.append(Object.assign(document.createElement("kbd"), { textContent: nameOf(key) }));
   });
-  answered = { width, height, stem: (file.name || "picture").replace(/\.[^.]*$/, "") };
-  $("before").src = $("picture").src;
-  $("fills").replaceChildren(
-    ...fills.map(({ url }, number) => {
-      const button = document.createElement("button");
-      const image = Object.assign(new Image(), { src: url, alt: "" });
-      image.style.aspectRatio = `${width} / ${height}`; // so that nothing moves when it has loaded
-      button.append(image, `Fill ${number + 1}`);
-      button.addEventListener("click", () => choose(number));
-      return button;
-    }),
-  );
-  $("results").hidden = false;
-  choose(0);
-  fit($("compare"), answered);
-  split();
+  meaning.textContent = text;
+  name.append(meaning);
 }
+for (const [keys, action] of KEYS) {
+  if (typeof action === "string") $(action).title ||= `${$(action).textContent.trim()} (${nameOf(keys[0])})`;
+}
+$("help").addEventListener("click", () => $("shortcuts").showModal());
+$("shortcuts").addEventListener("click", (event) => event.target === $("shortcuts") && $("shortcuts").close());
 
-function choose(number) {
-  chosen = number;
-  [...$("fills").children].forEach((button, other) => button.setAttribute("aria-pressed", String(other === number)));
-  $("after").src = $("download").href = fills[number].url;
-  $("download").download = `${answered.stem}_filled_${number + 1}.png`;
-  $("caption").textContent = `Fill ${number + 1} of ${fills.length}, ${answered.width} × ${answered.height} pixels`;
-}
+// ---- theme
 
-/** Left of the line lies the picture as it was, right of it the chosen fill. */
-function split() {
-  const share = $("split").value / 10;
-  $("after").style.clipPath = `inset(0 0 0 ${share}%)`;
-  $("line").style.left = `${share}%`;
+const THEMES = { "": "Theme: like the system", light: "Theme: light", dark: "Theme: dark" };
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme in THEMES ? theme : "";
+  $("theme").title = THEMES[document.documentElement.dataset.theme];
+  $("theme").setAttribute("aria-label", $("theme").title);
+  remember({ theme });
 }
-$("split").addEventListener("input", split);
-$("onward").addEventListener("click", () => open(new File([fills[chosen].blob], `${answered.stem}.png`)));
+$("theme").addEventListener("click", () => {
+  const names = Object.keys(THEMES);
+  setTheme(names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length]);
+});
 
 // ---- at the start
 
@@ -247,6 +204,8 @@ async function describe() {
   $("curl").textContent = `curl -F image=@photo.jpg -F mask=@mask.png ${new URL("inpaint", location)} -o filled.png`;
   const [health, { paths }] = await Promise.all(["health", "openapi.json"].map(async (x) => (await fetch(x)).json()));
   const { model, image_size: size, device, version, samples } = health;
+  ({ limits } = health);
+  request.setLimits(limits);
   $("model").textContent = `${model}, trained at ${size} × ${size}, on ${device}, version ${version}`;
   $("num_samples").max = samples;
   $("num_samples").disabled = samples === 1;
@@ -260,4 +219,10 @@ async function describe() {
     for (const text of cells) line.insertCell().textContent = text;
   }
 }
-describe().catch(() => say("the server cannot be reached", true));
+
+setTheme(remembered().theme ?? "");
+hole.choose(remembered().tool);
+press("erase", false);
+showCost();
+$("more").open = matchMedia("(min-width: 900px)").matches;
+describe().catch(() => tell("The server cannot be reached."));
