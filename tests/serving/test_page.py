@@ -59,8 +59,8 @@ def test_a_picture_is_painted_filled_compared_and_downloaded(page, server):
   expect(page.locator("#fills button")).to_have_count(3)
   page.click("#fills button:nth-child(2)")
   expect(page.locator("#caption")).to_have_text("Version 2 of 3 · seed 5")
-  # A version's thumbnail is of the hole: the negative fills much of it.
-  page.wait_for_function("document.querySelector('#fills canvas').width > 100")
+  # Each version is a large thumbnail of the hole.
+  assert page.evaluate("document.querySelector('#fills canvas').width") >= 240
 
   # The slider starts amid the hole, and is dragged, or moved with the keyboard.
   page.click("#slider")
@@ -142,8 +142,12 @@ def test_progress_names_the_phase_and_cancel_ends_the_work(page):
     drag(page, (0.5, 0.5))
     page.click("#run")
     expect(phase).to_have_text("Filling part 2 of 3")
+    painted = mask(page)
+    drag(page, (0.2, 0.2), (0.4, 0.4))  # moves the picture, for its hole is in work
+    page.keyboard.press("Control+z")
     page.click("#cancel")
     expect(page.locator("#status")).to_have_text("Cancelled.")
+    np.testing.assert_array_equal(mask(page), painted)
     assert model.ended.acquire(timeout=60)
     server.wait_for(0)
     assert model.started.acquire(timeout=60)
@@ -165,6 +169,7 @@ def test_progress_names_the_phase_and_cancel_ends_the_work(page):
     give(page, "paste", png(IMAGE[:100]), "c.png")
     expect(page.locator("#status")).to_contain_text("320 × 100 pixels")
     expect(page.locator("#progress")).to_be_hidden()
+    expect(page.locator("#status")).to_contain_text("320 × 100 pixels")
     model.gate.set()
     for other in others:
       other.join()

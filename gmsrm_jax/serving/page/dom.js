@@ -12,6 +12,9 @@ export function say(text, bad = false, said = "") {
 export const pressed = (id) => $(id).getAttribute("aria-pressed") === "true";
 export const press = (id, on = !pressed(id)) => $(id).setAttribute("aria-pressed", String(on));
 
+/** While a fill is awaited, picture and hole stay as they are. */
+export const busy = () => document.body.classList.contains("busy");
+
 /** A PNG file from its base64 text. */
 export function pngOf(text) {
   return new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], { type: "image/png" });

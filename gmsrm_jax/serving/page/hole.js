@@ -4,7 +4,7 @@
  * {kind: "stroke", size, erase, points}, {kind: "area", erase, points}, {kind: "invert"}, {kind: "mask", bitmap}.
  */
 
-import { $, pngOf, press, pressed, remember, remembered, say } from "./dom.js";
+import { $, busy, pngOf, press, pressed, remember, remembered, say } from "./dom.js";
 import { change, state, watch } from "./history.js";
 import { overlay, toPicture, toStage, use, watchView, zoom } from "./view.js";
 
@@ -167,7 +167,7 @@ $("clear").addEventListener("click", () => change({ ops: [] }));
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
 $("stage").addEventListener("keydown", (event) => {
-  if (document.body.dataset.view !== "edit" || event.target !== $("stage")) return;
+  if (document.body.dataset.view !== "edit" || busy() || event.target !== $("stage")) return;
   const arrow = ARROWS[event.key];
   if (!arrow && !["Enter", "Escape"].includes(event.key)) return;
   if (event.ctrlKey || event.metaKey || event.altKey) return;

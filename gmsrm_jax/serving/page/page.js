@@ -1,6 +1,6 @@
 /** The page: pictures come in, buttons and keys do what the parts offer, and it says what runs here. */
 
-import { $, press, remember, remembered, say } from "./dom.js";
+import { $, busy, press, remember, remembered, say } from "./dom.js";
 import { canRedo, canUndo, change, redo, state, undo, watch } from "./history.js";
 import * as hole from "./hole.js";
 import * as request from "./request.js";
@@ -127,7 +127,7 @@ const KEYS = [
   [["i"], "invert", "Invert the hole"],
   [["x"], "clear", "Clear the hole"],
   [["Ctrl+z"], undo, "Undo"],
-  [["Ctrl+Shift+Z", "Ctrl+y"], redo, "Redo"],
+  [["Ctrl+Shift+z", "Ctrl+y"], redo, "Redo"],
   [["Ctrl+Enter"], () => $("run").click(), "Fill the hole"],
   [["Escape"], () => request.cancel(), "Cancel"],
   [["c"], () => result.showBefore(true), "Hold: see the picture as it was"],
@@ -144,7 +144,7 @@ const OTHER_KEYS = [
   ["Space + drag", "Move the picture"],
   ["Arrows, Enter", "On the picture: move the brush; put it down or lift it"],
 ];
-const NAMES = { ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "Ctrl+z": "Ctrl+Z", "Ctrl+y": "Ctrl+Y" };
+const NAMES = { ArrowLeft: "←", ArrowRight: "→", Escape: "Esc", "Ctrl+z": "Ctrl+Z", "Ctrl+Shift+z": "Ctrl+Shift+Z", "Ctrl+y": "Ctrl+Y" };
 const nameOf = (key) => NAMES[key] ?? (key.length === 1 ? key.toUpperCase() : key);
 
 const within = (id) => $(id).closest(".editing") ? "edit" : $(id).closest(".finished") ? "result" : null;
@@ -152,12 +152,13 @@ const within = (id) => $(id).closest(".editing") ? "edit" : $(id).closest(".fini
 addEventListener("keydown", (event) => {
   const { view } = document.body.dataset;
   const typed = event.target.closest("input[type=number], select, dialog");
-  if (typed || event.altKey || (view === "start" && event.key !== "?")) return;
-  const control = event.ctrlKey || event.metaKey ? "Ctrl+" : "";
-  const pressedKey = `${control}${control && event.shiftKey ? "Shift+" : ""}${event.key}`;
+  const third = event.getModifierState("AltGraph"); // by which many keyboards reach [ and ]
+  if (typed || (event.altKey && !third) || (view === "start" && event.key !== "?")) return;
+  const control = !third && (event.ctrlKey || event.metaKey) ? "Ctrl+" : "";
+  const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
+  const pressedKey = `${control}${control && event.shiftKey ? "Shift+" : ""}${key}`;
   const [, action] = KEYS.find(([keys]) => keys.includes(pressedKey)) ?? [];
-  const busy = request.isRunning() && !["Escape", "+", "-", "0", "1", "?"].includes(pressedKey);
-  if (!action || busy) return;
+  if (!action || (busy() && !["Escape", "+", "-", "0", "1", "?"].includes(pressedKey))) return;
   if (event.key.startsWith("Arrow") && (view !== "result" || event.target.closest("input"))) return;
   if (typeof action === "string") {
     if (within(action) && within(action) !== view) return;

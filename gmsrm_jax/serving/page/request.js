@@ -10,7 +10,6 @@ let limits = {}; // of the server
 let running = null; // AbortController of the request that runs
 
 export const setLimits = (given) => (limits = given);
-export const isRunning = () => running !== null;
 export const cancel = () => running?.abort();
 $("cancel").addEventListener("click", cancel);
 
@@ -95,7 +94,7 @@ async function ask(body, signal, show) {
 function setRunning(controller) {
   running = controller;
   document.body.classList.toggle("busy", running !== null);
-  $("rail").inert = running !== null;
+  for (const id of ["rail", "strip"]) $(id).inert = running !== null;
 }
 
 /** Fills the hole; returns {fills, seed, extent, seconds}, or null where it was refused or cancelled. */
@@ -106,6 +105,7 @@ export async function fill() {
     say("Nothing is painted yet: paint over what is to be filled.", true);
     return null;
   }
+  const asked = state();
   const values = Object.fromEntries(FIELDS.map((name) => [name, $(name).value]));
   const [controller, start] = [new AbortController(), performance.now()];
   const seconds = () => `${((performance.now() - start) / 1000).toFixed(1)} s`;
@@ -117,7 +117,7 @@ export async function fill() {
   $("cancel").focus();
   try {
     const body = new FormData();
-    body.append("image", state().picture.file, "image");
+    body.append("image", asked.picture.file, "image");
     body.append("mask", maskFile(), "mask.png");
     for (const name of FIELDS) body.append(name, values[name]);
     const { images, seed } = await ask(body, controller.signal, show);
@@ -127,6 +127,7 @@ export async function fill() {
     });
     return { fills, seed, extent: box, seconds: seconds() };
   } catch (error) {
+    if (state() !== asked) return null; // another picture came meanwhile, and what was said is about that
     if (error.name === "AbortError") say("Cancelled.");
     else if (error instanceof Refusal) say(inWords(error, values.strategy), true, error.message);
     else say("The server cannot be reached: is it still running?", true, "");

@@ -1,6 +1,6 @@
 /** The picture on its stage: where it lies, how large it is shown, and which pointer does what. */
 
-import { $ } from "./dom.js";
+import { $, busy } from "./dom.js";
 import { watch } from "./history.js";
 
 const MOST = 32; // pixels of the window for one of the picture
@@ -114,7 +114,7 @@ stage.addEventListener("pointerdown", (event) => {
   if (pointers.size > 1) {
     if (gesture === "tool") tool?.cancel();
     gesture = pointers.size === 2 ? "pinch" : null;
-  } else if (event.button === 1 || (event.button === 0 && (space || !tool))) {
+  } else if (event.button === 1 || (event.button === 0 && (space || !tool || busy()))) {
     gesture = "pan";
     stage.classList.add("moving");
   } else if (event.button === 0) {
