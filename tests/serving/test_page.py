@@ -31,12 +31,15 @@ def test_a_sample_is_a_click_and_fits_the_window(page, server):
   page.click("#samples li:nth-child(2) button")
   expect(page.locator("#status")).to_contain_text("853 × 480 pixels")
   assert 0.02 < (mask(page) > 127).mean() < 0.2
+  page.evaluate("document.querySelector('#num_samples').value = 8")
   page.click("#run")
-  expect(page.locator("#fills button")).to_have_count(1)
+  expect(page.locator("#fills button")).to_have_count(8)
   # The result takes the editor's place, as large as it was.
   before, after = (page.locator(name).bounding_box() for name in ("#picture", "#after"))
   assert before == after and after["width"] > 0.6 * page.locator("#stage").bounding_box()["width"]
-  assert page.evaluate(f"{fits} && document.documentElement.scrollHeight <= innerHeight"), "nothing is out of reach"
+  assert page.evaluate(f"{fits} && document.documentElement.scrollHeight <= innerHeight")
+  bottom = page.locator("#panel" if page.viewport_size["width"] == 390 else "#below").bounding_box()
+  assert bottom["y"] + bottom["height"] <= page.viewport_size["height"], "a part of the page is out of reach"
 
 
 def test_samples_are_small_and_say_their_licence():
