@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Mapping
 
 from gmsrm_jax import files, overrides
@@ -19,7 +20,7 @@ from gmsrm_jax.evaluation.baselines import Fill, baselines
 from gmsrm_jax.evaluation.from_files import FolderPictures
 from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
-from gmsrm_jax.evaluation.report import make_report, report_files, write_report
+from gmsrm_jax.evaluation.report import make_report, report_files, summary, write_report
 from gmsrm_jax.evaluation.scorer import make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
@@ -54,7 +55,7 @@ def evaluate_weights(config: Config, root: pathlib.Path, weights: Weights, evalu
   fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
   pictures = HeldOutPictures(config, evaluation, weights)
   _report(config.eval, pictures, fills, root)
-  print(f"pictures: {root / 'samples'}    report: {root / REPORT}.md")
+  print(f"pictures: {root / 'samples'}, {root / REPORT}.png")
 
 
 def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
@@ -82,7 +83,6 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   root = pathlib.Path(flags.output)
   files.check_inputs_stay(report_files(root), pictures.files())
   _report(config.eval, pictures, fills, root)
-  print(f"report: {root / REPORT}.md")
 
 
 def _report(
@@ -95,6 +95,9 @@ def _report(
   protocol = PROTOCOLS[config.protocol]
   protocol.check(*pictures.least_size)
   measure = make_measure(config)
+  print(
+    f"scoring {len(pictures)} pictures with {len(fills)} methods; compiling that takes up to half a minute", flush=True
+  )
   scores = score(pictures, fills, measure.program, config.batch_size, pictures.watch if held_out else None)
   head = pictures.describe()
   head["notes"] = [*head["notes"], measure.note]
@@ -102,4 +105,8 @@ def _report(
   if held_out:
     pictures.save_panels(root / "samples")
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
-  print(write_report(root, make_report(head, scores), pictures.read_again, fills, scores))
+  report = make_report(head, scores)
+  write_report(root, report, pictures.read_again, fills, scores)
+  print(f"{summary(report)}\nreport: {root / REPORT}.md")
+  if not report["self_check"]["passed"]:
+    print(f"warning: the self-check of these numbers failed: see {root / REPORT}.md", file=sys.stderr)

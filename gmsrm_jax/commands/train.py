@@ -18,10 +18,14 @@ def run(flags: argparse.Namespace) -> None:
     NonFiniteError: names the term and the step.
     Stopped: SIGTERM or Ctrl-C came, and everything is saved.
   """
+  import jax
+
   config, folder = configuration(flags), workdir(flags)
   backend.keep_freed_memory()
   processes.start(flags.platform, flags.coordinator, flags.num_processes, flags.process_id)
   backend.check(flags.platform)
+  if jax.process_index() == 0:
+    print(f"{config.name}: starting", flush=True)
   # Seconds of imports, after everything that is refused without them.
   from gmsrm_jax.commands.evaluate import evaluate_weights
   from gmsrm_jax.training import loop

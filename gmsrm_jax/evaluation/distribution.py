@@ -21,6 +21,9 @@ SAMPLE = 10_000
 FULL_SIZE = 5_000
 """Images below which the Fréchet distance is biased too far: prefer the kernel distance."""
 
+KERNEL_LEAST = 50
+"""Images below which a kernel distance is left out: its error is as large as itself."""
+
 SEED = 0  # of KID's subsets and of the bootstrap
 SUBSETS = 100  # of KID
 SUBSET_SIZE = 1000  # of KID, images of each side
@@ -146,7 +149,7 @@ def distances(
   values: dict[str, float] = {}
   if moments[0].count >= 2:
     values[fd_name] = fid(*moments)
-  if min(len(fills), len(truth)) >= 3:
+  if min(len(fills), len(truth)) >= KERNEL_LEAST:
     values[kid_name], values[f"{kid_name}_standard_error"] = kid(fills, truth)
   if len(fills) > fills.shape[1]:  # fewer always come apart by a plane
     values[p_ids_name], values[u_ids_name] = ids(fills, paired)

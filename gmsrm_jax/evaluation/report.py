@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageOps
 from tabulate import tabulate
 
 from gmsrm_jax.evaluation.baselines import Fill
-from gmsrm_jax.evaluation.distribution import FULL_SIZE, interval
+from gmsrm_jax.evaluation.distribution import FULL_SIZE, KERNEL_LEAST, interval
 from gmsrm_jax.evaluation.metrics import means
 from gmsrm_jax.evaluation.scorer import ALL, Picture, Scores, fill_all
 from gmsrm_jax.files import write_json, write_text
@@ -54,6 +54,8 @@ _DISTANCES: dict[str, tuple[str, int]] = {
 }
 
 _BASIS = ("images", "image_size", "images_sha256", "truth", "inpainted", "inpainted_sha256", "masks", "masks_sha256")
+
+_SUMMARY = ("psnr", "lpips", "kid", "kid_vgg16")
 
 _CELL = 176  # pixels, side of a picture on the page
 _GREY = 110  # what a hole is shown in
@@ -105,8 +107,8 @@ def _interval(values: np.ndarray) -> list[float] | None:
 
 def write_report(
   root: pathlib.Path, report: Mapping[str, Any], again: Again, fills: Mapping[str, Fill], scores: Scores
-) -> str:
-  """Writes the four files, with pictures that `again` reads and `fills` fill, and returns the Markdown.
+) -> None:
+  """Writes the four files, with pictures that `again` reads and `fills` fill.
 
   `report.json` comes last, for it is what says that an evaluation is done.
   """
@@ -115,7 +117,6 @@ def write_report(
   save_panel(root / f"{REPORT}.png", _page(again, fills, scores))
   write_text(root / f"{REPORT}.md", text)
   write_json(root / f"{REPORT}.json", report)
-  return text
 
 
 def report_files(root: pathlib.Path) -> list[pathlib.Path]:
@@ -146,8 +147,8 @@ def markdown(report: Mapping[str, Any]) -> str:
     "Pictures: " + ", ".join(f"{count} in {bucket}" for bucket, count in counts.items()) + ".",
     *_metric_sections(report),
     "## Distances of sets",
-    "A bucket needs 2 pictures for a Fréchet distance, 3 for a kernel distance, more than features for the IDS. Below "
-    f"{FULL_SIZE} pictures the Fréchet distance is biased upwards: prefer the kernel distance.",
+    f"A bucket needs 2 pictures for a Fréchet distance, {KERNEL_LEAST} for a kernel distance, more than features for "
+    f"the IDS. Below {FULL_SIZE} pictures the Fréchet distance is biased upwards: prefer the kernel distance.",
     *_distance_sections(report),
   ]
   if "memory" in report:
@@ -158,6 +159,20 @@ def markdown(report: Mapping[str, Any]) -> str:
       f"held-out images drawn from their read alone: {health['reconstruction_psnr']:.2f} dB.",
     ]
   return "\n\n".join(sections) + "\n"
+
+
+def summary(report: Mapping[str, Any]) -> str:
+  """What a console shows: PSNR, LPIPS and the kernel distance of what is judged, beside Telea's."""
+  first, *others = report["scores"]
+  lines = []
+  for name, (title, digits) in (_METRICS | _DISTANCES).items():
+    for method in (first, *(other for other in others if other == "Telea")):
+      among = report["scores" if name in _METRICS else "distribution"][method]
+      scale = 1000.0 if name.startswith("kid") else 1.0
+      numbers = [[among[bucket][name] * scale] if name in among[bucket] else [] for bucket in report["images"]]
+      if name in _SUMMARY and any(numbers):
+        lines.append([f"{title.partition(' (')[0]} {method}", *(_number(digits, *number) for number in numbers)])
+  return tabulate(lines, headers=["", *report["images"]], tablefmt="simple", disable_numparse=True, stralign="right")
 
 
 def _metric_sections(report: Mapping[str, Any]) -> Iterator[str]:

@@ -145,6 +145,7 @@ def score(
         if len(checked) < CHECKED and all(picture.image.shape == other.image.shape for other in checked.values()):
           checked.setdefault(picture.name, picture)
       progress.update(len(batch))
+  tqdm.write("all scored: self-check, distances of sets, report")
   order = sorted(range(len(keys)), key=keys.__getitem__)
   values, of_fills, of_truth, apart = jax.tree.map(lambda *parts: np.concatenate(parts)[order], *measured)
   outside = {

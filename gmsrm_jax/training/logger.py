@@ -6,18 +6,22 @@ import collections
 import contextlib
 import itertools
 import json
+import math
 import os
 import pathlib
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorboardX
 import tqdm
 
 from gmsrm_jax.files import naming, plain, write_text
+
+_WINDOW = 200  # steps that a rate is measured over
+_SETTLED = (4, 5.0)  # steps and seconds after which the time of the whole run is told
 
 
 class Writer:
@@ -45,15 +49,29 @@ class Writer:
   def __exit__(self, *_) -> None:
     self.close()
 
-  def start(self, stage: str, step: int, total: int, batch_size: int, show: Sequence[str] = ()) -> None:
-    """Begins a stage of `total` steps, or resumes it at `step`; console lines show the metrics named in `show`.
+  def start(
+    self,
+    stage: str,
+    step: int,
+    total: int,
+    batch_size: int,
+    show: Sequence[str] = (),
+    work: Callable[[int], float] | None = None,
+    later: float = 0.0,
+  ) -> None:
+    """Begins a stage of `total` steps, or resumes it at `step`; the console shows the metrics named in `show`.
+
+    `work` says how much a stage has left at a step, and `later` how much the stages after it have, in one unit. Without
+    it all steps are alike.
 
     Records of what runs again now, later steps and stages, are dropped, as is a last line cut off half-way.
     """
     self.close()
     self._stage, self._total, self._batch_size, self._show = stage, total, batch_size, tuple(show)
-    self._marks = collections.deque([(time.monotonic(), step)], maxlen=10)
-    self._logged = 0
+    self._work, self._later = work or (lambda step: float(total - step)), later
+    self._marks = collections.deque([(time.monotonic(), step)], maxlen=_WINDOW)
+    self._values: dict[str, float] = {}
+    self._foretold, self._looked = False, 0.0
     if not self._active:
       return
     self._workdir.mkdir(parents=True, exist_ok=True)
@@ -70,41 +88,78 @@ class Writer:
     self._events = tensorboardX.SummaryWriter(str(self._workdir / "events" / stage), **again)
     self._open.callback(self._events.close)
     if self._stream.isatty():
-      self._bar = tqdm.tqdm(
-        total=total, initial=step, desc=stage, unit="step", dynamic_ncols=True, file=self._stream, smoothing=0.05
-      )
+      layout = f"{stage:7} {{percentage:3.0f}}%|{{bar}}| {{desc}}"
+      self._bar = tqdm.tqdm(total=total, bar_format=layout, dynamic_ncols=True, file=self._stream)
       self._open.callback(self._bar.close)
 
-  def advance(self, step: int) -> None:
-    """Moves the progress bar; free where there is none."""
+  def advance(self, step: int, metrics: Mapping[str, Any] | None = None) -> None:
+    """Counts a step, and shows it where there is a bar, now and then with metrics of one that is done."""
+    if not self._active:
+      return
+    if not self._marks or self._marks[-1][1] != step:
+      self._marks.append((time.monotonic(), step))
+    now = time.monotonic()
+    if self._bar is not None and metrics is not None and now - self._looked > 0.5:
+      self._looked = now
+      self._values = {name: float(metrics[name]) for name in self._show if name in metrics}
+    count, seconds = len(self._marks), now - self._marks[0][0]
+    if not self._foretold and count >= _SETTLED[0] and seconds >= _SETTLED[1]:
+      self._foretold = True
+      self.note(f"about {_duration(self._left(self._later))} to the end at this rate, without the evaluation")
     if self._bar is not None:
-      self._bar.update(step - self._bar.n)
+      width = (self._bar.format_dict["ncols"] or 80) - 20
+      self._bar.set_description_str(_fitting(self._pieces(step), width), refresh=False)
+      # Never 100 %, not rounded either, before all is written.
+      self._bar.update(min(step, int(0.994 * self._total)) - self._bar.n)
+
+  def _rate(self) -> float:
+    """Steps per second; 0 where none was measured yet."""
+    (since, first), (now, last) = self._marks[0], self._marks[-1]
+    return (last - first) / max(now - since, 1e-9)
+
+  def _left(self, later: float = 0.0) -> float:
+    """Seconds to the end of the stage, and of as much work after it."""
+    (since, first), (now, last) = self._marks[0], self._marks[-1]
+    done = self._work(first) - self._work(last)
+    return (self._work(last) + later) * (now - since) / done if done else float("inf")
+
+  def _pieces(self, step: int) -> list[str]:
+    """What the console tells of a step, the most important first."""
+    metrics = [f"{name} {value:#.4g}" for name, value in self._values.items()]
+    rate = self._rate()
+    speed = [f"{_duration(self._left()):>6} left", f"{rate * self._batch_size:.1f} images/s"] if rate else []
+    return [*speed[:1], *metrics[:1], *speed[1:], f"{step}/{self._total}", *metrics[1:]]
 
   def log(self, step: int, metrics: Mapping[str, Any]) -> None:
     """Records the metrics of a step, with the images per second, and shows the main ones."""
-    self._marks.append((time.monotonic(), step))
-    self._logged += 1
-    if self._logged == 2:
-      self._marks.popleft()  # the stretch before the first log holds the compilation
-    (since, first), (now, _) = self._marks[0], self._marks[-1]
-    rate = (step - first) / max(now - since, 1e-9)
     if not self._active:
       return
-    values = {name: float(value) for name, value in metrics.items()} | {"images_per_s": rate * self._batch_size}
+    names = [name for name in self._show or list(metrics)[:4] if name in metrics]
+    self._values = {name: float(metrics[name]) for name in names}
+    self.advance(step)
+    values = {name: float(value) for name, value in metrics.items()}
+    if self._rate():
+      values["images_per_s"] = self._rate() * self._batch_size
     with naming(self._metrics.name):
       self._metrics.write(json.dumps(plain({"stage": self._stage, "step": step, **values})) + "\n")
       self._metrics.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
-    names = [name for name in self._show or list(metrics)[:4] if name in metrics]
-    shown = "  ".join(f"{name} {float(metrics[name]):.4g}" for name in names)
-    speed = f"{rate * self._batch_size:.1f} images/s"
+    if self._bar is None:
+      count, pieces = f"{step}/{self._total}", self._pieces(step)
+      pieces.remove(count)
+      self.note("  ".join([f"{self._stage} {count}", *pieces]))
+
+  @contextlib.contextmanager
+  def busy(self, text: str, *, long: bool = False) -> Iterator[None]:
+    """Says what is done instead of steps; what takes `long` is told in plain lines, too, and no part of the rate."""
     if self._bar is not None:
-      self.advance(step)
-      self._bar.set_postfix_str(f"{shown}  {speed}")
-    else:
-      left = _duration((self._total - step) / rate) if rate > 0 else "?"
-      self.note(f"{self._stage} {step}/{self._total}  {shown}  {speed}  {left} left")
+      self._bar.set_description_str(text)
+    elif long:
+      self.note(f"{self._stage}: {text}")
+    yield
+    if long:
+      self._marks.clear()
 
   def note(self, text: str) -> None:
     """Shows one line, above the bar where there is one."""
@@ -117,6 +172,9 @@ class Writer:
 
   def close(self) -> None:
     """Finishes the bar and closes the files."""
+    if self._bar is not None and self._marks and self._marks[-1][1] == self._total:
+      self._bar.set_description_str(f"{self._total} steps", refresh=False)
+      self._bar.update(self._total - self._bar.n)
     self._open.close()
     self._bar = None
 
@@ -134,7 +192,20 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
   return records
 
 
+def _fitting(pieces: Sequence[str], width: int) -> str:
+  """The pieces that fit into a width, in order."""
+  text = ""
+  for piece in pieces:
+    longer = f"{text}  {piece}".strip()
+    text = longer if len(longer) <= width else text
+  return text
+
+
 def _duration(seconds: float) -> str:
+  if not math.isfinite(seconds):
+    return "?"
+  if seconds >= 48 * 3600:
+    return f"{seconds / 86400:.0f} days"
   hours, rest = divmod(round(seconds), 3600)
   minutes, seconds = divmod(rest, 60)
   return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{seconds:02d}s"

@@ -39,7 +39,7 @@ from gmsrm_jax.training.run_folder import (
   print_finished,
   print_overview,
 )
-from gmsrm_jax.training.stages import STAGES, has_memory_stage, needs_vgg16, planned_stages, stage_settings
+from gmsrm_jax.training.stages import STAGES, has_memory_stage, needs_vgg16, planned_stages, stage_settings, work_left
 from gmsrm_jax.training.state import TrainState, init_state, with_shardings
 from gmsrm_jax.training.weights import Weights, weights_of
 
@@ -93,12 +93,13 @@ def train(config: Config, workdir: str, score: Callable[[Weights, pipeline.Evalu
         print_finished(config, workdir)
       return
     if run.first:
-      print_overview(config, run.mesh)
+      print_overview(run.config, run.mesh, run.root)
     stop.defer()
     state = sharding.local_copy(without_optimisers(_run_stages(run)), run.mesh)
     stop.resume()
     if run.first:
       score(weights_of(state), run.evaluation)
+      print_finished(run.config, workdir)
 
 
 def _prepare(config: Config, root: pathlib.Path, stop: Stop, claim: contextlib.ExitStack) -> _Run:
@@ -193,7 +194,8 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
     return state
   advance = _make_advance(run, stage, target)
   draw_grid, measure = sample_grids.make_grid(config, stage, run.mesh, run.evaluation)
-  writer.start(stage, step, total, settings.batch_size, STAGES[stage].shown)
+  work, later = functools.partial(work_left, config, stage), work_left(config, "inpaint") * (stage == "memory")
+  writer.start(stage, step, total, settings.batch_size, STAGES[stage].shown, work, later)
   # A count over both stages, for the processes to agree on where to stop.
   earlier = config.stage1.steps if stage == "inpaint" else 0
   pending: list[tuple[int, steps.Metrics]] = []
@@ -212,7 +214,7 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
         pending.append((step, metrics))
         # Two steps under way keep a device busy; more of them could not be stopped within seconds.
         jax.block_until_ready(pending[-3:-2])
-        writer.advance(step)
+        writer.advance(step, pending[-3][1] if len(pending) > 2 else None)
       last = step == total
       saving = stopping or step % settings.save_every == 0 or last
       if pending and (step % settings.log_every == 0 or saving):
@@ -225,14 +227,17 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
       if not stopping and (step % settings.panel_every == 0 or last):
         shown = sharding.local_copy(without_optimisers(state), run.mesh)
         if run.first:
-          draw_grid(shown, run.root / "samples" / f"{stage}_{step:07d}.png")
+          with writer.busy("drawing samples"):
+            draw_grid(shown, run.root / "samples" / f"{stage}_{step:07d}.png")
       if saving and step > 0:
-        saved.save(state, iterator, measure(state) if settings.keep_best else None)
+        with writer.busy("saving"):
+          saved.save(state, iterator, measure(state) if settings.keep_best else None)
+          if stopping or last:
+            saved.wait()
       if stopping:
-        saved.wait()
         writer.close()
         run.stop.leave(f" at {stage} step {step} of {total}: the same command goes on from there")
-  saved.wait()
+  writer.close()
   run.stop.unsaved = False
   return state
 
@@ -249,6 +254,7 @@ def begin(run: _Run, stage: str, target: TrainState, iterator: Any, memory_param
   key = jax.random.fold_in(jax.random.key(config.run.seed), list(STAGES).index(stage))
   if config.run.init_from:
     return finetune.begin_with(config, key, where)
+  run.writer.note(f"{stage}: making the networks")
   init = jax.jit(functools.partial(init_state, config, stage), out_shardings=where)
   return _compiled(init, key, memory_params)(key, memory_params)
 
@@ -262,11 +268,13 @@ def _make_advance(run: _Run, stage: str, target: TrainState) -> Callable:
 
   def advance(step: int, state: TrainState, batch: Any) -> tuple[TrainState, steps.Metrics]:
     phase = steps.phase_at(run.config, stage, step)
-    if phase not in programs:
-      programs.clear()  # no phase comes back
+    if phase in programs:
+      return programs[phase](state, batch, feature_params)
+    programs.clear()  # no phase comes back
+    with run.writer.busy("compiling: half a minute if small, then kept", long=True):
       program = compile_step(run.config, stage, run.mesh, target, phase)
       programs[phase] = _compiled(program, state, batch, feature_params)
-    return programs[phase](state, batch, feature_params)
+      return programs[phase](state, batch, feature_params)
 
   return advance
 

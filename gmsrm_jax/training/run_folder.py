@@ -8,6 +8,7 @@ import hashlib
 import math
 import os
 import pathlib
+import sys
 from typing import Any
 
 import clu.parameter_overview
@@ -21,7 +22,12 @@ from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import git_commit, local_path, read_json, versions, write_json
+from gmsrm_jax.training.stages import planned_stages, work_left
 from gmsrm_jax.training.state import compute_dtype, make_networks
+
+# Forward operations per second and core that a training on a CPU gets through in stage 1: measured with `street` on two
+# cores; a step of `base` costs less per forward operation, so its estimate errs upwards by up to a third.
+_CPU_RATE = 1e10
 
 REPORT = "report"
 """Stem of the files that an evaluation writes."""
@@ -147,8 +153,8 @@ def _folder_of(config: Config, kind: str) -> str:
   return f"mask.{kind}_folder={getattr(config.mask, f'{kind}_folder')}"
 
 
-def print_overview(config: Config, mesh: Mesh) -> None:
-  """Prints devices, parameters and operations of the networks."""
+def print_overview(config: Config, mesh: Mesh, root: pathlib.Path) -> None:
+  """Prints devices, parameters and operations of the networks; warns where a CPU would need days."""
   network = make_networks(config).inpaint
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
@@ -164,8 +170,18 @@ def print_overview(config: Config, mesh: Mesh) -> None:
   print(
     f"inpainter: {sizes.total() / 1e6:.2f} M parameters ("
     + ", ".join(f"{name} {number / 1e6:.2f}" for name, number in sizes.items())
-    + f"), {cost.get('flops', math.nan) / 1e9:.2f} GFLOP forward per {size}x{size} image"
+    + f"), {cost.get('flops', math.nan) / 1e9:.2f} GFLOP forward per {size}x{size} image\nwriting to {root}"
   )
+  steps = sum(work_left(config, stage) for stage in planned_stages(config))
+  cores = len(os.sched_getaffinity(0))
+  days = steps * config.run.batch_size * cost.get("flops", math.nan) / (_CPU_RATE * cores) / 86400
+  if jax.default_backend() == "cpu" and days > 1:
+    print(
+      f"warning: {config.name} has the schedule of an accelerator: about {days:.0f} days on these {cores} cores. Use "
+      "--experiment=street, which is made for CPUs (any folder of photographs, two hours on two cores), --platform=gpu "
+      "or tpu, or fewer steps: stage1.steps=1500 stage2.steps=7600",
+      file=sys.stderr,
+    )
 
 
 def finished(config: Config, root: pathlib.Path) -> bool:

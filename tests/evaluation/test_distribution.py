@@ -87,6 +87,13 @@ def test_kid_equals_its_definition_pair_by_pair(sets):
   assert error == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("count", [49, 50])
+def test_a_kernel_distance_needs_50_pictures(sets, count):
+  a, b = (side[:count] for side in sets)
+  moments = (distribution.Moments.of(a), distribution.Moments.of(b))
+  assert ("kid_vgg16" in distribution.distances("vgg16", moments, a, b, b)) == (count == 50)
+
+
 def test_kid_of_subsets_comes_near_that_of_all(sets, monkeypatch):
   whole, whole_error = distribution.kid(sets[0][:170], sets[1])
   monkeypatch.setattr(distribution, "SUBSET_SIZE", 50)

@@ -106,10 +106,8 @@ def test_distances_of_sets_rank_alike(scores):
     row = {method: rows[bucket] for method, rows in scores.distances.items()}
     assert row["perfect"]["fd_vgg16"] < 1e-6
     assert row["telea"]["fd_vgg16"] < row["inverse"]["fd_vgg16"]
-    assert row["telea"]["kid_vgg16"] < row["inverse"]["kid_vgg16"]
-    assert row["telea"]["kid_vgg16_standard_error"] > 0
-    # No more pictures than features: any two sets come apart.
-    assert "p_ids_vgg16" not in row["telea"]
+    # No more pictures than features: any two sets come apart; and too few for a kernel distance.
+    assert not {"p_ids_vgg16", "kid_vgg16"} & row["telea"].keys()
 
 
 def test_pixels_outside_the_hole_are_the_truths_and_are_counted(scores, means):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
+import os
+import pty
+import termios
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gmsrm_jax.training import logger as writer_lib
 from gmsrm_jax.training.logger import Writer
-
-
-class Terminal(io.StringIO):
-  def isatty(self) -> bool:
-    return True
 
 
 def write_run(workdir, stages, since=0):
@@ -98,26 +98,45 @@ def test_an_inactive_writer_leaves_nothing(tmp_path):
   assert not (tmp_path / "run").exists() and stream.getvalue() == ""
 
 
-def test_speed_and_time_left_leave_out_the_compilation(tmp_path, monkeypatch):
+def test_speed_and_time_left_leave_out_the_compilation_and_weigh_the_steps(tmp_path, monkeypatch):
   now = [0.0]
   monkeypatch.setattr(writer_lib.time, "monotonic", lambda: now[0])
   stream = io.StringIO()
   with Writer(tmp_path, stream=stream) as writer:
-    writer.start("memory", 100, 700, batch_size=8, show=("l1",))
-    for seconds, step in ((60.0, 120), (70.0, 140), (80.0, 160)):
-      now[0] = seconds
-      writer.log(step, {"loss": 2.0, "l1": 0.123456})
-  assert stream.getvalue().splitlines()[-1] == "memory 160/700  l1 0.1235  16.0 images/s  4m30s left"
+    # Steps from 400 on take twice as long, and as much again comes in the next stage.
+    work = lambda step: max(400 - step, 0) + 2 * (700 - max(step, 400))  # noqa: E731
+    writer.start("memory", 100, 700, 8, ("l1",), work, later=work(100))
+    with writer.busy("compiling", long=True):
+      now[0] = 60.0
+    for step in range(101, 161):
+      now[0] += 0.5
+      writer.advance(step)
+    writer.log(160, {"loss": 2.0, "l1": 0.123456})
+  compiling, foretold, logged = stream.getvalue().splitlines()
+  assert compiling == "memory: compiling"
+  assert foretold == "about 14m54s to the end at this rate, without the evaluation"
+  assert logged == "memory 160/700   7m00s left  l1 0.1235  16.0 images/s"
   assert writer_lib.read_metrics(tmp_path / "metrics.jsonl")[-1]["images_per_s"] == 16.0
 
 
-def test_a_terminal_gets_a_bar_that_ends_at_the_last_step(tmp_path):
-  stream = Terminal()
-  with Writer(tmp_path, stream=stream) as writer:
-    writer.start("inpaint", 2, 4, batch_size=8)
-    writer.advance(3)
+@pytest.mark.parametrize("columns", [60, 200])
+def test_a_terminal_gets_a_bar_of_its_width_that_is_full_once_all_is_written(tmp_path, monkeypatch, columns):
+  clock = itertools.count(0.0, 3.0)
+  monkeypatch.setattr(writer_lib.time, "monotonic", lambda: next(clock))
+  screen, terminal = pty.openpty()
+  termios.tcsetwinsize(terminal, (24, columns))
+  with open(terminal, "w") as stream, Writer(tmp_path, stream=stream) as writer:
+    writer.start("inpaint", 99_990, 100_000, 8, show=("loss", "hole", "style"))
+    for step in range(99_991, 100_000):
+      writer.advance(step, {"loss": 0.25, "hole": 1.0, "style": 2.0})
     writer.note("saved")
-    writer.log(4, {"loss": 0.25})
-  shown = stream.getvalue()
-  assert "inpaint:  50%" in shown and "inpaint: 100%" in shown and "4/4" in shown
-  assert "loss 0.25" in shown and "saved\n" in shown
+    writer.log(100_000, {"loss": 0.125, "hole": 1.0, "style": 2.0})
+    with writer.busy("saving"):
+      before = os.read(screen, 65536).decode()
+    writer.close()
+    after = os.read(screen, 65536).decode()
+  assert "saving" in before and "saved\r\n" in before and "100%" not in before and "inpaint 100%" in after
+  bars = [line for line in before.split("\r") if line.startswith("inpaint")]
+  assert max(map(len, bars)) == columns - 1  # of which the last is the cursor's
+  told = next(line for line in bars if "loss 0.2500" in line)
+  assert "left" in told and "images/s" in told and ("style 2.000" in told) == (columns == 200)
