@@ -10,6 +10,7 @@ import asyncio
 import base64
 import concurrent.futures
 import dataclasses
+import functools
 import http
 import json
 import logging
@@ -69,7 +70,8 @@ class Service:
     """Compiles what pictures of any size need under 'auto'."""
     size = self.inpainter.config.model.image_size
     noise = np.random.default_rng(0).integers(0, 256, (size, (BATCH + 2) * size, 3), np.uint8)
-    line, spot = np.zeros((2, *noise.shape[:2]), np.uint8)
+    line = np.zeros(noise.shape[:2], np.uint8)
+    spot = line.copy()
     line[size // 2] = 1  # enough windows for a batch
     spot[size // 4 : size // 2, size // 4 : size // 2] = 1  # one window, and thick enough for detail
     for hole in (line, spot):
@@ -93,8 +95,7 @@ class Service:
       exception_handlers=dict.fromkeys((*errors, ClientDisconnect, Exception), _refuse),
     )
     for path, file in _PAGES.items():
-      answer = FileResponse(file, media_type=_TYPES.get(file.suffix))
-      app.add_route(path, answer, ["GET"], include_in_schema=False)  # pyright: ignore
+      app.add_route(path, functools.partial(_send, file), ["GET"], include_in_schema=False)
     app.get("/health")(self.health)
     schema = {"schema": Fields.model_json_schema()}
     app.post(
@@ -194,6 +195,10 @@ class Service:
     """Makes room for the next; not before the thread is free, though nobody may wait by then."""
     self._in_work.discard(request)
     self._jobs.remove(job)
+
+
+async def _send(file: pathlib.Path, _: Request) -> Response:
+  return FileResponse(file, media_type=_TYPES.get(file.suffix))
 
 
 class _Lines(StreamingResponse):
