@@ -28,8 +28,10 @@ def test_a_sample_is_a_click_and_fits_the_window(page, server):
   root, (width, height) = page.locator(":root"), page.viewport_size.values()
   assert root.evaluate("root => root.scrollWidth") == width  # innerWidth grows with what is too wide for a phone
   assert page.evaluate("[...document.images].every(image => !image.src || image.naturalWidth)")
+  expect(page.locator("label[for=camera]")).to_be_visible(visible=width == 390)
   page.click("#samples li:nth-child(2) button")
   expect(page.locator("#status")).to_contain_text("853 × 480 pixels")
+  assert root.evaluate("root => [root.scrollWidth, root.scrollHeight]") == [width, height]
   assert 0.02 < (mask(page) > 127).mean() < 0.2
   page.evaluate("document.querySelector('#num_samples').value = 8")
   page.click("#run")
