@@ -112,8 +112,8 @@ def run(folder: pathlib.Path, *words: str) -> str:
 
 
 def test_the_first_commands_of_the_readme_run_as_written(clone):
-  fill = next(words for words in commands(ROOT / "README.md") if "--mode=inpaint" in words)
-  run(clone, sys.executable, *fill[1:])
+  fill = next(words for words in commands(ROOT / "README.md") if "inpaint" in words)
+  assert "side by side: filled_sheet.png" in run(clone, sys.executable, *fill[1:])
   (clone / "filled.py").write_text(blocks(ROOT / "README.md", "python")[0], encoding="utf-8")
   run(clone, sys.executable, "filled.py")
-  assert (clone / "filled" / "facade.jpg").is_file() and (clone / "filled.png").is_file()
+  assert (clone / "filled_sheet.png").is_file() and (clone / "filled.png").is_file()

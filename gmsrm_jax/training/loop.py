@@ -271,7 +271,8 @@ def _make_advance(run: _Run, stage: str, target: TrainState) -> Callable:
     if phase in programs:
       return programs[phase](state, batch, feature_params)
     programs.clear()  # no phase comes back
-    with run.writer.busy("compiling: half a minute if small, then kept", long=True):
+    takes = "half a minute" if run.config.model.size in ("tiny", "small") else "minutes"
+    with run.writer.busy(f"compiling: {takes}, kept for next time", long=True):
       program = compile_step(run.config, stage, run.mesh, target, phase)
       programs[phase] = _compiled(program, state, batch, feature_params)
       return programs[phase](state, batch, feature_params)

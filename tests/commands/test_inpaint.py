@@ -150,13 +150,28 @@ def test_without_masks_what_is_transparent_is_filled_and_a_picture_that_has_none
 def test_a_jpeg_stays_a_jpeg_with_a_word_and_the_sheet_shows_all_samples(folder, caplog):
   (folder / "images" / "a.png").unlink()
   Image.fromarray(PHOTO).save(folder / "images" / "a.jpg", quality=92)
-  assert fill(folder, "--num_samples=2", "--contact_sheet") == 0
+  assert fill(folder, "--num_samples=2") == 0
   assert "--format=png keeps every bit" in caplog.text
   assert sorted(path.name for path in (folder / "out").iterdir()) == ["a_0.jpg", "a_1.jpg", "a_sheet.png"]
-  assert read(folder / "out" / "a_sheet.png").shape[1] >= 4 * PHOTO.shape[1]
+  assert read(folder / "out" / "a_sheet.png").shape[1] >= 4 * inpaint.SHEET_SIDE
   caplog.clear()
   assert fill(folder, "--format=png", output="png") == 0
   assert caplog.text == "" and (folder / "png" / "a.png").exists()
+
+
+def test_the_sheet_shows_a_small_hole_enlarged_and_the_program_says_where_it_lies(folder, capsys):
+  large, hole = np.zeros((600, 800, 3), np.uint8), np.zeros((600, 800), np.uint8)
+  hole[500:560, 30:90] = 255
+  Image.fromarray(large).save(folder / "images" / "a.png")
+  Image.fromarray(hole).save(folder / "masks" / "a.png")
+  assert fill(folder, "--contact_sheet", output="x.png") == 0
+  sheet = read(folder / "x_sheet.png")
+  second = sheet[30:, sheet.shape[1] // 3 : 2 * sheet.shape[1] // 3]
+  assert 0.3 < (second == 255).mean() < 0.6  # a quarter of the hole around it; 0.75 % of the photo
+  out = capsys.readouterr().out
+  assert f"side by side: {folder / 'x_sheet.png'}" in out and "loading the weights" in out
+  assert fill(folder, output="y.png") == 0
+  assert not (folder / "y_sheet.png").exists()
 
 
 def test_files_of_every_format_and_mode_change_in_the_hole_alone(folder):
