@@ -6,7 +6,9 @@ export const $ = (id) => document.getElementById(id);
 export function say(text, bad = false, said = "") {
   $("status").textContent = text;
   $("status").classList.toggle("bad", bad);
-  $("said").textContent = said && `The server says: ${said}`;
+  $("said").hidden = !said;
+  $("said").open = false;
+  $("words").textContent = said;
 }
 
 export const pressed = (id) => $(id).getAttribute("aria-pressed") === "true";

@@ -80,9 +80,12 @@ function pan(across, down) {
 /** An empty canvas over the stage, in its pixels. */
 export function overlay() {
   const [canvas, ratio] = [$("overlay"), devicePixelRatio];
-  [canvas.width, canvas.height] = [stage.clientWidth * ratio, stage.clientHeight * ratio];
+  const [across, down] = [stage.clientWidth, stage.clientHeight];
+  const [wide, high] = [across, down].map((length) => Math.round(length * ratio));
+  if (canvas.width !== wide || canvas.height !== high) [canvas.width, canvas.height] = [wide, high];
   const context = canvas.getContext("2d");
-  context.scale(ratio, ratio);
+  context.setTransform(wide / across, 0, 0, high / down, 0, 0);
+  context.clearRect(0, 0, across, down);
   return context;
 }
 
