@@ -36,8 +36,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     "experiments": "__init__ celebahq demo faces paris places2 street",
   },
   {
-    "training": "__init__ adversary checkpoint finetune logger loop losses microbatch optimiser profiling run_folder"
-    " sample_grids stages state steps variation weights",
+    "training": "__init__ adversary checkpoint curves finetune logger loop losses microbatch optimiser profiling"
+    " run_folder sample_grids stages state steps variation weights",
   },
   {"inference": "__init__ detail file_pairs inpainter metadata modes output_plan photos tiff_files tiling"},
   {

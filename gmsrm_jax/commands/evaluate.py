@@ -24,6 +24,7 @@ from gmsrm_jax.evaluation.report import make_report, report_files, summary, writ
 from gmsrm_jax.evaluation.scorer import make_measure, score
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
+from gmsrm_jax.training.curves import draw_curves
 from gmsrm_jax.training.run_folder import REPORT, read_config
 from gmsrm_jax.training.weights import Weights, load_weights
 
@@ -54,6 +55,8 @@ def evaluate_weights(config: Config, root: pathlib.Path, weights: Weights, evalu
   """Scores the model on the held-out images, and writes a panel of fills per bucket and the report."""
   fills = {METHOD: make_fill(config, weights.params), **baselines(config.eval.baselines)}
   pictures = HeldOutPictures(config, evaluation, weights)
+  if (root / "metrics.jsonl").exists():
+    draw_curves(root)
   _report(config.eval, pictures, fills, root)
   print(f"pictures: {root / 'samples'}, {root / REPORT}.png")
 

@@ -20,6 +20,7 @@ from gmsrm_jax.evaluation.metrics import means
 from gmsrm_jax.evaluation.scorer import ALL, Picture, Scores, fill_all
 from gmsrm_jax.files import write_json, write_text
 from gmsrm_jax.panels import save_panel
+from gmsrm_jax.training.curves import CURVES
 from gmsrm_jax.training.run_folder import REPORT
 
 Again = Callable[[str, str], Picture]  # a picture by bucket and name
@@ -113,6 +114,8 @@ def write_report(
   `report.json` comes last, for it is what says that an evaluation is done.
   """
   text = markdown(report)
+  if (root / CURVES).exists():
+    text += f"\n## Training\n\n![losses, held-out samples and learning rates by step]({CURVES})\n"
   write_text(root / f"{REPORT}.csv", table(scores))
   save_panel(root / f"{REPORT}.png", _page(again, fills, scores))
   write_text(root / f"{REPORT}.md", text)

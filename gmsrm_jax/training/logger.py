@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorboardX
 import tqdm
+from PIL import Image
 
 from gmsrm_jax.files import naming, plain, write_text
 
@@ -140,15 +142,25 @@ class Writer:
     values = {name: float(value) for name, value in metrics.items()}
     if self._rate():
       values["images_per_s"] = self._rate() * self._batch_size
+    self._record(step, values)
+    if self._bar is None:
+      count, pieces = f"{step}/{self._total}", self._pieces(step)
+      pieces.remove(count)
+      self.note("  ".join([f"{self._stage} {count}", *pieces]))
+
+  def look(self, step: int, metrics: Mapping[str, float], picture: os.PathLike[str]) -> None:
+    """Records what was measured on held-out pictures, in a record of its own, and shows TensorBoard a picture file."""
+    if self._active:
+      self._record(step, metrics)
+      with Image.open(picture) as image:
+        self._events.add_image("samples", np.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+  def _record(self, step: int, values: Mapping[str, float]) -> None:
     with naming(self._metrics.name):
       self._metrics.write(json.dumps(plain({"stage": self._stage, "step": step, **values})) + "\n")
       self._metrics.flush()
     for name, value in values.items():
       self._events.add_scalar(name, value, step)
-    if self._bar is None:
-      count, pieces = f"{step}/{self._total}", self._pieces(step)
-      pieces.remove(count)
-      self.note("  ".join([f"{self._stage} {count}", *pieces]))
 
   @contextlib.contextmanager
   def busy(self, text: str, *, long: bool = False) -> Iterator[None]:

@@ -29,6 +29,7 @@ from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import finetune, sample_grids, steps
 from gmsrm_jax.training.checkpoint import Checkpointer
 from gmsrm_jax.training.logger import Writer
+from gmsrm_jax.training.optimiser import rates_at
 from gmsrm_jax.training.profiling import Profile
 from gmsrm_jax.training.run_folder import (
   common_facts,
@@ -220,15 +221,14 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
       if pending and (step % settings.log_every == 0 or saving):
         # The only place where the host waits for the device.
         means = fetch_means(stage, pending)
-        writer.log(step, {**means, "data_wait_ms": 1000.0 * waited / len(pending)})
+        waits = {"data_wait_ms": 1000.0 * waited / len(pending)}
+        writer.log(step, means | rates_at(config, stage, step - 1) | waits)
         pending, waited = [], 0.0
         saved.check()
       # Before the checkpoint: a run killed between the two would resume behind the grid and never draw it.
       if not stopping and (step % settings.panel_every == 0 or last):
-        shown = sharding.local_copy(without_optimisers(state), run.mesh)
-        if run.first:
-          with writer.busy("drawing samples"):
-            draw_grid(shown, run.root / "samples" / f"{stage}_{step:07d}.png")
+        with writer.busy("drawing samples"):
+          _look(run, state, draw_grid, run.root / "samples" / f"{stage}_{step:07d}.png")
       if saving and step > 0:
         with writer.busy("saving"):
           saved.save(state, iterator, measure(state) if settings.keep_best else None)
@@ -240,6 +240,14 @@ def run_stage(run: _Run, stage: str, iterator: Any, memory_params: Any | None) -
   writer.close()
   run.stop.unsaved = False
   return state
+
+
+def _look(run: _Run, state: TrainState, draw: Callable, path: pathlib.Path) -> None:
+  """Draws samples, and records what they are worth; all processes call it."""
+  seen = dataclasses.replace(without_optimisers(state), params=state.params)
+  shown = sharding.local_copy(seen, run.mesh)
+  if run.first:
+    run.writer.look(int(shown.step), draw(shown, path), path)
 
 
 def begin(run: _Run, stage: str, target: TrainState, iterator: Any, memory_params: Any | None) -> TrainState:

@@ -23,6 +23,13 @@ def make_schedule(stage: StageConfig, peak: float) -> optax.Schedule:
   return optax.warmup_cosine_decay_schedule(0.0 if warmup else peak, peak, warmup, steps, peak * FINAL_RATE)
 
 
+def rates_at(config: Config, stage: str, step: int) -> dict[str, float]:
+  """Returns the learning rates of a step, counted from 0."""
+  settings = stage_settings(config, stage)
+  peaks = {"learning_rate": settings.learning_rate, "discriminator_rate": settings.discriminator_rate}
+  return {name: jnp.asarray(make_schedule(settings, peak)(step)).item() for name, peak in peaks.items()}
+
+
 def make_optimiser(
   stage: StageConfig, *, memory_rate: float = 1.0, discriminator: bool = False
 ) -> optax.GradientTransformation:

@@ -198,7 +198,7 @@ def print_finished(config: Config, workdir: str) -> None:
   """Says that a run is finished, and what can be done next."""
   print(
     f"{workdir} is finished: read {workdir}/{REPORT}.md\n"
-    f"  fill pictures:      --mode=inpaint --workdir={workdir} --images=DIR --masks=DIR --output=DIR\n"
+    f"  fill pictures:      python run.py inpaint --workdir={workdir} --images=DIR --masks=DIR --output=DIR\n"
     f"  train it further:   the same command with --set stage2.steps={2 * config.stage2.steps}\n"
     "  train another one:  the same command with another --workdir"
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -28,6 +29,7 @@ from gmsrm_jax.models.inpainter import inpaint
 from gmsrm_jax.models.memory import recognise
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel.sharding import replicated
+from gmsrm_jax.pretrained import lpips
 from gmsrm_jax.training.state import TrainState, make_networks, release_params
 
 _BUCKETS = BUCKETS[2:]
@@ -38,11 +40,12 @@ _COLUMNS = ("masked", "prediction", "inpainted", "memory's drawing", "teacher's 
 
 def make_grid(
   config: Config, stage: str, mesh: Mesh, evaluation: EvaluationSet
-) -> tuple[Callable[[TrainState, pathlib.Path], None], Callable[[TrainState], float]]:
-  """Returns two functions of a state, which use its averages: one draws the grid into a file, one measures it.
+) -> tuple[Callable[[TrainState, pathlib.Path], dict[str, float]], Callable[[TrainState], float]]:
+  """Returns two functions of a state: one draws the grid of its averages into a file, one measures these.
 
   What is measured is the PSNR in dB: in stage 1 of the whole pictures that it draws again, in stage 2 of the holes. All
-  processes must call the second.
+  processes must call the second. The first returns the same, and LPIPS of the whole pictures, for the averages and for
+  the parameters themselves, of the pictures as they are drawn.
   """
   networks = make_networks(config)
   images, masks = _choose(config, evaluation)
@@ -73,10 +76,25 @@ def make_grid(
   drawing = jax.jit(lambda *arguments: jax.tree.map(image_to_uint8, draw(*arguments)))
   measuring = jax.jit(measure, out_shardings=replicated(mesh))
 
-  def write(state: TrainState, path: pathlib.Path) -> None:
-    columns = drawing(release_params(state), state.frozen.get("teacher"), images, masks)
+  def compare(alexnet: Any, drawn: Rgb8, images: Rgb8, masks: Mask8) -> dict[str, jax.Array]:
+    fill, image, mask = image_from_uint8(drawn), image_from_uint8(images), mask_from_uint8(masks)
+    mask = jnp.ones_like(mask) if stage == "memory" else mask
+    psnr = jnp.mean(-10.0 * jnp.log10(masked_mean(((fill - image) * 0.5) ** 2, mask)))
+    small = min(image.shape[1:3]) < 32  # for AlexNet
+    return {"psnr": psnr} | ({} if small else {"lpips": jnp.mean(lpips.lpips(alexnet, fill, image))})
+
+  comparing = jax.jit(compare)
+
+  def write(state: TrainState, path: pathlib.Path) -> dict[str, float]:
+    values, judged = {}, "memory's drawing" if stage == "memory" else "inpainted"
+    for name, params in (("model", state.params), ("average", state.ema)):
+      released = release_params(dataclasses.replace(state, ema=params))
+      columns = drawing(released, state.frozen.get("teacher"), images, masks)
+      told = comparing(lpips.load_alexnet(), columns[judged], images, masks)
+      values |= {f"held_out/{metric}_{name}": float(value) for metric, value in told.items()}
     shown = {name: np.asarray(columns[name]) for name in _COLUMNS if name in columns}  # jit has sorted them
     save_panel(path, {"image": images, **shown})
+    return values
 
   return write, lambda state: float(measuring(release_params(state), images, masks))
 

@@ -12,10 +12,19 @@ import termios
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from gmsrm_jax.training import logger as writer_lib
 from gmsrm_jax.training.logger import Writer
+
+
+def read_until(screen, text):
+  """What a terminal shows, as far as some text."""
+  shown = ""
+  while text not in shown:
+    shown += os.read(screen, 65536).decode(errors="replace")
+  return shown
 
 
 def write_run(workdir, stages, since=0):
@@ -34,7 +43,7 @@ def logged(workdir):
   return [(r["stage"], r["step"], r["loss"]) for r in writer_lib.read_metrics(workdir / "metrics.jsonl")]
 
 
-def read_events(folder):
+def read_events(folder, tag="loss"):
   """TensorBoard's own rule: events from a session start's step on are dropped when it is read."""
   points = {}
   for path in sorted(folder.glob("events*"), key=lambda path: path.stat().st_mtime_ns):
@@ -46,8 +55,8 @@ def read_events(folder):
       if event.session_log.status == SessionLog.START:
         points = {step: value for step, value in points.items() if step < event.step}
       for value in event.summary.value:
-        if value.tag == "loss":
-          points[event.step] = value.simple_value
+        if value.tag == tag:
+          points[event.step] = value.simple_value or (value.image.width, value.image.height)
   return points
 
 
@@ -60,6 +69,16 @@ def test_a_record_is_one_json_line_and_one_event(tmp_path):
   assert record.pop("images_per_s") > 0
   assert record == {"stage": "memory", "step": 3, "loss": 0.5, "grad": None, "ratio": None}
   assert read_events(tmp_path / "events" / "memory") == {3: 0.5}
+
+
+def test_what_is_seen_of_held_out_pictures_is_a_record_and_a_picture_for_tensorboard(tmp_path):
+  Image.new("RGB", (7, 5)).save(tmp_path / "seen.png")
+  with Writer(tmp_path, stream=io.StringIO()) as writer:
+    writer.start("memory", 0, 9, batch_size=4)
+    writer.look(3, {"held_out/psnr": 20.0}, tmp_path / "seen.png")
+  assert writer_lib.read_metrics(tmp_path / "metrics.jsonl") == [{"stage": "memory", "step": 3, "held_out/psnr": 20.0}]
+  assert read_events(tmp_path / "events" / "memory", "samples") == {3: (7, 5)}
+  assert read_events(tmp_path / "events" / "memory", "held_out/psnr") == {3: 20.0}
 
 
 def test_a_resumed_run_leaves_the_records_of_an_uninterrupted_one(tmp_path):
@@ -132,9 +151,9 @@ def test_a_terminal_gets_a_bar_of_its_width_that_is_full_once_all_is_written(tmp
     writer.note("saved")
     writer.log(100_000, {"loss": 0.125, "hole": 1.0, "style": 2.0})
     with writer.busy("saving"):
-      before = os.read(screen, 65536).decode()
+      before = read_until(screen, "saving")
     writer.close()
-    after = os.read(screen, 65536).decode()
+    after = read_until(screen, "100000 steps")
   assert "saving" in before and "saved\r\n" in before and "100%" not in before and "inpaint 100%" in after
   bars = [line for line in before.split("\r") if line.startswith("inpaint")]
   assert max(map(len, bars)) == columns - 1  # of which the last is the cursor's

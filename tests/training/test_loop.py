@@ -18,6 +18,7 @@ from gmsrm_jax import files, overrides
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.parallel import sharding
 from gmsrm_jax.training import loop
+from gmsrm_jax.training.optimiser import make_schedule
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import with_shardings
 from tests.trained import (
@@ -40,11 +41,12 @@ def config(trained):
   return read_config(trained.workdir)
 
 
-def records(workdir):
-  """The metrics of every logged step, in order, without what a clock measured."""
+def records(workdir, having="step"):
+  """The records with this metric, in order, without what a clock measured."""
   return [
     {name: value for name, value in record.items() if name not in ("images_per_s", "data_wait_ms")}
     for record in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    if having in record
   ]
 
 
@@ -53,12 +55,27 @@ def snapshot(folder):
 
 
 def test_every_step_is_logged_and_checkpoints_are_kept(trained):
-  logged = [(record["stage"], record["step"]) for record in records(trained.workdir)]
+  logged = [(record["stage"], record["step"]) for record in records(trained.workdir, "loss")]
   assert logged == [(stage, step) for stage in ("memory", "inpaint") for step in range(1, STEPS + 1)]
   for stage in ("memory", "inpaint"):
     kept = sorted(path.name for path in (trained.workdir / "checkpoints" / stage).iterdir())
     assert kept == ["4", "6"]
     assert list((trained.workdir / "events" / stage).glob("events.out.tfevents*"))
+
+
+def test_held_out_samples_and_learning_rates_are_recorded_and_drawn(trained, config):
+  looked = records(trained.workdir, "held_out/psnr_model")
+  assert [(record["stage"], record["step"]) for record in looked] == [
+    (stage, step) for stage in ("memory", "inpaint") for step in (4, 6)
+  ]
+  for record in looked:
+    assert record["held_out/psnr_average"] != record["held_out/psnr_model"]
+    assert 0 < record["held_out/lpips_average"] < 1 and 0 < record["held_out/lpips_model"] < 1
+  last = records(trained.workdir, "loss")[-1]
+  assert last["learning_rate"] == pytest.approx(make_schedule(config.stage2, config.stage2.learning_rate)(STEPS - 1))
+  assert "](curves.png)" in (trained.workdir / "report.md").read_text()
+  with Image.open(trained.workdir / "curves.png") as curves:
+    assert len(np.unique(np.asarray(curves).reshape(-1, 3), axis=0)) > 3  # the curves' colours among them
 
 
 def test_samples_and_report_are_written(trained):
@@ -140,7 +157,7 @@ def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_t
   shutil.rmtree(workdir / "checkpoints" / "inpaint")
   (workdir / "report.json").unlink()
   lines = (trained.workdir / "metrics.jsonl").read_text().splitlines(keepends=True)
-  (workdir / "metrics.jsonl").write_text("".join(lines[:STEPS]))
+  (workdir / "metrics.jsonl").write_text("".join(line for line in lines if '"memory"' in line))
   process = start(trained.flags(workdir, "run.keep=9"), trained.cache)
   wait_for_step([process], workdir, "inpaint", 2)
   process.terminate()
@@ -160,7 +177,7 @@ def test_a_run_that_is_told_to_go_saves_and_one_with_a_damaged_checkpoint_uses_t
   (line,) = (line for line in err.splitlines() if TRUNCATED not in line)
   assert line.startswith(f"warning: checkpoint {workdir / 'checkpoints' / 'inpaint' / str(stopped)} is damaged")
   assert line.endswith("and step 2 is used") or line.endswith("and step 4 is used")
-  assert records(workdir) == records(trained.workdir)
+  assert records(workdir, "loss") == records(trained.workdir, "loss")
   expected, actual = (saved_arrays(folder, "inpaint") for folder in (trained.workdir, workdir))
   assert not [name for name in expected if expected[name].tobytes() != actual[name].tobytes()]
 
@@ -177,7 +194,7 @@ def test_a_finished_run_is_made_longer_and_ctrl_c_saves_it(trained, tmp_path, ca
   assert STEPS + 3 <= stopped < longer
   assert f"stopped by Ctrl-C at inpaint step {stopped} of {longer}: the same command goes on from there" in out
   assert "Traceback" not in err
-  assert records(workdir)[: 2 * STEPS] == records(trained.workdir)
+  assert records(workdir)[: len(records(trained.workdir))] == records(trained.workdir)
   # What has begun does not end: at step 7 of 500 this stage would train at half the size, without second fills.
   assert read_config(workdir).stage2.phase_steps == STEPS
   line = refused(capsys, trained.flags(workdir, f"stage2.steps={longer - 1}"))
