@@ -56,7 +56,7 @@ class Decoder(nn.Module):
     h = features[-1]
     for scale, width in reversed(list(enumerate(self.config.widths))):
       if scale < len(features) - 1:
-        h = Upsample(width, self.dtype, name=f"up{scale}")(h)
+        h = Upsample(width, self.dtype, self.config.smooth_upsampling, name=f"up{scale}")(h)
       h = Fusion(width, self.dtype, name=f"fuse{scale}")(h, features[scale], priors[scale], shares[scale])
       h = refine(self.config, self.dtype, scale, h, shares[scale])
     pixels = conv3x3(12, self.dtype, nn.initializers.zeros, name="to_pixels")(ChannelNorm(self.dtype)(h))

@@ -130,3 +130,11 @@ def test_a_fresh_upsampling_is_nearest_neighbour():
   up = np.asarray(module.apply(module.init(jax.random.key(8), x), x))
   np.testing.assert_array_equal(up, np.repeat(np.repeat(up[:, ::2, ::2], 2, axis=1), 2, axis=2))
   assert up[:, ::2, ::2].std() > 0.1
+
+
+def test_a_fresh_smooth_upsampling_is_linear_interpolation():
+  x = _normal(7, (1, 4, 6, 6))
+  module = blocks.Upsample(3, smooth=True)
+  up = np.asarray(module.apply(module.init(jax.random.key(8), x), x))
+  cells = np.asarray(blocks.Upsample(3).apply(module.init(jax.random.key(8), x), x))[:, ::2, ::2]
+  np.testing.assert_allclose(up, jax.image.resize(cells, up.shape, "linear"), atol=1e-6)
