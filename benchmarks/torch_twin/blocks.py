@@ -61,14 +61,18 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-  """Doubles the size: a 1x1 convolution and pixel shuffle."""
+  """Doubles the size: a 1x1 convolution and pixel shuffle, on request smoothed by 1 2 1 along both axes."""
 
-  def __init__(self, inputs: int, outputs: int):
+  def __init__(self, inputs: int, outputs: int, *, smooth: bool = False):
     super().__init__()
-    self.conv = nn.Conv2d(inputs, 4 * outputs, 1)
+    self.conv, self.smooth = nn.Conv2d(inputs, 4 * outputs, 1), smooth
 
   def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
-    return F.pixel_shuffle(self.conv(x), HALF)
+    doubled = F.pixel_shuffle(self.conv(x), HALF)
+    if not self.smooth:
+      return doubled
+    # Means of two twice are 1 2 1.
+    return F.avg_pool2d(F.avg_pool2d(F.pad(doubled, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
 
 
 def mask_pyramid(mask: Float[Tensor, "b 1 h w"], scales: int) -> list[Tensor]:

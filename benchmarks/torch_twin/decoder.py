@@ -38,7 +38,8 @@ class Decoder(nn.Module):
   def __init__(self, config: ModelConfig):
     super().__init__()
     widths = config.widths
-    self.ups = nn.ModuleList(Upsample(b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    smooth = config.smooth_upsampling
+    self.ups = nn.ModuleList(Upsample(b, a, smooth=smooth) for a, b in zip(widths[:-1], widths[1:], strict=True))
     self.fuses = nn.ModuleList(Fusion(width) for width in widths)
     self.blocks = nn.ModuleList(
       nn.ModuleList(ResidualBlock(width, gated=True) for _ in range(config.blocks)) for width in widths

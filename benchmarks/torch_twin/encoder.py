@@ -18,15 +18,20 @@ from gmsrm_jax.config import ModelConfig
 Pyramid = tuple[Tensor, ...]
 
 
-def rotary(height: int, width: int, dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-  """Cosines and sines of rotary position embedding, [h·w, dim / 2]: rows in the first half, columns in the second."""
+def rotary(
+  height: int, width: int, dim: int, heads: int, device: torch.device, *, oblique: bool
+) -> tuple[Tensor, Tensor]:
+  """Cosines and sines of rotary position embedding, [heads, h·w, dim / 2], an axis in each half.
+
+  The axes are rows and columns, turned by a further part of a right angle for each head where `oblique`.
+  """
   quarter = dim // 4
   frequency = 100.0 ** (-torch.arange(quarter, device=device) / quarter)
-  rows = torch.arange(height, device=device)[:, None] * frequency
-  columns = torch.arange(width, device=device)[:, None] * frequency
-  angle = torch.cat(
-    [rows[:, None].expand(height, width, quarter), columns[None].expand(height, width, quarter)], dim=-1
-  ).reshape(height * width, 2 * quarter)
+  turn = torch.arange(heads, device=device)[:, None] * (math.pi / 2 / heads if oblique else 0.0)
+  rows = torch.arange(height, device=device).repeat_interleave(width)
+  columns = torch.arange(width, device=device).repeat(height)
+  along = (rows * turn.cos() + columns * turn.sin(), columns * turn.cos() - rows * turn.sin())
+  angle = torch.cat([places[..., None] * frequency for places in along], dim=-1)
   return angle.cos(), angle.sin()
 
 
@@ -39,9 +44,9 @@ def rotate(x: Float[Tensor, "b n q d"], cos: Tensor, sin: Tensor) -> Float[Tenso
 class ContextBlock(nn.Module):
   """Self-attention over the bottleneck grid, then an MLP; the mask goes into the projections."""
 
-  def __init__(self, channels: int, heads: int):
+  def __init__(self, channels: int, heads: int, *, oblique: bool):
     super().__init__()
-    self.heads = heads
+    self.heads, self.oblique = heads, oblique
     self.norm1 = ChannelNorm(channels)
     self.query = nn.Conv2d(channels + 1, channels, 1)
     self.key = nn.Conv2d(channels + 1, channels, 1, bias=False)
@@ -58,7 +63,7 @@ class ContextBlock(nn.Module):
     batch, channels, height, width = x.shape
     normed = self.norm1(x)
     normed = torch.cat([normed, mask.to(normed.dtype)], dim=1)
-    cos, sin = rotary(height, width, channels // self.heads, x.device)
+    cos, sin = rotary(height, width, channels // self.heads, self.heads, x.device, oblique=self.oblique)
     query, key, value = (self._split(layer(normed)) for layer in (self.query, self.key, self.value))
     attended = F.scaled_dot_product_attention(rotate(query, cos, sin), rotate(key, cos, sin), value)
     # Heads back beside their channels, in channels_last memory.
@@ -119,7 +124,9 @@ class Encoder(_Trunk):
   def __init__(self, config: ModelConfig):
     super().__init__(config, inputs=4, gated=True)
     width = config.widths[-1]
-    self.contexts = nn.ModuleList(ContextBlock(width, config.heads) for _ in range(config.context_blocks))
+    self.contexts = nn.ModuleList(
+      ContextBlock(width, config.heads, oblique=config.oblique) for _ in range(config.context_blocks)
+    )
     self.transfer = ContextTransfer(config.widths) if config.context_blocks else None
 
   def forward(self, filled: Float[Tensor, "b 3 h w"], mask: Float[Tensor, "b 1 h w"]) -> Pyramid:

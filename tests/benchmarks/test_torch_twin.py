@@ -28,6 +28,8 @@ SETTINGS = [
   *(
     "model.widths=8,16",
     "model.discriminator_layers=1",
+    "model.oblique=true",
+    "model.smooth_upsampling=true",
     "loss.feature_crop=16",
     "loss.vgg_stages=2",
     "loss.retrieval_known=0.5",
