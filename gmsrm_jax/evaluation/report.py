@@ -56,7 +56,7 @@ _DISTANCES: dict[str, tuple[str, int]] = {
 
 _BASIS = ("images", "image_size", "images_sha256", "truth", "inpainted", "inpainted_sha256", "masks", "masks_sha256")
 
-_SUMMARY = ("psnr", "lpips", "kid", "kid_vgg16")
+_SUMMARY = ("psnr", "lpips", "detail", "kid", "kid_vgg16")
 
 _CELL = 176  # pixels, side of a picture on the page
 _GREY = 110  # what a hole is shown in
@@ -165,7 +165,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-  """What a console shows: PSNR, LPIPS and the kernel distance of what is judged, beside Telea's."""
+  """What a console shows: PSNR, LPIPS, detail and the kernel distance of what is judged, beside Telea's."""
   first, *others = report["scores"]
   lines = []
   for name, (title, digits) in (_METRICS | _DISTANCES).items():

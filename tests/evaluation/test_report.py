@@ -32,6 +32,20 @@ def test_best_median_and_worst_are_ranked_by_the_hole():
   assert chosen(lpips=[0.1]) == {"best": 0} and chosen(lpips=[0.2, 0.1]) == {"best": 1, "worst": 0}
 
 
+def test_the_console_shows_what_counts_beside_telea_alone():
+  methods = ["model", "initial", "Telea"]
+  tree = {"scores": {"psnr": 20.0, "lpips": 0.25, "ssim": 0.5, "detail": -3.0}, "distribution": {"kid_vgg16": 0.01}}
+  given = {part: {method: {BUCKET: values} for method in methods} for part, values in tree.items()}
+  lines = report.summary({**given, "images": {BUCKET: 60}}).splitlines()
+  assert lines[0].split() == [BUCKET] and len(lines) == 10
+  rows = [line.split() for line in lines[2:]]
+  assert [(row[0], row[-2], row[-1]) for row in rows] == [
+    (title, method, number)
+    for title, number in (("PSNR", "20.00"), ("LPIPS", "0.2500"), ("Detail", "-3.00"), ("Kernel", "10.00"))
+    for method in ("model", "Telea")
+  ]
+
+
 def test_infinite_and_awkward_names_survive_the_table():
   text = report.table(scores_of(['a, "b".png', "c"], psnr=[np.inf, 1 / 3]))
   rows = list(csv.reader(io.StringIO(text)))
