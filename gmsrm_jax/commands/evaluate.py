@@ -47,6 +47,7 @@ def run(flags: argparse.Namespace) -> None:
   config = overrides.override(read_config(described, flags.experiment), flags.set or [])
   backend.check(flags.platform)
   backend.use_compile_cache(config.run.compile_cache)
+  print(f"loading the weights of {trained(flags)}", flush=True)
   weights = load_weights(config, pathlib.Path(trained(flags)))
   evaluate_weights(config, pathlib.Path(output), weights, pipeline.evaluation_set(config))
 

@@ -119,5 +119,5 @@ class Stop:
           print(f"\nCtrl-C: stopping{', once this step is saved' * self.unsaved}; again: at once", flush=True)
         if not (self.unsaved or jax.distributed.is_initialized()):
           signals.settimeout(_PATIENCE)
-    print("stopped at once: the same command goes on from the last checkpoint", flush=True)
+    print("stopped at once: the same command goes on from the last checkpoint, if there is one", flush=True)
     os._exit(128 + (self._told or signal.SIGINT))

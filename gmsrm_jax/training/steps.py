@@ -53,7 +53,8 @@ def phase_at(config: Config, stage: str, step: int) -> Phase:
   settings = stage_settings(config, stage)
 
   def begun(share: float) -> bool:
-    return step >= round(share * (settings.phase_steps or settings.steps))
+    # A share of 1 is never, also where the stage is made longer.
+    return share < 1 and step >= round(share * (settings.phase_steps or settings.steps))
 
   return Phase(
     adversarial=config.loss.adversarial > 0 and begun(settings.adversarial_start),

@@ -12,7 +12,8 @@ import run
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import ConfigError
-from gmsrm_jax.training.run_folder import data_facts, describe_run, finished, read_config
+from gmsrm_jax.parallel import sharding
+from gmsrm_jax.training.run_folder import data_facts, describe_run, finished, print_overview, read_config
 from tests.trained import STEPS, refused, write_photos
 
 
@@ -109,3 +110,12 @@ def test_a_synthetic_run_is_told_and_never_continued_with_images(tmp_path, capsy
   assert "0 training images (synthetic)" in capsys.readouterr().out
   with pytest.raises(ConfigError, match="data.synthetic: True -> False"):
     describe_run(real, tmp_path, data_facts(real, sources.open_source(real.data, "train"), evaluation), free=())
+
+
+@pytest.mark.parametrize("steps", [500, 5_000_000])
+def test_a_schedule_of_days_on_a_cpu_is_warned_of_with_the_way_out(tmp_path, capsys, steps):
+  config = overrides.override(experiments.load("demo"), [f"stage2.steps={steps}"])
+  print_overview(config, sharding.make_mesh(config), tmp_path)
+  out, err = capsys.readouterr()
+  assert f"writing to {tmp_path}" in out
+  assert [part in err for part in ("days", "--experiment=street", "stage2.steps")] == [steps > 500] * 3
