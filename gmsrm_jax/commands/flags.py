@@ -90,7 +90,7 @@ FLAGS = (
   Flag(
     "set",
     "train evaluate masks check prepare compile benchmark",
-    "settings to change, such as memory.num_groups=1",
+    "settings to change, such as memory.num_groups=1; without --set as well",
     "KEY=VALUE",
     several=True,
   ),
