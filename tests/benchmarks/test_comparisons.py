@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,10 @@ import pytest
 import skimage.data
 from PIL import Image
 
-from benchmarks.quality import gallery, lead, memory_use
+from benchmarks.quality import gallery, lead, memory_use, side_by_side
 from benchmarks.speed import scopes
 from gmsrm_jax.arrays import composite
+from gmsrm_jax.evaluation.scorer import Picture
 from gmsrm_jax.models import inpainter as models
 from tests.models.test_inpainter import MODEL, _random_params, _scene
 
@@ -103,3 +105,34 @@ def test_a_sheet_shows_the_worst_of_a_report(tmp_path, capsys):
 )
 def test_an_operation_belongs_to_its_scope(op_name, scope):
   assert scopes.scope_of(op_name) == scope
+
+
+@pytest.mark.parametrize(("angle", "share"), [(0, 1.0), (90, 1.0), (45, 0.0), (20, 0.0)])
+def test_streaks_lie_along_rows_and_columns(angle, share):
+  y, x = np.mgrid[:128, :128]
+  wave = np.sin((x * np.cos(np.radians(angle)) + y * np.sin(np.radians(angle))) / 3)
+  image = np.repeat((127 + 100 * wave).astype(np.uint8)[..., None], 3, axis=-1)
+  assert side_by_side.streaks(image, np.ones((128, 128), np.uint8)) == pytest.approx(share, abs=0.03)
+
+
+def test_every_pair_of_methods_is_shown_once_with_who_is_who_in_the_file_alone(tmp_path):
+  grey, hole = np.full((128, 128, 3), 9, np.uint8), np.zeros((128, 128, 1), np.uint8)
+  pictures = [Picture("street", f"{number}.jpg", grey, hole) for number in range(4)]
+  fills = {name: np.full((4, 128, 128, 3), level, np.uint8) for name, level in (("a", 50), ("b", 100), ("c", 150))}
+  side_by_side.write_pairs(tmp_path, pictures, fills)
+  told = json.loads((tmp_path / "pairs.json").read_text())
+  seen = {(row["name"], frozenset((row["A"], row["B"]))) for row in told.values()}
+  assert len(told) == len(seen) == 12 and len({row["A"] < row["B"] for row in told.values()}) == 2
+  for number, row in told.items():
+    with Image.open(tmp_path / "pairs" / f"{number}.png") as panel:
+      # Three cells of 128 pixels, 4 apart, under a header.
+      shown = [np.asarray(panel)[100, left + 64, 0] for left in (132, 264)]
+    assert shown == [fills[row[side]].flat[0] for side in "AB"]
+
+
+def test_the_fixed_holes_are_in_turn_a_box_a_horse_strokes_and_a_test_mask():
+  masks = {2000 * 4 + 20 * 3 + 7: np.eye(256, dtype=np.uint8)}
+  box, horse, strokes, given = (side_by_side.hole(index, masks) for index in range(4))
+  assert box.sum() == box.any(axis=1).sum() * box.any(axis=0).sum()
+  assert 120 <= max(horse.any(1).sum(), horse.any(0).sum()) <= 181 and 0.15 <= strokes.mean() <= 0.3
+  np.testing.assert_array_equal(given, np.eye(256))
