@@ -198,6 +198,13 @@ def test_a_reader_that_goes_away_ends_the_program_without_a_word(stream):
   assert done.returncode == 141 and not done.stderr
 
 
+def test_warnings_look_alike_whoever_logs_them():
+  log = "lambda flags: logging.getLogger('gmsrm_jax.data').warning('photo.jpg is skipped')"
+  program = f"import logging, run; from gmsrm_jax import commands; commands.dispatch = {log}; run.main([])"
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True)
+  assert done.stderr == "warning: photo.jpg is skipped\n"
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
   def stop(flags):
     raise FileNotFoundError(2, "No such file or directory")

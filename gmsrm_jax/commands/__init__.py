@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import logging
 import os
 import select
 import sys
@@ -30,8 +31,10 @@ def dispatch(flags: argparse.Namespace) -> None:
 def _prepare_process() -> None:
   """Lets any file's name be printed, and libraries be imported where no temporary folder can be written.
 
-  What Pillow thinks of a file's tags is kept from the user: whatever matters there ends in an error of ours.
+  Warnings look alike, whoever logs them. What Pillow thinks of a file's tags is kept from the user: whatever matters
+  there ends in an error of ours.
   """
+  logging.basicConfig(format="warning: %(message)s")
   warnings.filterwarnings("ignore", module=r"PIL\.")
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
