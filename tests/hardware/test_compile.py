@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import importlib.util
 import json
 import os
@@ -130,7 +131,8 @@ def test_the_tpu_compiler_tells_replicas_from_shards(tmp_path):
   def sent(program, kind):
     return sum(each["bytes"] for each in program["collectives"] if each["kind"] == kind)
 
-  whole, shards = compiled("whole"), compiled("shards", "run.fsdp=4")
+  with concurrent.futures.ThreadPoolExecutor() as both:  # each waits for a process of its own
+    whole, shards = both.map(lambda words: compiled(*words), (("whole",), ("shards", "run.fsdp=4")))
   assert whole["fits"] and shards["fits"]
   # Adam's two moments beside the parameters, and outputs that take the arguments' place.
   assert whole["memory"]["aliased"] > 0.9 * whole["memory"]["outputs"]
