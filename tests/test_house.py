@@ -39,14 +39,17 @@ FLOORS: tuple[dict[str, str], ...] = (
     "training": "__init__ adversary checkpoint curves finetune logger loop losses microbatch optimiser profiling"
     " run_folder sample_grids stages state steps variation weights",
   },
-  {"inference": "__init__ detail file_pairs inpainter metadata modes output_plan photos tiff_files tiling"},
+  {
+    "inference": "__init__ detail file_pairs inpainter memory_pictures metadata modes output_plan photos tiff_files"
+    " tiling"
+  },
   {
     "evaluation": "__init__ baselines distribution from_files held_out metrics protocols report scorer",
     "serving": "__init__ connections requests server",
     "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
     " tpu.topologies",
   },
-  {"commands": "__init__ benchmark check compile evaluate export flags inpaint masks prepare serve train"},
+  {"commands": "__init__ benchmark check compile evaluate export flags inpaint masks memory prepare serve train"},
 )
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 HOMES = {room: set(files.split()) for rooms in FLOORS for room, files in rooms.items()}

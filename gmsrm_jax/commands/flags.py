@@ -19,6 +19,7 @@ from gmsrm_jax.parallel import backend
 MODES = {
   "train": "learn the memory, then to fill holes with it, then score the result; again: resume",
   "inpaint": "fill the holes of photographs",
+  "memory": "draw the patterns that a memory holds, and what is read of them for a hole",
   "serve": "open a page to paint holes on, and an HTTP endpoint",
   "evaluate": "score trained weights, or anybody's filled pictures",
   "export": "write weights and a program that needs none of this code",
@@ -36,6 +37,7 @@ _EXAMPLES = {
     "inpaint --images=photo.jpg --masks=hole.png --output=filled.png",
     "inpaint --images=photos --masks=masks --output=filled --num_samples=4 --workdir=runs/mine",
   ),
+  "memory": ("memory --images=photo.jpg --masks=hole.png --output=memory",),
   "serve": ("serve", "serve --workdir=runs/mine --host=0.0.0.0 --port=8080"),
   "evaluate": (
     "evaluate --workdir=runs/mine",
@@ -61,8 +63,8 @@ _GROUPS = {
 """Flags by what they are about, as help shows them."""
 
 _ALL = " ".join(MODES)
-_FILLED_FOLDER = ("train", "evaluate", "masks", "export", "prepare")  # modes whose output cannot be a file
-_OF_A_RUN = "train evaluate inpaint masks export serve"
+_FILLED_FOLDER = ("train", "evaluate", "memory", "masks", "export", "prepare")  # modes whose output cannot be a file
+_OF_A_RUN = "train evaluate inpaint memory masks export serve"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +101,14 @@ FLAGS = (
   Flag("process_id", "train", "which of them this is, from 0", "I", type=int),
   Flag(
     "checkpoint",
-    "evaluate inpaint export serve",
+    "evaluate inpaint memory export serve",
     "folder of other weights: of a run, or exported",
     "DIR",
     type=local_path,
   ),
   Flag(
     "images",
-    "evaluate inpaint",
+    "evaluate inpaint memory",
     "photographs to fill (evaluate: the truth)",
     "FILE|DIR",
     needed_by="inpaint",
@@ -123,20 +125,20 @@ FLAGS = (
   ),
   Flag(
     "masks",
-    "evaluate inpaint",
+    "evaluate inpaint memory",
     "masks with the same stems, or STEM_mask*, white in the hole (default: what is transparent)",
     "FILE|DIR",
     type=local_path,
     several=True,
   ),
-  Flag("mask_invert", "evaluate inpaint", "black is hole instead", type=bool, default=False),
+  Flag("mask_invert", "evaluate inpaint memory", "black is hole instead", type=bool, default=False),
   Flag("mask_dilate", "inpaint", "widen the hole by N pixels", "N", type=int, default=0, least=0),
   Flag(
     "output",
-    "evaluate inpaint masks export prepare compile benchmark",
+    "evaluate inpaint memory masks export prepare compile benchmark",
     "where the results go (default of evaluate: the workdir)",
     "PATH",
-    needed_by="inpaint masks export prepare",
+    needed_by="inpaint memory masks export prepare",
     type=local_path,
   ),
   Flag("format", "inpaint", "keep: each file's own", default="keep", choices=("keep", "png")),
