@@ -33,10 +33,11 @@ from gmsrm_jax.training.weights import WEIGHTS, Weights, flat_names, load_weight
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, EXAMPLE = "inpainter.stablehlo", "run_exported.py"
 
-_EXAMPLE = '''"""Fills the hole of a {size}x{size} picture: python run_exported.py IMAGE MASK OUTPUT [SEED].
+_EXAMPLE = '''"""Fills the hole of a photograph: python run_exported.py IMAGE MASK OUTPUT [SEED].
 
 Needs jax, flatbuffers, numpy, safetensors and Pillow, and the two files beside this one. White in the mask is hole.
-Other sizes are resized to {size}x{size} first; without a seed it is the deterministic fill.
+The model sees a square around the hole at {size}x{size}; its fill is put back at the photograph's own size, and all
+else stays as it is. Without a seed it is the deterministic fill.
 """
 
 import pathlib
@@ -47,21 +48,40 @@ import numpy as np
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
+if len(sys.argv) == 1:
+  print(__doc__)
+  sys.exit(2)
 seed = sys.argv[4] if len(sys.argv) > 4 else "0"
 if len(sys.argv) not in (4, 5) or not seed.isdecimal() or int(seed) > {largest}:
   sys.exit(f"error: {{sys.argv[1:]}}: give IMAGE MASK OUTPUT, and SEED from 0 to {largest} for a varied fill")
 
+image, mask = (ImageOps.exif_transpose(Image.open(path)) for path in sys.argv[1:3])
+photo, hole = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
+if photo.shape[:2] != hole.shape or not hole.any():
+  sizes = f"{{sys.argv[2]}} is {{mask.size}}, {{sys.argv[1]}} {{image.size}}"
+  sys.exit(f"error: {{sizes}}: give a mask as large, with a white hole")
+
+# A square twice as wide as the hole, or as large as the model; less where the photograph ends.
+places = [np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0)]
+side = max({size}, 2 * max(place[-1] + 1 - place[0] for place in places))
+box = []
+for place, length in zip(places, hole.shape):
+  start = (place[0] + place[-1] + 1 - side) // 2
+  start = max(0, min(start, length - side))
+  box.append(slice(start, min(start + side, length)))
+box = tuple(box)
+wide = hole[box].shape[::-1]
+
 here = pathlib.Path(__file__).parent
 program = jax.export.deserialize((here / "{program}").read_bytes())
 weights = load_file(here / "{weights}")
-
-image, mask = (ImageOps.exif_transpose(Image.open(path)) for path in sys.argv[1:3])
 noise = np.float32(len(sys.argv) > 4)  # how much the fill is varied: 0 not at all, 1 as in training
-size = ({size}, {size})
-pixels = np.asarray(image.convert("RGB").resize(size))[None]
-hole = (np.asarray(mask.convert("L").resize(size, Image.Resampling.NEAREST)) > 127).astype(np.uint8)
-filled = program.call(weights, pixels, hole[None, :, :, None], np.uint32(int(seed)), noise)
-Image.fromarray(np.asarray(filled)[0]).save(sys.argv[3])
+pixels = np.asarray(Image.fromarray(photo[box]).resize(({size}, {size})))
+# A pixel that holds any of the hole is hole.
+seen = np.asarray(Image.fromarray(hole[box].astype(np.float32)).resize(({size}, {size}), Image.Resampling.BOX)) > 0
+filled = program.call(weights, pixels[None], seen[None, :, :, None].astype(np.uint8), np.uint32(int(seed)), noise)
+photo[box][hole[box]] = np.asarray(Image.fromarray(np.asarray(filled)[0]).resize(wide))[hole[box]]
+Image.fromarray(photo).save(sys.argv[3])
 '''
 
 

@@ -67,21 +67,51 @@ def test_weights_and_program_give_the_models_pixels_for_any_batch(dtype, folders
   assert (drawn[0] != drawn[2]).any() and (drawn[0] != plain).any()
 
 
-def test_the_example_runs_in_a_process_that_cannot_import_the_project(folders, tmp_path):
-  images, masks = pictures(1)
-  Image.fromarray(images[0]).save(tmp_path / "image.png")
-  Image.fromarray(masks[0, ..., 0] * 255).save(tmp_path / "mask.png")
+def run_example(folder, cwd, *words):
+  """The example, in a process that cannot import the project."""
   environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"JAX_PLATFORMS": "cpu"}
   refuse = "import importlib.util, runpy, sys; assert importlib.util.find_spec('gmsrm_jax') is None; "
   code = refuse + "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-  example = folders["float32"] / export.EXAMPLE
-  command = [sys.executable, "-I", "-c", code, str(example), "image.png", "mask.png", "out.png"]
-  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  command = [sys.executable, "-I", "-c", code, str(folder / export.EXAMPLE), *words]
+  return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+def test_the_example_fills_as_the_model_does(folders, tmp_path):
+  images, masks = pictures(1)
+  Image.fromarray(images[0]).save(tmp_path / "image.png")
+  Image.fromarray(masks[0, ..., 0] * 255).save(tmp_path / "mask.png")
+  done = run_example(folders["float32"], tmp_path, "image.png", "mask.png", "out.png")
   assert done.returncode == 0, done.stderr
   with Image.open(tmp_path / "out.png") as filled:
     assert farthest(filled, noisy_model()(images[0], masks[0])) <= 1
-  done = subprocess.run([*command, "4294967296"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-  assert done.returncode == 1 and done.stderr.count("\n") == 1 and "0 to 4294967295" in done.stderr
+
+
+def test_the_example_fills_a_photograph_at_its_own_size(folders, tmp_path):
+  photo, hole = PHOTO[:90, 100:220], np.zeros((90, 120), bool)
+  hole[50:86, 70:111] = True
+  Image.fromarray(photo).save(tmp_path / "photo.png")
+  Image.fromarray(hole).save(tmp_path / "hole.png")
+  done = run_example(folders["float32"], tmp_path, "photo.png", "hole.png", "out.png")
+  assert done.returncode == 0, done.stderr
+  with Image.open(tmp_path / "out.png") as filled:
+    pixels = np.asarray(filled)
+  np.testing.assert_array_equal(pixels[~hole], photo[~hole])
+  assert np.any(pixels[hole] != photo[hole], axis=-1).mean() > 0.9
+
+
+@pytest.mark.parametrize(
+  ("words", "code", "said"),
+  [
+    ((), 2, "IMAGE MASK OUTPUT [SEED]"),
+    (("a.png", "b.png", "c.png", "4294967296"), 1, "0 to 4294967295"),
+    (("wide.png", "narrow.png", "c.png"), 1, "narrow.png is (8, 8), wide.png (9, 8)"),
+  ],
+)
+def test_the_example_says_what_it_needs(words, code, said, folders, tmp_path):
+  for name, width in (("wide.png", 9), ("narrow.png", 8)):
+    Image.new("L", (width, 8), 255).save(tmp_path / name)
+  done = run_example(folders["float32"], tmp_path, *words)
+  assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(
