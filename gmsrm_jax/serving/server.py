@@ -43,7 +43,8 @@ PAGE = pathlib.Path(__file__).parent / "page"
 # The files are listed at the start: no path that a client sends ever touches the disk.
 _FILES = {f"/{path.relative_to(PAGE).as_posix()}": path for path in sorted(PAGE.rglob("*")) if path.is_file()}
 _PAGES = _FILES | dict.fromkeys(("/", "/docs"), PAGE / "index.html")
-_TYPES = {".js": "text/javascript", ".webp": "image/webp"}  # which not every machine knows
+# Which not every machine knows, or not every browser shows.
+_TYPES = {".js": "text/javascript", ".webp": "image/webp", ".md": "text/plain"}
 _CONTENT = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'"
 _HEADERS = [
   ("Cache-Control", "no-store"),
@@ -215,7 +216,7 @@ async def _lines(
   try:
     async for phase in phases:
       yield json.dumps(phase) + "\n"
-    line = json.dumps(await run_in_threadpool(result, job.result()))
+    line = await run_in_threadpool(lambda: json.dumps(result(job.result())))
   except Exception as error:
     refusal = await _refuse(request, error)
     line = json.dumps(json.loads(bytes(refusal.body)) | {"status": refusal.status_code})

@@ -206,6 +206,7 @@ def test_the_documents_name_the_bounds_and_lead_nowhere_else(server):
     ".js": "text/javascript",
     ".webp": "image/webp",
     ".png": "image/png",
+    ".md": "text/plain",
   }
   assert len(files) > 20
   for path in ("/", "/docs", "/health", "/openapi.json", *files):

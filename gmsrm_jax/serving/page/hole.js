@@ -138,6 +138,9 @@ export function setEditing(on) {
   show();
 }
 
+/** Keeps what is being drawn, such as a line whose brush was put down with Enter and not lifted. */
+export const finish = () => hand.end();
+
 export function choose(name) {
   tool = TOOLS.includes(name) ? name : "brush";
   if (drawn) hand.cancel();

@@ -27,10 +27,12 @@ async function open(file, mask = null) {
   try {
     await image.decode();
   } catch {
+    URL.revokeObjectURL(image.src);
     return tell(`${file.name || "This"} is no picture that this browser can show: save it as PNG or JPEG.`);
   }
   const [width, height] = [image.naturalWidth, image.naturalHeight];
   if (width * height > limits.pixels) {
+    URL.revokeObjectURL(image.src);
     const most = Math.floor(limits.pixels / 1e6);
     return tell(`${file.name} has ${Math.round((width * height) / 1e6)} million pixels; at most ${most} are taken here.`);
   }
@@ -93,6 +95,7 @@ $("samples").replaceChildren(
 
 $("options").addEventListener("submit", async (event) => {
   event.preventDefault();
+  hole.finish();
   const asked = state();
   const filled = await request.fill();
   if (!filled || state() !== asked) return; // another picture came meanwhile: its hole is not this one

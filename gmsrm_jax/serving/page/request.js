@@ -29,7 +29,7 @@ function inWords({ status, message }, strategy) {
     400: "This file cannot be read: it is damaged, or of a kind that is not known here. Save it as PNG or JPEG.",
     408: "The picture took too long to arrive. Try again, or send a smaller one.",
     413: `This picture is too large: at most ${megapixels} million pixels and ${megabytes} MB are taken.`,
-    503: "The server has no room for this now. Try again in a moment.",
+    503: "The server is being ended. Try again when it is back.",
     504: `This took more than ${limits.seconds} seconds. Choose “Automatic”, fewer versions, or a smaller picture.`,
   };
   if (status === 503 && message.includes("memory")) return "There is not enough memory for this picture. Choose “Automatic”.";
@@ -71,18 +71,26 @@ async function ask(body, signal, show) {
     const seconds = answer.headers.get("Retry-After");
     if (seconds && answer.status === 503) {
       show({ phase: "full" });
-      await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+      await new Promise((resolve) => {
+        setTimeout(resolve, 1000 * seconds);
+        signal.addEventListener("abort", resolve);
+      });
       signal.throwIfAborted();
       continue;
     }
-    if (!answer.ok) throw new Refusal({ status: answer.status, error: (await answer.json()).error });
+    if (!answer.ok) {
+      const { error } = await answer.json().catch(() => ({})); // a proxy's own refusal is no JSON
+      throw new Refusal({ status: answer.status, error });
+    }
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
-    for (let kept = ""; ; ) {
+    for (let kept = []; ; ) {
       const { value, done } = await reader.read();
       if (done) throw new TypeError("the answer ended before its time");
-      const lines = (kept + value).split("\n");
-      kept = lines.pop();
-      for (const line of lines.map(JSON.parse)) {
+      const [end, ...begun] = value.split("\n");
+      kept.push(end);
+      for (const next of begun) {
+        const line = JSON.parse(kept.join("")); // once per line: the last one comes in very many pieces
+        kept = [next];
         if (line.error) throw new Refusal(line);
         if (line.images) return line;
         show(line);
