@@ -72,6 +72,7 @@ def test_help_names_every_mode_and_that_of_a_mode_its_flags_alone_without_import
   ("flags", "parts"),
   [
     (["--mode=trian"], ["--mode='trian'", "'train'?"]),
+    (["--mode=trian", "--help"], ["--mode='trian'", "'train'?"]),
     (["--exprment=paris"], ["'--exprment'", "'--experiment'?"]),
     (["--exp=paris"], ["'--exp'"]),
     (["trian"], ["the mode='trian'", "'train'?"]),
@@ -198,11 +199,24 @@ def test_a_reader_that_goes_away_ends_the_program_without_a_word(stream):
   assert done.returncode == 141 and not done.stderr
 
 
-def test_warnings_look_alike_whoever_logs_them():
-  log = "lambda flags: logging.getLogger('gmsrm_jax.data').warning('photo.jpg is skipped')"
-  program = f"import logging, run; from gmsrm_jax import commands; commands.dispatch = {log}; run.main([])"
-  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, text=True, capture_output=True, check=True)
-  assert done.stderr == "warning: photo.jpg is skipped\n"
+LOG = """
+import contextlib, io, logging, run
+from gmsrm_jax import commands
+def log(flags):
+  logging.getLogger("gmsrm_jax.data").warning("photo.jpg is skipped")
+  logging.getLogger("gmsrm_jax.serving").error("a fill failed")
+  with contextlib.redirect_stderr(io.StringIO()) as other:  # as while JAX starts
+    logging.getLogger("jax").warning("an NVIDIA GPU may be present")
+  print(other.getvalue(), end="")
+commands.dispatch = log
+run.main([])
+"""
+
+
+def test_warnings_look_alike_whoever_logs_them_and_go_where_errors_go_by_then():
+  done = subprocess.run([sys.executable, "-c", LOG], cwd=ROOT, text=True, capture_output=True, check=True)
+  assert done.stderr == "warning: photo.jpg is skipped\nERROR: a fill failed\n"
+  assert done.stdout == "warning: an NVIDIA GPU may be present\n"
 
 
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):

@@ -34,7 +34,10 @@ def _prepare_process() -> None:
   Warnings look alike, whoever logs them. What Pillow thinks of a file's tags is kept from the user: whatever matters
   there ends in an error of ours.
   """
-  logging.basicConfig(format="warning: %(message)s")
+  logging.addLevelName(logging.WARNING, "warning")
+  # A handler that writes to what sys.stderr is by then: `backend` puts another there while libtpu talks.
+  handler = logging.lastResort or logging.StreamHandler()
+  logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[handler])
   warnings.filterwarnings("ignore", module=r"PIL\.")
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):
@@ -48,8 +51,8 @@ def _prepare_process() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
   """Returns the exit code: 0, 2 for what the user must change, 3 when another process is gone, 130 when interrupted.
 
-  A run that saved and stopped on SIGTERM raises SystemExit(143). Where nobody reads what is printed any more (`| head`)
-  it ends without a word, with 141 as other programs do.
+  A run that saved and stopped raises SystemExit: 143 on SIGTERM, 130 on Ctrl-C. Where nobody reads what is printed any
+  more (`| head`) it ends without a word, with 141 as other programs do.
   """
   _prepare_process()
   try:

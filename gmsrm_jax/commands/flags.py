@@ -185,11 +185,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
       flags.set = [*(flags.set or []), word]
     elif not wants_help:
       _refuse(word, first=word == arguments[0])
+  if flags.mode is not None:
+    one_of("--mode", flags.mode, tuple(MODES))
   if wants_help:
     print(_help(flags.mode), end="")
     raise SystemExit(0)
   mode = flags.mode = flags.mode or "train"
-  one_of("--mode", mode, tuple(MODES))
   for flag in FLAGS:
     value = getattr(flags, flag.name)
     if mode not in flag.modes.split():

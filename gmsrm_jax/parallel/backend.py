@@ -137,10 +137,10 @@ _MAX_CACHE = 2**30  # bytes; the programs that were not used for longest go firs
 
 def _own_cache(back_end: str) -> pathlib.Path | None:
   kind = cpu_kind() if back_end == "cpu" else back_end
-  folder = cache_folder() / "programs" / kind
   try:
+    folder = cache_folder() / "programs" / kind
     folder.mkdir(parents=True, exist_ok=True)
-  except OSError:
+  except (OSError, RuntimeError):  # the second where the user has no home
     return None
   return folder if kind and os.access(folder, os.W_OK | os.X_OK) else None
 

@@ -48,6 +48,9 @@ def test_no_cache_is_made_where_the_users_folder_cannot_be_written(monkeypatch):
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   monkeypatch.setattr(jax.config, "update", lambda *_: pytest.fail("a folder that cannot be made"))
   backend.use_compile_cache("auto")
+  monkeypatch.delenv("XDG_CACHE_HOME")
+  monkeypatch.setattr("os.path.expanduser", lambda path: path)  # nobody's home is known
+  backend.use_compile_cache("auto")
 
 
 _CPUINFO = (
