@@ -112,6 +112,8 @@ class Stop:
           continue
         if not number:  # nobody listens any more
           return
+        if number[0] not in (signal.SIGINT, signal.SIGTERM):  # the caller's own
+          continue
         interrupts += number[0] == signal.SIGINT
         if interrupts > 1:
           break

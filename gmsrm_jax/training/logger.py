@@ -101,7 +101,8 @@ class Writer:
     if not self._marks or self._marks[-1][1] != step:
       self._marks.append((time.monotonic(), step))
     now = time.monotonic()
-    if self._bar is not None and metrics is not None and now - self._looked > 0.5:
+    looks = self._bar is not None and now - self._looked > 0.5
+    if looks and metrics is not None:
       self._looked = now
       self._values = {name: float(metrics[name]) for name in self._show if name in metrics}
     count, seconds = len(self._marks), now - self._marks[0][0]
@@ -110,8 +111,8 @@ class Writer:
       self.note(f"about {_duration(self._left(self._later))} to the end at this rate, without the evaluation")
     if self._bar is not None:
       width = (self._bar.format_dict["ncols"] or 80) - 20
-      self._bar.set_description_str(_fitting(self._pieces(step), width), refresh=False)
-      # Never 100 %, not rounded either, before all is written.
+      self._bar.set_description_str(_fitting(self._pieces(step), width), refresh=looks)
+      # Never 100 %, not rounded either, before all is written; until then it stands still, and shows nothing itself.
       self._bar.update(min(step, int(0.994 * self._total)) - self._bar.n)
 
   def _rate(self) -> float:

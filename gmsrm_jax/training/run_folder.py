@@ -173,7 +173,7 @@ def print_overview(config: Config, mesh: Mesh, root: pathlib.Path) -> None:
     + f"), {cost.get('flops', math.nan) / 1e9:.2f} GFLOP forward per {size}x{size} image\nwriting to {root}"
   )
   steps = sum(work_left(config, stage) for stage in planned_stages(config))
-  cores = len(os.sched_getaffinity(0))
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS lacks it
   days = steps * config.run.batch_size * cost.get("flops", math.nan) / (_CPU_RATE * cores) / 86400
   if jax.default_backend() == "cpu" and days > 1:
     print(

@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 
+from gmsrm_jax.parallel import preemption
 from gmsrm_jax.parallel.preemption import Stop, Stopped
 
 BUSY = """
@@ -55,6 +57,19 @@ def test_a_second_ctrl_c_or_one_with_nothing_to_save_ends_even_a_compilation(sig
     finally:
       process.kill()
     assert "at once" in process.stdout.read()
+
+
+def test_a_signal_of_the_callers_own_does_not_end_the_program(monkeypatch):
+  ended = threading.Event()
+  monkeypatch.setattr("os._exit", lambda code: ended.set())
+  monkeypatch.setattr(preemption, "_PATIENCE", 0.01)
+  before = signal.signal(signal.SIGUSR1, lambda *_: None)
+  try:
+    with Stop():
+      tell(signal.SIGUSR1)
+      assert not ended.wait(0.5)
+  finally:
+    signal.signal(signal.SIGUSR1, before)
 
 
 def test_a_signal_waits_until_the_loop_asks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import json
@@ -21,9 +22,9 @@ from gmsrm_jax.training.logger import Writer
 
 def read_until(screen, text):
   """What a terminal shows, as far as some text."""
-  shown = ""
+  shown, decoder = "", codecs.getincrementaldecoder("utf-8")()  # a letter may come in two parts
   while text not in shown:
-    shown += os.read(screen, 65536).decode(errors="replace")
+    shown += decoder.decode(os.read(screen, 65536))
   return shown
 
 
