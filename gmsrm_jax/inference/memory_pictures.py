@@ -19,6 +19,7 @@ from gmsrm_jax.inference import tiling
 from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.models.blocks import apply
 from gmsrm_jax.models.inpainter import inpaint
+from gmsrm_jax.models.retrieval import likeliest
 from gmsrm_jax.training.state import make_networks
 
 SIDE = 4
@@ -70,13 +71,18 @@ def find_reads(
     top: how many slots of each.
 
   Raises:
-    ConfigError: the mask has no hole.
+    ConfigError: the mask has no hole, or one that is not seen in the reduced picture.
   """
   require(bool(mask.any()), "the mask has no hole: paint it white")
   config = inpainter.config
   model = config.model
   (patch,) = tiling.plan(mask, model.image_size, "resize")
   seen, hole = tiling.view(image, mask, patch.windows[0])
+  require(
+    bool(hole.any()),
+    f"the hole is too thin for the model, which sees the whole picture at {hole.shape[1]}x{hole.shape[0]}: give a "
+    "thicker one, or a part of the picture",
+  )
   padding = [(0, tiling.padded_length(side, model.image_size, model.stride) - side) for side in hole.shape]
   padded = np.pad(seen, (*padding, (0, 0))), np.pad(hole, padding, constant_values=1)
   weights = np.asarray(_mean_weights(config, inpainter.params, padded[0][None], padded[1][None, ..., None]))
@@ -97,7 +103,8 @@ def _mean_weights(config: Config, params: Any, images: Rgb8, holes: Mask8) -> Fl
   image, mask = image_from_uint8(images), mask_from_uint8(holes)
   retrieval = inpaint(make_networks(config).inpaint, params, image, mask).retrieval
   assert retrieval is not None, "slots were drawn, so there is a memory"
-  return jnp.mean(jnp.exp(retrieval.log_weights[0]), axis=0)
+  weights, top = jnp.exp(retrieval.log_weights[0]), config.memory.top
+  return jnp.mean(likeliest(weights, top) if top else weights, axis=0)
 
 
 def sheet_of_slots(drawn: UInt8[np.ndarray, "g k s s 3"]) -> Image.Image:

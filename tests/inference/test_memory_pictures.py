@@ -71,6 +71,30 @@ def test_the_command_writes_both_sheets_and_refuses_what_has_none(tmp_path, monk
   assert "hole.png has no hole" in one_line(capsys.readouterr().err)
 
 
+def test_a_sheet_never_takes_the_place_of_an_input(tmp_path, monkeypatch):
+  monkeypatch.setattr(memory.Inpainter, "from_checkpoint", lambda path: pytest.fail("after what is refused"))
+  image, mask = picture()
+  Image.fromarray(image).save(tmp_path / "slots.png")
+  Image.fromarray(255 * mask).save(tmp_path / "hole.png")
+  words = [f"--images={tmp_path / 'slots.png'}", f"--masks={tmp_path / 'hole.png'}", f"--output={tmp_path}"]
+  assert run.main(["memory", *words]) == 2
+
+
+def test_a_hole_that_is_lost_when_the_picture_is_reduced_is_refused():
+  image, mask = picture(640, 640)
+  mask[:] = 0
+  mask[300, 100:500] = 1
+  with pytest.raises(ConfigError):
+    find_reads(noisy_model(), image, mask, cells=3, top=4)
+
+
+def test_where_a_head_reads_few_slots_no_others_count():
+  model = noisy_model()
+  config = dataclasses.replace(model.config, memory=dataclasses.replace(model.config.memory, top=1))
+  reads = find_reads(Inpainter(config, model.params), *picture(), cells=4, top=8)
+  assert np.all(reads.perplexity <= config.memory.heads + 1e-4)
+
+
 def test_a_model_without_a_memory_has_nothing_to_show():
   model = noisy_model()
   config = dataclasses.replace(model.config, memory=dataclasses.replace(model.config.memory, enabled=False))
