@@ -30,6 +30,8 @@ def draw_curves(run: pathlib.Path) -> None:
   """Draws what `metrics.jsonl` of a run's folder holds into `curves.png` beside it, a plot per row and stage."""
   records = read_metrics(run / "metrics.jsonl")
   stages = [stage for stage in STAGES if any(record["stage"] == stage for record in records)]
+  if not stages:
+    return
   page = Image.new("RGB", (_WIDTH * len(stages), _HEIGHT * len(_PLOTS)), "white")
   for column, stage in enumerate(stages):
     own = [record for record in records if record["stage"] == stage]

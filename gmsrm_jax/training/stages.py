@@ -33,6 +33,7 @@ def work_left(config: Config, stage: str, step: int = 0) -> float:
   """
   settings = stage_settings(config, stage)
   half = min(round(settings.half_until * (settings.phase_steps or settings.steps)), settings.steps)
+  half = settings.steps if settings.half_until == 1 else half  # as `steps.phase_at` has it
   whole = settings.steps - max(step, half)
   return (whole + max(half - step, 0) / 3) * (1.0 if stage == "memory" else 2.0)
 

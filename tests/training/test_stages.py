@@ -24,3 +24,5 @@ def test_what_has_begun_does_not_end_where_a_stage_is_made_longer():
     assert phase_at(longer, "inpaint", step) == phase_at(CONFIG, "inpaint", step)
   assert phase_at(longer, "inpaint", 999) == phase_at(CONFIG, "inpaint", 99)
   assert work_left(longer, "inpaint", 60) == 2 * 940
+  always = overrides.override(longer, ["stage2.half_until=1"])
+  assert phase_at(always, "inpaint", 999).half and work_left(always, "inpaint", 400) == pytest.approx(2 * 600 / 3)

@@ -103,6 +103,8 @@ $("options").addEventListener("submit", async (event) => {
   say(`Filled in ${filled.seconds}.`);
   $("stage").focus({ preventScroll: true });
 });
+// A number that is out of range is told where it stands, which may be folded away.
+$("options").addEventListener("invalid", () => ($("more").open = true), true);
 $("another").addEventListener("click", () => ($("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]));
 $("strategy").addEventListener("change", showCost);
 function showCost() {
