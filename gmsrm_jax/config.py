@@ -55,7 +55,7 @@ class ModelConfig:
   discriminator_width: int  # channels of the discriminator's first layer, doubled by each later one
   discriminator_layers: int  # strided layers of the discriminator
   oblique: bool = False  # heads of the context blocks see places along axes of their own, not rows and columns
-  smooth_upsampling: bool = False  # the decoder's cells overlap when it doubles the size: no weave in large holes
+  smooth_upsampling: bool = False  # cells overlap where the decoder doubles the size, pixels at last: no weave
 
   def __post_init__(self):
     positive = "image_size blocks discriminator_width discriminator_layers"

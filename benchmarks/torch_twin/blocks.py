@@ -60,6 +60,11 @@ class Downsample(nn.Module):
     return self.conv(F.pixel_unshuffle(x, HALF))
 
 
+def smoothed(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+  """Weights 1 2 1 along both axes, as means of two twice."""
+  return F.avg_pool2d(F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
+
+
 class Upsample(nn.Module):
   """Doubles the size: a 1x1 convolution and pixel shuffle, on request smoothed by 1 2 1 along both axes."""
 
@@ -69,10 +74,7 @@ class Upsample(nn.Module):
 
   def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
     doubled = F.pixel_shuffle(self.conv(x), HALF)
-    if not self.smooth:
-      return doubled
-    # Means of two twice are 1 2 1.
-    return F.avg_pool2d(F.avg_pool2d(F.pad(doubled, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
+    return smoothed(doubled) if self.smooth else doubled
 
 
 def mask_pyramid(mask: Float[Tensor, "b 1 h w"], scales: int) -> list[Tensor]:

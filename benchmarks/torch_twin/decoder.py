@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from benchmarks.torch_twin.blocks import HALF, ChannelNorm, ResidualBlock, Upsample, conv3x3, mask_pyramid
+from benchmarks.torch_twin.blocks import HALF, ChannelNorm, ResidualBlock, Upsample, conv3x3, mask_pyramid, smoothed
 from benchmarks.torch_twin.encoder import Pyramid
 from gmsrm_jax.config import ModelConfig
 
@@ -38,8 +38,8 @@ class Decoder(nn.Module):
   def __init__(self, config: ModelConfig):
     super().__init__()
     widths = config.widths
-    smooth = config.smooth_upsampling
-    self.ups = nn.ModuleList(Upsample(b, a, smooth=smooth) for a, b in zip(widths[:-1], widths[1:], strict=True))
+    self.smooth = config.smooth_upsampling
+    self.ups = nn.ModuleList(Upsample(b, a, smooth=self.smooth) for a, b in zip(widths[:-1], widths[1:], strict=True))
     self.fuses = nn.ModuleList(Fusion(width) for width in widths)
     self.blocks = nn.ModuleList(
       nn.ModuleList(ResidualBlock(width, gated=True) for _ in range(config.blocks)) for width in widths
@@ -56,7 +56,8 @@ class Decoder(nn.Module):
       h = self.fuses[scale](h, features[scale], priors[scale], masks[scale])
       for block in self.blocks[scale]:  # pyright: ignore[reportGeneralTypeIssues]
         h = block(h, masks[scale])
-    return F.pixel_shuffle(self.to_pixels(self.norm(h)), HALF).float()
+    pixels = F.pixel_shuffle(self.to_pixels(self.norm(h)), HALF).float()
+    return smoothed(pixels) if self.smooth else pixels
 
 
 class SpectralConv(nn.Conv2d):

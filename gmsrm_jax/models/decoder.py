@@ -20,6 +20,7 @@ from gmsrm_jax.models.blocks import (
   conv3x3,
   depth_to_space,
   refine,
+  smoothed,
 )
 
 
@@ -60,4 +61,5 @@ class Decoder(nn.Module):
       h = Fusion(width, self.dtype, name=f"fuse{scale}")(h, features[scale], priors[scale], shares[scale])
       h = refine(self.config, self.dtype, scale, h, shares[scale])
     pixels = conv3x3(12, self.dtype, nn.initializers.zeros, name="to_pixels")(ChannelNorm(self.dtype)(h))
-    return depth_to_space(pixels).astype(jnp.float32)
+    pixels = depth_to_space(pixels).astype(jnp.float32)
+    return smoothed(pixels) if self.config.smooth_upsampling else pixels
