@@ -153,7 +153,7 @@ class Inpainter:
         tiling.paste(filled, patch, fills)
         done += len(patch.windows)
       # After all of them: until then what the other holes hide could be seen.
-      for patch in patches:
+      for patch in patches if detail > 0 else ():
         before("detail", windows)
         add_detail(filled, mask, patch.hole, patch.place, patch.windows[0].scale, detail)
       yield filled
