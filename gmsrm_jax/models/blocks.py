@@ -137,8 +137,8 @@ def smoothed(x: Map) -> Map:
 class Upsample(nn.Module):
   """Doubles the size: a 2x2 transposed convolution of stride 2, on request smoothed, so that cells overlap.
 
-  Without, each cell of the bottleneck becomes a square of its own, and what the 3x3 convolutions behind do not mend is
-  a weave of rows and columns in large holes. The filter is that of Karras et al. 2019; its place is ours.
+  Without, each cell of the bottleneck becomes a square of its own, and what the 3x3 convolutions behind do not mend
+  shows as a weave in large holes. The filter is that of Karras et al. 2019; its place is ours.
   """
 
   channels: int
