@@ -263,7 +263,7 @@ def _parser(flags: Sequence[Flag], **texts: Any) -> _Parser:
 
 
 def _help(mode: str | None) -> str:
-  """What the program can do; or what a mode does, with its flags."""
+  """Returns what the program can do; or what a mode does, with its flags."""
   program = "gmsrm" if Path(sys.argv[0]).stem == "gmsrm" else "python run.py"
   shown = _EXAMPLES[mode] if mode else [_EXAMPLES[name][-1] for name in ("train", "inpaint", "serve")]
   examples = "\n".join(["examples:", *(f"  {program} {example}" for example in shown)])

@@ -165,7 +165,7 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def summary(report: Mapping[str, Any]) -> str:
-  """What a console shows: PSNR, LPIPS, detail and the kernel distance of what is judged, beside Telea's."""
+  """Returns what a console shows: PSNR, LPIPS, detail and kernel distance of what is judged, beside Telea's."""
   first, *others = report["scores"]
   lines = []
   for name, (title, digits) in (_METRICS | _DISTANCES).items():

@@ -37,7 +37,7 @@ BATCH = 4
 
 
 class Step(NamedTuple):
-  """What a fill does next, for whoever waits for it."""
+  """The next step of a fill, for whoever waits for it."""
 
   phase: str  # 'compiling', which a first batch of its shape does before it is filled, 'filling' or 'detail'
   sample: int  # number of the fill, from 0

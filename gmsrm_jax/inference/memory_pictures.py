@@ -30,7 +30,7 @@ _GAP = 4
 
 
 class Reads(NamedTuple):
-  """What is read for some cells of a hole, in the order of rows, as a picture is seen by the model."""
+  """Slots that are read for some cells of a hole, in the order of rows, as the model sees the picture."""
 
   seen: UInt8[np.ndarray, "h w 3"]  # the picture as the model sees it, the hole white
   cells: Int[np.ndarray, "c 2"]  # row and column of each cell of the bottleneck grid

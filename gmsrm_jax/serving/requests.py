@@ -107,7 +107,7 @@ def read_picture(fields: Fields, most_pixels: int) -> tuple[photos.Photo, UInt8[
 
 
 class Work:
-  """How far a fill is, and whether it is to go on; for the thread that fills and the one that answers."""
+  """Shared by the thread that fills and the one that answers: how far a fill is, and whether it is to go on."""
 
   def __init__(self) -> None:
     self.stop, self.step = threading.Event(), Step("filling", 0, 0, 0)

@@ -127,7 +127,7 @@ class Writer:
     return (self._work(last) + later) * (now - since) / done if done else float("inf")
 
   def _pieces(self, step: int) -> list[str]:
-    """What the console tells of a step, the most important first."""
+    """Returns what the console tells of a step, the most important first."""
     metrics = [f"{name} {value:#.4g}" for name, value in self._values.items()]
     rate = self._rate()
     speed = [f"{_duration(self._left()):>6} left", f"{rate * self._batch_size:.1f} images/s"] if rate else []

@@ -30,7 +30,7 @@ def tell(number=signal.SIGTERM):
 
 @pytest.fixture(autouse=True)
 def interruptible():
-  """Where the tests run in the background Ctrl-C is ignored."""
+  """Lets Ctrl-C end processes of tests that run in the background, where it is ignored."""
   before = signal.signal(signal.SIGINT, signal.default_int_handler)
   yield
   signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""What a hand does on the page, and what is then to be seen."""
+"""Tools of the page, used by mouse, fingers and keys, and the pixels that follow."""
 
 from __future__ import annotations
 
