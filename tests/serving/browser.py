@@ -49,6 +49,18 @@ def choose(page, selector, image, name):
   page.set_input_files(selector, {"name": name, "mimeType": "image/png", "buffer": png(image)})
 
 
+def hold_masks(page):
+  """Lets the next read of a mask wait until the page's `release()` is called."""
+  page.evaluate("""() => {
+    const [read, released] = [createImageBitmap, new Promise((resolve) => (window.release = resolve))];
+    window.createImageBitmap = async (...given) => {
+      window.createImageBitmap = read;
+      await released;
+      return read(...given);
+    };
+  }""")
+
+
 def give(page, kind, data, name):
   """Drops or pastes a file."""
   code = """([kind, text, name]) => {

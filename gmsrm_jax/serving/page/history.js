@@ -6,7 +6,7 @@
 
 const MOST = 200;
 const watchers = [];
-let states = [];
+export let states = [];
 let now = -1;
 
 export const state = () => states[now];

@@ -256,7 +256,9 @@ $("mask").addEventListener("change", async () => {
   $("mask").value = ""; // so that the same file can be chosen again
   try {
     const op = await readMask(file, picture.width, picture.height);
-    if (state().picture === picture) change({ ops: [op] });
+    if (state().picture !== picture) return;
+    if (busy()) say("This hole came too late for the fill that is under way: load it again afterwards.", true);
+    else change({ ops: [op] });
   } catch (error) {
     const unreadable = `${file.name} is no picture that this browser can read: save it as PNG.`;
     say(error instanceof RangeError ? error.message : unreadable, true);

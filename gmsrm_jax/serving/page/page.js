@@ -20,26 +20,39 @@ let limits = { pixels: Infinity };
 
 // ---- pictures
 
+let openings = 0;
+
+/** Counts an opening; returns what tells whether it is still the newest, which alone is shown. */
+function begin() {
+  const mine = (openings += 1);
+  return () => mine === openings;
+}
+
 /** Opens a picture; of a hole that comes along, a file. */
-async function open(file, mask = null) {
+async function open(file, mask = null, newest = null) {
   if (!file) return;
+  newest ??= begin();
   const image = Object.assign(new Image(), { src: URL.createObjectURL(file) });
+  const refuse = (text) => {
+    URL.revokeObjectURL(image.src);
+    if (newest()) tell(text);
+  };
   try {
     await image.decode();
   } catch {
-    URL.revokeObjectURL(image.src);
-    return tell(`${file.name || "This"} is no picture that this browser can show: save it as PNG or JPEG.`);
+    return refuse(`${file.name || "This"} is no picture that this browser can show: save it as PNG or JPEG.`);
   }
   const [width, height] = [image.naturalWidth, image.naturalHeight];
   if (width * height > limits.pixels) {
-    URL.revokeObjectURL(image.src);
     const most = Math.floor(limits.pixels / 1e6);
-    return tell(`${file.name} has ${Math.round((width * height) / 1e6)} million pixels; at most ${most} are taken here.`);
+    return refuse(`${file.name} has ${Math.round((width * height) / 1e6)} million pixels; at most ${most} are taken here.`);
   }
+  const ops = mask ? [await hole.readMask(mask, width, height)] : [];
+  if (!newest()) return URL.revokeObjectURL(image.src);
   request.cancel();
   const picture = { file, url: image.src, width, height, name: file.name || "picture" };
   picture.root = picture;
-  change({ picture, ops: mask ? [await hole.readMask(mask, width, height)] : [], result: null });
+  change({ picture, ops, result: null });
   $("stage").focus({ preventScroll: true });
   const next = mask ? "The hole is painted already: fill it, or change it." : "Paint over what is to be filled.";
   say(`${width} × ${height} pixels. ${next}`);
@@ -70,11 +83,12 @@ addEventListener("drop", (event) => {
 });
 
 async function openSample(name) {
+  const newest = begin();
   const files = await Promise.all([`${name}.webp`, `${name}_hole.png`].map(async (file) => {
     const answer = await fetch(`samples/${file}`);
     return new File([await answer.blob()], file);
   }));
-  await open(...files);
+  if (newest()) await open(...files, newest);
 }
 
 $("samples").replaceChildren(
@@ -99,7 +113,8 @@ $("options").addEventListener("submit", async (event) => {
   const asked = state();
   const filled = await request.fill();
   if (!filled || state() !== asked) return; // another picture came meanwhile: its hole is not this one
-  change({ result: filled });
+  const fills = filled.files.map((file) => ({ file, url: URL.createObjectURL(file) }));
+  change({ result: { ...filled, fills } });
   say(`Filled in ${filled.seconds}.`);
   $("stage").focus({ preventScroll: true });
 });

@@ -105,7 +105,7 @@ function setRunning(controller) {
   for (const id of ["rail", "strip"]) $(id).inert = running !== null;
 }
 
-/** Fills the hole; returns {fills, seed, extent, seconds}, or null where it was refused or cancelled. */
+/** Fills the hole; returns {files, seed, extent, seconds}, or null where it was refused or cancelled. */
 export async function fill() {
   if (running) return null;
   const box = extent();
@@ -114,10 +114,11 @@ export async function fill() {
     return null;
   }
   const asked = state();
-  const values = Object.fromEntries(FIELDS.map((name) => [name, $(name).value]));
+  // As a number, for what is typed may be 1e3.
+  const values = Object.fromEntries(FIELDS.map((name) => [name, $(name).valueAsNumber ?? $(name).value]));
   const [controller, start] = [new AbortController(), performance.now()];
   const seconds = () => `${((performance.now() - start) / 1000).toFixed(1)} s`;
-  const show = (step) => showPhase(step, Number(values.num_samples));
+  const show = (step) => showPhase(step, values.num_samples);
   setRunning(controller);
   say("");
   show({ phase: "sending" });
@@ -129,11 +130,7 @@ export async function fill() {
     body.append("mask", maskFile(), "mask.png");
     for (const name of FIELDS) body.append(name, values[name]);
     const { images, seed } = await ask(body, controller.signal, show);
-    const fills = images.map((text) => {
-      const file = pngOf(text);
-      return { file, url: URL.createObjectURL(file) };
-    });
-    return { fills, seed, extent: box, seconds: seconds() };
+    return { files: images.map(pngOf), seed, extent: box, seconds: seconds() };
   } catch (error) {
     if (state() !== asked) return null; // another picture came meanwhile, and what was said is about that
     if (error.name === "AbortError") say("Cancelled.");

@@ -1,13 +1,14 @@
 /** The result: compared with what was, chosen among its versions, kept, or gone on from. */
 
 import { $, press, pressed, say } from "./dom.js";
-import { change, opsOf, state, watch } from "./history.js";
+import { change, opsOf, state, states, watch } from "./history.js";
 import { overlay, toPicture, toStage, watchView, zoom } from "./view.js";
 
 const THUMBNAIL = 240; // pixels of a version's longer side, at least
 let chosen = 0;
 let split = 50; // per cent of the picture, from the left, that shows it as it was
 let strip = []; // the pictures gone on from, the first one first
+let held = new Set(); // addresses of the files that a state or the strip shows
 
 const shown = () => document.body.dataset.view === "result";
 
@@ -151,7 +152,18 @@ function showStrip(current) {
   );
 }
 
+/** Lets go of the files that no state shows any more, nor the strip of a picture that one shows. */
+function letGo() {
+  const roots = new Set(states.map(({ picture }) => picture.root));
+  strip = strip.filter(({ root }) => roots.has(root));
+  const files = [...roots, ...strip, ...states.flatMap(({ picture, result }) => [picture, ...(result?.fills ?? [])])];
+  const shown = new Set(files.map(({ url }) => url));
+  for (const url of held) if (!shown.has(url)) URL.revokeObjectURL(url);
+  held = shown;
+}
+
 watch((now, before) => {
+  letGo();
   if (now.picture !== before?.picture) $("picture").src = now.picture.url;
   if (now.result && now.result !== before?.result) {
     showFills(now);
