@@ -85,6 +85,14 @@ def test_the_compiler_says_how_much_memory_is_missing():
   assert out_of_memory("RESOURCE_EXHAUSTED: vmem") is None
 
 
+def test_programs_for_devices_that_are_not_here_are_not_kept(monkeypatch):
+  settings = []
+  monkeypatch.setattr(compile_mode, "compile_steps", lambda *_, **__: None)
+  monkeypatch.setattr(compile_mode.backend, "use_compile_cache", settings.append)
+  compile_mode.run(flags_lib.parse(["--mode=compile", "--topology=v5e:4x4"]))
+  assert settings[-1] == "off"
+
+
 def row():
   return {
     "topology": "v5e:4",

@@ -21,23 +21,24 @@ ROOT = pathlib.Path(run.__file__).parent
 @pytest.mark.parametrize(
   ("setting", "back_end", "environment", "folder"),
   [
-    ("auto", "tpu", None, "/tmp/gmsrm_jax/programs/tpu"),
-    ("auto", "cpu", None, f"/tmp/gmsrm_jax/programs/{backend.cpu_kind()}"),
+    ("auto", "tpu", None, "programs/tpu"),
+    ("auto", "cpu", None, f"programs/{backend.cpu_kind()}"),
     ("mine", "cpu", None, "mine"),
     ("mine", "gpu", "theirs", None),
     ("off", "gpu", None, None),
   ],
 )
-def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, environment, folder, monkeypatch):
+def test_compiled_programs_are_kept_where_that_is_safe(setting, back_end, environment, folder, monkeypatch, tmp_path):
   seen = {}
-  monkeypatch.setenv("XDG_CACHE_HOME", "/tmp")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
   if environment is not None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", environment)
   monkeypatch.setattr(jax.config, "update", seen.__setitem__)
   monkeypatch.setattr(jax, "default_backend", lambda: back_end)
   backend.use_compile_cache(setting)
-  assert seen.get("jax_compilation_cache_dir") == folder
+  expected = str(tmp_path / "gmsrm_jax" / folder) if folder and setting == "auto" else folder
+  assert seen.get("jax_compilation_cache_dir") == expected
   assert seen.get("jax_enable_compilation_cache", True) == (setting != "off")
   if folder:
     assert 0 < seen["jax_compilation_cache_max_size"] < 2**32

@@ -30,7 +30,7 @@ def drag(page, *places):
 
 
 def mask(page):
-  """What the page would send."""
+  """Returns the hole that the page would send."""
   code = """async () => {
     const { maskFile } = await import("/hole.js");
     return btoa(String.fromCharCode(...new Uint8Array(await maskFile().arrayBuffer())));

@@ -72,7 +72,7 @@ def test_what_takes_too_long_is_refused_and_ends():
 
 @contextlib.contextmanager
 def streamed(server, **fields):
-  """What POST /inpaint says of its progress, as it says it."""
+  """Yields the lines in which POST /inpaint tells its progress."""
   options = {"files": parts(fields), "headers": {"accept": "application/x-ndjson"}, "timeout": 60, "trust_env": False}
   with httpx.stream("POST", server.url + "/inpaint", **options) as answer:
     assert answer.status_code == 200

@@ -21,7 +21,7 @@ from gmsrm_jax.training.logger import Writer
 
 
 def read_until(screen, text):
-  """What a terminal shows, as far as some text."""
+  """Returns what a terminal shows, as far as some text."""
   shown, decoder = "", codecs.getincrementaldecoder("utf-8")()  # a letter may come in two parts
   while text not in shown:
     shown += decoder.decode(os.read(screen, 65536))

@@ -1,4 +1,4 @@
-"""What a stage has left to do, and what has begun in it, also where it is made longer."""
+"""Work left in a stage, and phases begun in it, also where it is made longer."""
 
 from __future__ import annotations
 
