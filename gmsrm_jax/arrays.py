@@ -10,7 +10,7 @@ Files and batches from the input pipeline hold both as uint8: images 0..255, mas
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,14 +47,15 @@ def composite(prediction: Image, image: Image, mask: Mask) -> Image:
   return jnp.where(mask > 0.5, prediction, image)
 
 
-def masked_mean(values: Float[Array, "b ..."], mask: Float[Array, "b ..."]) -> PerImage:
+def masked_mean(values: Float[AnyArray, "b ..."], mask: Float[AnyArray, "b ..."]) -> Float[AnyArray, " b"]:
   """The mean of each image's values where the mask is 1, or weighted by it; 0 where it is empty.
 
   A mask of one channel holds for all channels of the values.
   """
-  axes, mask = tuple(range(1, values.ndim)), mask.astype(jnp.float32)
+  axes, mask = tuple(range(1, values.ndim)), mask.astype(np.float32)
   channels = values.shape[-1] // mask.shape[-1]
-  return jnp.sum(values * mask, axis=axes) / (channels * jnp.maximum(jnp.sum(mask, axis=axes), 1.0))
+  total: Any = (values * mask).sum(axis=axes)
+  return total / (channels * mask.sum(axis=axes).clip(1.0))
 
 
 def hole_area(mask: Mask) -> PerImage:

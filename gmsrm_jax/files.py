@@ -27,7 +27,7 @@ LOCK = ".lock"  # names host and process of the start that works in a folder
 _LEASE, _BEAT = 60.0, 5.0  # seconds without a sign of life after which a claim is void, and between two signs
 TEMPORARY = ".writing-"  # not the file's own name, which may be as long as a name can be
 
-_PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy scikit-image opencv-python-headless dm-pix pillow"
+_PACKAGES = "jax jaxlib flax optax orbax-checkpoint grain numpy scikit-image opencv-python-headless pillow"
 
 
 def git_commit() -> str | None:

@@ -1,24 +1,29 @@
 """Image metrics, one float32 value per image, and their means.
 
 Images are in [-1, 1] and must have been rounded to uint8 first (`image_from_uint8(image_to_uint8(x))`): published
-numbers are those of saved files. Every metric is stated in the range [0, 1].
+numbers are those of saved files. Every metric is stated in the range [0, 1]. JAX's arrays are measured by JAX, NumPy's
+by NumPy and OpenCV, which compile nothing for pictures of many sizes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
-import dm_pix
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from numpy.typing import ArrayLike
 
-from gmsrm_jax.arrays import Image, Mask, PerImage, masked_mean
+from gmsrm_jax.arrays import masked_mean
 
-Pixels = Float[Array, "b h w c"]  # in [-1, 1]; one channel where a protocol scores a grey picture
+Pixels = Float[Any, "b h w c"]  # of JAX or NumPy, in [-1, 1]; one channel where a protocol scores a grey picture
+Image = Float[Any, "b h w 3"]
+Mask = Float[Any, "b h w 1"]
+PerImage = Float[Any, " b"]
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 """Exponents of the scales, finest first (Wang, Simoncelli & Bovik 2003)."""
@@ -27,22 +32,27 @@ GAUSSIAN = np.exp(-(np.arange(-5.0, 6.0) ** 2) / (2 * 1.5**2))
 """SSIM's window of 11 pixels, sigma 1.5, before it is normalised (Wang et al. 2004)."""
 
 
+def _namespace(x: Any) -> Any:
+  """The module of functions of such arrays, jax.numpy or numpy."""
+  return x.__array_namespace__()
+
+
 def _unit_range(image: Pixels) -> Pixels:
-  return (image.astype(jnp.float32) + 1.0) * 0.5
+  return (image.astype(np.float32) + 1.0) * 0.5
 
 
 def _difference(a: Pixels, b: Pixels) -> Pixels:
-  return (a.astype(jnp.float32) - b.astype(jnp.float32)) * 0.5
+  return (a.astype(np.float32) - b.astype(np.float32)) * 0.5
 
 
 def l1(a: Pixels, b: Pixels) -> PerImage:
   """Mean absolute error, in [0, 1]."""
-  return jnp.mean(jnp.abs(_difference(a, b)), axis=(1, 2, 3))
+  return abs(_difference(a, b)).mean(axis=(1, 2, 3))
 
 
 def l1_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   """Mean absolute error over the hole alone, in [0, 1]; 0 without a hole."""
-  return masked_mean(jnp.abs(_difference(a, b)), mask)
+  return masked_mean(abs(_difference(a, b)), mask)
 
 
 def mae_relative(a: Pixels, b: Pixels) -> PerImage:
@@ -50,8 +60,8 @@ def mae_relative(a: Pixels, b: Pixels) -> PerImage:
 
   Not a mean error: the same error counts for more in a darker picture.
   """
-  total = jnp.sum(_unit_range(a) + _unit_range(b), axis=(1, 2, 3))
-  return jnp.sum(jnp.abs(_difference(a, b)), axis=(1, 2, 3)) / jnp.maximum(total, 1e-12)
+  total = (_unit_range(a) + _unit_range(b)).sum(axis=(1, 2, 3))
+  return abs(_difference(a, b)).sum(axis=(1, 2, 3)) / total.clip(1e-12)
 
 
 def boundary_error(a: Image, b: Image, mask: Mask) -> PerImage:
@@ -61,13 +71,13 @@ def boundary_error(a: Image, b: Image, mask: Mask) -> PerImage:
   one lies in the hole and the other does not, for values in [0, 1]. A constant added to the whole image costs
   nothing; where the known pixels are the true ones it is the error of the hole's outermost pixels. (Ours.)
   """
-  difference, hole = _difference(a, b), mask.astype(jnp.float32)
-  error, pairs = jnp.zeros(a.shape[0], jnp.float32), jnp.zeros(a.shape[0], jnp.float32)
+  difference, hole, xp = _difference(a, b), mask.astype(np.float32), _namespace(a)
+  error, pairs = xp.zeros(a.shape[0], np.float32), xp.zeros(a.shape[0], np.float32)
   for axis in (1, 2):
-    straddles = jnp.abs(jnp.diff(hole, axis=axis))
-    error += jnp.sum(jnp.abs(jnp.diff(difference, axis=axis)) * straddles, axis=(1, 2, 3))
-    pairs += jnp.sum(straddles, axis=(1, 2, 3))
-  return error / (a.shape[-1] * jnp.maximum(pairs, 1.0))
+    straddles = abs(xp.diff(hole, axis=axis))
+    error += (abs(xp.diff(difference, axis=axis)) * straddles).sum(axis=(1, 2, 3))
+    pairs += straddles.sum(axis=(1, 2, 3))
+  return error / (a.shape[-1] * pairs.clip(1.0))
 
 
 def detail(a: Image, b: Image, mask: Mask) -> PerImage:
@@ -78,27 +88,37 @@ def detail(a: Image, b: Image, mask: Mask) -> PerImage:
   flat truth does not decide. (Ours.)
   """
 
-  def energy(image: Image) -> PerImage:
-    luma = jnp.sum(image.astype(jnp.float32) * jnp.array((0.299, 0.587, 0.114)).reshape(1, 1, 1, 3), axis=-1) * 127.5
-    x = jnp.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="reflect")
-    laplacian = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4.0 * luma
-    return masked_mean(jnp.square(laplacian), mask[..., 0])
+  xp, weights = _namespace(a), np.array((0.299, 0.587, 0.114), np.float32).reshape(1, 1, 1, 3)
 
-  return 10.0 * jnp.log10((energy(a) + 1.0) / (energy(b) + 1.0))
+  def energy(image: Image) -> PerImage:
+    luma = (image.astype(np.float32) * weights).sum(axis=-1) * 127.5
+    x = xp.pad(luma, ((0, 0), (1, 1), (1, 1)), mode="reflect")
+    laplacian = x[:, :-2, 1:-1] + x[:, 2:, 1:-1] + x[:, 1:-1, :-2] + x[:, 1:-1, 2:] - 4.0 * luma
+    return masked_mean(xp.square(laplacian), mask[..., 0])
+
+  return 10.0 * xp.log10((energy(a) + 1.0) / (energy(b) + 1.0))
 
 
 def psnr(a: Pixels, b: Pixels) -> PerImage:
   """Peak signal-to-noise ratio in dB, over all pixels and channels; inf for equal images."""
-  return jnp.asarray(dm_pix.psnr(_unit_range(a), _unit_range(b)))
+  error = _namespace(a).square(_unit_range(a) - _unit_range(b)).mean(axis=(1, 2, 3))
+  with np.errstate(divide="ignore"):
+    return -10.0 * _namespace(a).log(error) / np.float32(math.log(10.0))
 
 
 def psnr_hole(a: Image, b: Image, mask: Mask) -> PerImage:
   """Peak signal-to-noise ratio in dB over the hole alone; inf when that is equal, or there is no hole."""
-  return -10.0 * jnp.log10(masked_mean(jnp.square(_difference(a, b)), mask))  # log10(0) is -inf
+  error = masked_mean(_namespace(a).square(_difference(a, b)), mask)
+  with np.errstate(divide="ignore"):
+    return -10.0 * _namespace(a).log10(error)  # log10(0) is -inf
 
 
-def _window_mean(x: Pixels, window: np.ndarray) -> Float[Array, "b _h _w c"]:
-  """The weighted mean over the window at every place where it fits; rows and columns as one matrix product each."""
+def _window_mean(x: Pixels, window: np.ndarray) -> Float[Any, "b _h _w c"]:
+  """The weighted mean over the window at every place where it fits; for JAX rows and columns as one matrix product."""
+  if isinstance(x, np.ndarray):
+    line, rim = (window / window.sum()).astype(np.float32), slice(len(window) // 2, -(len(window) // 2))
+    means = [cv2.sepFilter2D(picture, -1, line, line).reshape(picture.shape)[rim, rim] for picture in x]
+    return np.stack(means)
 
   def places(length: int) -> Float[np.ndarray, "out length"]:
     out = np.zeros((length - len(window) + 1, length), np.float32)
@@ -113,19 +133,25 @@ def _window_mean(x: Pixels, window: np.ndarray) -> Float[Array, "b _h _w c"]:
 
 def _similarity(
   a: Pixels, b: Pixels, window: np.ndarray, *, sample: bool = False
-) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+) -> tuple[Float[Any, "b c"], Float[Any, "b c"]]:
   """SSIM and its contrast-structure factor of pictures in [0, 1], means over places (Wang et al. 2004, eq. 12, 13)."""
   if min(a.shape[1:3]) < len(window):
     raise ValueError(f"images of {a.shape[1]}x{a.shape[2]} pixels are smaller than SSIM's window of {len(window)}")
-  moments = _window_mean(jnp.concatenate((a, b, a * a, b * b, a * b), axis=-1), window)
-  mean_a, mean_b, square_a, square_b, product = jnp.split(moments, 5, axis=-1)
+  planes = (a, b, a * a, b * b, a * b)
+  if isinstance(a, np.ndarray):
+    moments = [_window_mean(plane, window) for plane in planes]  # OpenCV filters four channels at most
+  else:
+    moments = jnp.split(_window_mean(jnp.concatenate(planes, axis=-1), window), 5, axis=-1)
+  mean_a, mean_b, square_a, square_b, product = moments
   pixels = len(window) ** 2
   unbiased = pixels / (pixels - 1) if sample else 1.0
   variances = unbiased * (square_a + square_b - mean_a * mean_a - mean_b * mean_b)
   covariance = unbiased * (product - mean_a * mean_b)
   contrast = (2 * covariance + 0.03**2) / (variances + 0.03**2)
   luminance = (2 * mean_a * mean_b + 0.01**2) / (mean_a * mean_a + mean_b * mean_b + 0.01**2)
-  return jnp.mean(luminance * contrast, axis=(1, 2)), jnp.mean(contrast, axis=(1, 2))
+  # In float32, NumPy's sums of a million places would be off in the fifth digit.
+  exactly: dict[str, Any] = {"axis": (1, 2)} | ({"dtype": np.float64} if isinstance(a, np.ndarray) else {})
+  return (luminance * contrast).mean(**exactly), contrast.mean(**exactly)
 
 
 def ssim(a: Pixels, b: Pixels) -> PerImage:
@@ -134,12 +160,12 @@ def ssim(a: Pixels, b: Pixels) -> PerImage:
   Gaussian window of 11 pixels, sigma 1.5, at every place where it fits ('valid'); data range 1, K1 = .01, K2 = .03;
   mean over places and channels. Same as scikit-image's with use_sample_covariance=False.
   """
-  return jnp.mean(_similarity(_unit_range(a), _unit_range(b), GAUSSIAN)[0], axis=1)
+  return _similarity(_unit_range(a), _unit_range(b), GAUSSIAN)[0].mean(axis=1)
 
 
 def ssim_uniform(a: Pixels, b: Pixels, side: int) -> PerImage:
   """SSIM with a flat window of `side` pixels and sample covariance, scikit-image's defaults; else as `ssim`."""
-  return jnp.mean(_similarity(_unit_range(a), _unit_range(b), np.ones(side), sample=True)[0], axis=1)
+  return _similarity(_unit_range(a), _unit_range(b), np.ones(side), sample=True)[0].mean(axis=1)
 
 
 def ms_ssim_scales(height: int, width: int) -> int:
@@ -153,9 +179,9 @@ def ms_ssim_scales(height: int, width: int) -> int:
   return scales
 
 
-def _halve(x: Pixels) -> Float[Array, "b _h _w c"]:
+def _halve(x: Pixels) -> Float[Any, "b _h _w c"]:
   # An odd last row or column is repeated, as TensorFlow does, so that nothing is lost or darkened.
-  x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
+  x = _namespace(x).pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)), mode="edge")
   return (x[:, ::2, ::2] + x[:, 1::2, ::2] + x[:, ::2, 1::2] + x[:, 1::2, 1::2]) * 0.25
 
 
@@ -169,12 +195,12 @@ def ms_ssim(a: Pixels, b: Pixels) -> PerImage:
   scales = ms_ssim_scales(*a.shape[1:3])
   exponents = np.array(MS_SSIM_WEIGHTS[:scales]) / sum(MS_SSIM_WEIGHTS[:scales])
   a, b = _unit_range(a), _unit_range(b)
-  product = jnp.ones((a.shape[0], a.shape[-1]), jnp.float32)
+  product = _namespace(a).ones((a.shape[0], a.shape[-1]), np.float32)
   for scale, exponent in enumerate(exponents):
     a, b = (_halve(a), _halve(b)) if scale else (a, b)
     full, contrast = _similarity(a, b, GAUSSIAN)
-    product *= jnp.maximum(full if scale == scales - 1 else contrast, 0.0) ** float(exponent)
-  return jnp.mean(product, axis=1)
+    product *= (full if scale == scales - 1 else contrast).clip(0.0) ** float(exponent)
+  return product.mean(axis=1)
 
 
 def means(values: Mapping[str, ArrayLike]) -> dict[str, float]:

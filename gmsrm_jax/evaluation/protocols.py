@@ -7,20 +7,31 @@ same kind of thing, not the same formula: a number is comparable only within its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
 
-from gmsrm_jax.arrays import Image, Mask, Mask8, PerImage, Rgb8, image_from_uint8, mask_from_uint8
+from gmsrm_jax.arrays import image_from_uint8, mask_from_uint8
 from gmsrm_jax.errors import require
 from gmsrm_jax.evaluation import metrics
+from gmsrm_jax.evaluation.metrics import Image, Mask, PerImage
 from gmsrm_jax.pretrained import lpips, weight_files
+from gmsrm_jax.pretrained.canvas import Sizes
 
 Networks = dict[str, weight_files.Params]
 """Feature networks by their LPIPS names, 'alex' and 'vgg'."""
 
-Metric = tuple[str, Callable[[Image, Image, Mask, Networks], PerImage]]
-"""A number's description for the report, and its formula: of fill, truth, mask and networks."""
+Rgb8 = UInt8[Any, "b h w 3"]
+Mask8 = UInt8[Any, "b h w 1"]
+
+
+class Metric(NamedTuple):
+  """A number's description for the report, and its formula: of fill, truth and mask, or of these and networks."""
+
+  description: str
+  formula: Callable[..., PerImage]
+  has_network: bool = False
 
 
 class Protocol(NamedTuple):
@@ -42,7 +53,7 @@ class Protocol(NamedTuple):
   def describe(self, height: int, width: int) -> dict[str, str]:
     """Describes each number, for pictures of that size."""
     scales = metrics.ms_ssim_scales(height, width)
-    described = {name: description.format(scales=scales) for name, (description, _) in self.metrics.items()}
+    described = {name: metric.description.format(scales=scales) for name, metric in self.metrics.items()}
     return {"name": self.name, "source": self.source, **described}
 
   def score(self, networks: Networks, filled: Rgb8, truth: Rgb8, mask: Mask8) -> dict[str, PerImage]:
@@ -54,21 +65,37 @@ class Protocol(NamedTuple):
     Raises:
       ConfigError: the pictures are too small.
     """
+    scores = self.score_pixels(filled, truth, mask) | self.score_features(networks, filled, truth, mask)
+    return {name: scores[name] for name in self.metrics}
+
+  def score_pixels(self, filled: Rgb8, truth: Rgb8, mask: Mask8) -> dict[str, PerImage]:
+    """The metrics without a network, of JAX's arrays or NumPy's; else as `score`."""
     self.check(*truth.shape[1:3])
     a, b, hole = image_from_uint8(filled), image_from_uint8(truth), mask_from_uint8(mask)
-    return {name: formula(a, b, hole, networks) for name, (_, formula) in self.metrics.items()}
+    return {name: metric.formula(a, b, hole) for name, metric in self.metrics.items() if not metric.has_network}
+
+  def score_features(
+    self, networks: Networks, filled: Rgb8, truth: Rgb8, mask: Mask8, sizes: Sizes | None = None
+  ) -> dict[str, PerImage]:
+    """The metrics of networks; `sizes` are those of pictures that lie on larger canvases, at their upper left."""
+    a, b, hole = image_from_uint8(filled), image_from_uint8(truth), mask_from_uint8(mask)
+    chosen = {name: metric for name, metric in self.metrics.items() if metric.has_network}
+    return {name: metric.formula(a, b, hole, networks, sizes) for name, metric in chosen.items()}
 
 
 def _whole(description: str, metric: Callable[[Image, Image], PerImage]) -> Metric:
-  return description, lambda a, b, mask, networks: metric(a, b)
-
-
-def _hole(description: str, metric: Callable[[Image, Image, Mask], PerImage]) -> Metric:
-  return description, lambda a, b, mask, networks: metric(a, b, mask)
+  return Metric(description, lambda a, b, mask: metric(a, b))
 
 
 def _lpips(description: str, net: str) -> Metric:
-  return description, lambda a, b, mask, networks: lpips.lpips(networks[net], a, b, net=net)
+  def formula(a: Image, b: Image, mask: Mask, networks: Networks, sizes: Sizes | None) -> PerImage:
+    return lpips.lpips(networks[net], a, b, net=net, sizes=sizes)
+
+  return Metric(description, formula, has_network=True)
+
+
+def _over_hole(a: Image, b: Image, mask: Mask, networks: Networks, sizes: Sizes | None) -> PerImage:
+  return lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b, sizes=sizes), mask, sizes)
 
 
 def _flat_ssim(side: int) -> Metric:
@@ -78,11 +105,12 @@ def _flat_ssim(side: int) -> Metric:
 
 def _grey(image: Image) -> metrics.Pixels:
   # Luma as scikit-image's rgb2gray weighs it; the weights' sum is 1, so the range stays.
-  return jnp.sum(image * jnp.array((0.2125, 0.7154, 0.0721)).reshape(1, 1, 1, 3), axis=-1, keepdims=True)
+  weights = np.array((0.2125, 0.7154, 0.0721), np.float32).reshape(1, 1, 1, 3)
+  return (image * weights).sum(axis=-1, keepdims=True)
 
 
 def _mean(image: Image) -> metrics.Pixels:
-  return jnp.mean(image, axis=-1, keepdims=True)
+  return image.mean(axis=-1, keepdims=True)
 
 
 _PSNR = _whole("dB over RGB, mean of the images' dB", metrics.psnr)
@@ -92,10 +120,7 @@ _SCALES = "{scales} scales (five from 161 pixels on), Wang et al. 2003, weights 
 _L1 = _whole("mean of |a - b| over RGB", metrics.l1)
 _MAE = _whole("sum of |a - b| over sum of a + b over RGB", metrics.mae_relative)
 _ALEX, _VGG = _lpips("v0.1, AlexNet", "alex"), _lpips("v0.1, VGG16", "vgg")
-_HOLE_ALEX: Metric = (
-  "v0.1, AlexNet, spatial, mean over the hole's pixels",
-  lambda a, b, mask, networks: lpips.hole_distance(lpips.lpips_maps(networks["alex"], a, b), mask),
-)
+_HOLE_ALEX = Metric("v0.1, AlexNet, spatial, mean over the hole's pixels", _over_hole, has_network=True)
 _SEAM = "mean error of the steps between neighbours across the hole's boundary"
 _DETAIL = "dB, Laplacian energy of luma over the hole against the truth's: 0 is as sharp, -3 has half of it"
 _GREY_SSIM = "flat window of 51 pixels, sample covariance, grey pictures (scikit-image's structural_similarity)"
@@ -114,11 +139,11 @@ _ALL = (
       "l1": _L1,
       "lpips": _ALEX,
       "lpips_vgg": _VGG,
-      "psnr_hole": _hole("psnr over the hole's pixels alone", metrics.psnr_hole),
-      "l1_hole": _hole("l1 over the hole's pixels alone", metrics.l1_hole),
+      "psnr_hole": Metric("psnr over the hole's pixels alone", metrics.psnr_hole),
+      "l1_hole": Metric("l1 over the hole's pixels alone", metrics.l1_hole),
       "lpips_hole": _HOLE_ALEX,
-      "boundary_error": _hole(_SEAM, metrics.boundary_error),
-      "detail": _hole(_DETAIL, metrics.detail),
+      "boundary_error": Metric(_SEAM, metrics.boundary_error),
+      "detail": Metric(_DETAIL, metrics.detail),
     },
   ),
   Protocol(
@@ -142,7 +167,7 @@ _ALL = (
     32,
     "HINT, src/HINT.py (SEM-Net, MxT alike); there uint8 is cut off, not rounded; l1, lpips of floats",
     {
-      "psnr": _whole(f"{_PSNR[0]}, at most 100", lambda a, b: jnp.minimum(metrics.psnr(a, b), 100.0)),
+      "psnr": _whole(f"{_PSNR.description}, at most 100", lambda a, b: metrics.psnr(a, b).clip(max=100.0)),
       "ssim": _flat_ssim(7),
       "l1": _L1,
       "lpips": _VGG,

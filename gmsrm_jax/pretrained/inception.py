@@ -23,6 +23,7 @@ from gmsrm_jax.arrays import Image
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.files import cache_folder
 from gmsrm_jax.pretrained import weight_files
+from gmsrm_jax.pretrained.canvas import Sizes, resize_inside
 
 NAME = "pt_inception-2015-12-05-6726825d.pth"
 URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{NAME}"
@@ -101,16 +102,16 @@ def _step(params: Params, block: str, x: Map, step: str) -> Map:
   return _conv(params, f"{block}.{name}", x, 2 if halved else 1, valid=bool(halved))
 
 
-def resize(image: Image) -> Float[Array, "b 299 299 3"]:
+def resize(image: Image, sizes: Sizes | None = None) -> Float[Array, "b 299 299 3"]:
   """To 299 x 299 in the way of `RESIZE`."""
-  shape = (image.shape[0], SIDE, SIDE, 3)
-  return jax.image.resize(image, shape, "bilinear", antialias=False, precision=jax.lax.Precision.HIGHEST)
+  target = None if sizes is None else jnp.full_like(sizes, SIDE)
+  return resize_inside(image, sizes, target, (SIDE, SIDE))
 
 
 @jax.named_scope("inception")
-def inception_features(params: Params, image: Image) -> Float[Array, "b 2048"]:
+def inception_features(params: Params, image: Image, sizes: Sizes | None = None) -> Float[Array, "b 2048"]:
   """The feature vectors that FID and KID compare, of images in [-1, 1] of any size."""
-  x = _conv(params, "Conv2d_1a_3x3", resize(image.astype(jnp.float32)), 2, valid=True)
+  x = _conv(params, "Conv2d_1a_3x3", resize(image.astype(jnp.float32), sizes), 2, valid=True)
   x = _conv(params, "Conv2d_2a_3x3", x, valid=True)
   x = nn.max_pool(_conv(params, "Conv2d_2b_3x3", x), (3, 3), (2, 2))
   x = _conv(params, "Conv2d_3b_1x1", x)

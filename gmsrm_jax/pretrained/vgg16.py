@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image
+from gmsrm_jax.pretrained.canvas import Sizes, inside, mean_inside
 from gmsrm_jax.pretrained.weight_files import Params, load_lpips_weights
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
@@ -70,26 +71,29 @@ def vgg16_features(
   layers: Sequence[str] = LAYERS,
   dtype: jax.typing.DTypeLike = jnp.float32,
   precision: jax.lax.Precision | None = None,
+  sizes: Sizes | None = None,
 ) -> tuple[Float[Array, "b _h _w _c"], ...]:
   """Activations after the named ReLUs, in the order of the names, of an image in [-1, 1].
 
-  Simonyan & Zisserman 2015, as in torchvision. Nothing deeper than the deepest named layer is computed.
+  Simonyan & Zisserman 2015, as in torchvision. Nothing deeper than the deepest named layer is computed. `sizes` are
+  those of pictures on larger canvases, as `inside` has it.
   """
   names = [f"relu{block}_{i}" for block, depth in enumerate(_BLOCKS, 1) for i in range(1, depth + 1)]
   depth = max(names.index(layer) for layer in layers) + 1
-  x = normalise(image).astype(dtype)
+  x = inside(normalise(image).astype(dtype), sizes)
   activations = {}
   for name, convolution in zip(names[:depth], params["convolutions"], strict=False):
     if name.endswith("_1") and name != "relu1_1":
-      x = _halved(x)
-    activations[name] = x = relu_conv(convolution, x, 1, 1, precision)
+      sizes = None if sizes is None else sizes // 2
+      x = inside(_halved(x), sizes)
+    activations[name] = x = inside(relu_conv(convolution, x, 1, 1, precision), sizes)
   return tuple(activations[layer] for layer in layers)
 
 
-def vgg16_embedding(params: Params, image: Image) -> Float[Array, "b 512"]:
+def vgg16_embedding(params: Params, image: Image, sizes: Sizes | None = None) -> Float[Array, "b 512"]:
   """The mean of relu5_3 over all places, for distances of sets where Inception's weights are not at hand.
 
   Name such a distance FD-VGG16 or KID-VGG16, never FID: the numbers have nothing to do with each other.
   """
-  (deepest,) = vgg16_features(params, image, layers=("relu5_3",), precision=jax.lax.Precision.HIGHEST)
-  return jnp.mean(deepest, axis=(1, 2))
+  (deepest,) = vgg16_features(params, image, layers=("relu5_3",), precision=jax.lax.Precision.HIGHEST, sizes=sizes)
+  return mean_inside(deepest, None if sizes is None else sizes // 16)
