@@ -110,8 +110,7 @@ class MemoryConfig:
       self.slot_dim % self.heads == 0,
       f"memory.slot_dim={self.slot_dim} is not divisible by memory.heads={self.heads}: choose a multiple",
     )
-    count = self.num_slots
-    require(0 <= self.top <= count, f"memory.top={self.top} is out of range: read 1 to {count} slots, or all with 0")
+    require(0 <= self.top <= self.num_slots, f"memory.top={self.top}: read 1 to {self.num_slots} slots, or all with 0")
 
   @property
   def num_slots(self) -> int:
@@ -158,9 +157,8 @@ class MaskConfig:
         f"mask.{kind}={getattr(self, kind)} needs files: set mask.{kind}_folder to a folder of mask files",
       )
     require(any(getattr(self, kind) > 0 for kind in MASK_KINDS), "every mask weight is 0: give one mask kind a weight")
-    require(
-      self.area_min <= self.area_max, f"mask.area_min={self.area_min} exceeds area_max={self.area_max}: swap them"
-    )
+    low, high = self.area_min, self.area_max
+    require(low <= high, f"mask.area_min={low} exceeds area_max={high}: swap them")
 
   @property
   def weights(self) -> dict[str, float]:
@@ -251,6 +249,7 @@ class EvalConfig:
 
   protocol: str = "ours"  # how pictures are scored: ours, or as edgeconnect, aotgan, hint, mat or spl do
   baselines: str = "telea,navier_stokes,biharmonic,initial,mean"  # fills beside the model's, with commas; empty: none
+  costly: str = "auto"  # folders: VGG16, biharmonic, whole LPIPS; always, never, or auto: up to 512x512 pixels
   inception_weights: str = ""  # FID's InceptionV3, a file, or 'download'; empty: where a download left it, else no FID
   batch_size: int = 8  # images read and filled per step; does not change the numbers
   max_images: int = 0  # evaluate the first N images in name order; 0 takes all
@@ -268,6 +267,7 @@ class EvalConfig:
     require(len({*baselines}) == len(baselines), f"eval.baselines={self.baselines!r} names one twice: name each once")
     check_seed("eval.mask_seed", self.mask_seed)
     _check(self, "eval.", positive="batch_size", not_negative="max_images mask_dilate")
+    one_of("eval.costly", self.costly, ("auto", "always", "never"))
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
 
 

@@ -29,7 +29,7 @@ FLOORS: tuple[dict[str, str], ...] = (
   {GROUND: "__init__ arrays config errors files overrides panels"},
   {
     "models": "__init__ blocks codebook context decoder discriminator encoder generator inpainter memory retrieval",
-    "pretrained": "__init__ inception lpips vgg16 weight_files",
+    "pretrained": "__init__ canvas inception lpips vgg16 weight_files",
     "parallel": "__init__ backend fixed_batches preemption processes sharding",
     "data": "__init__ augment datasets pictures pipeline prepare records sources workers masks.__init__ masks.draw"
     " masks.fixed masks.hole_files masks.shapes masks.strokes",
@@ -44,7 +44,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     " tiling"
   },
   {
-    "evaluation": "__init__ baselines distribution from_files held_out metrics protocols report scorer",
+    "evaluation": "__init__ baselines distribution from_files held_out judge metrics protocols report scorer",
     "serving": "__init__ connections requests server",
     "hardware": "__init__ benchmark compare machine measure tpu.__init__ tpu.collectives tpu.compile tpu.roofline"
     " tpu.topologies",

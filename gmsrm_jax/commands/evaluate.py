@@ -6,9 +6,11 @@ One code path for the end of a training run, for a checkpoint later and for fold
 from __future__ import annotations
 
 import argparse
+import collections
 import dataclasses
 import pathlib
 import sys
+import time
 from collections.abc import Mapping
 
 from gmsrm_jax import files, overrides
@@ -21,7 +23,7 @@ from gmsrm_jax.evaluation.from_files import FolderPictures
 from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, report_files, summary, write_report
-from gmsrm_jax.evaluation.scorer import make_measure, score
+from gmsrm_jax.evaluation.scorer import make_feature_measure, make_measure, score, score_judged
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.curves import draw_curves
@@ -80,13 +82,10 @@ def _evaluate_folders(flags: argparse.Namespace, first: str) -> None:
   else:  # nothing but the settings' own defaults is meant
     config = overrides.override(dataclasses.replace(load("demo"), eval=EvalConfig()), flags.set or [])
   backend.check(flags.platform)
-  pictures = FolderPictures(
-    flags.images, flags.inpainted, flags.masks, invert=flags.mask_invert, limit=config.eval.max_images
-  )
-  fills = baselines(config.eval.baselines) if flags.masks else {}
+  pictures = FolderPictures(flags.images, flags.inpainted, flags.masks, invert=flags.mask_invert, settings=config.eval)
   root = pathlib.Path(flags.output)
   files.check_inputs_stay(report_files(root), pictures.files())
-  _report(config.eval, pictures, fills, root)
+  _report(config.eval, pictures, baselines(pictures.baselines), root)
 
 
 def _report(
@@ -95,22 +94,28 @@ def _report(
   fills: Mapping[str, Fill],
   root: pathlib.Path,
 ) -> None:
+  began = time.perf_counter()
   held_out = isinstance(pictures, HeldOutPictures)
-  protocol = PROTOCOLS[config.protocol]
+  protocol = PROTOCOLS[config.protocol] if held_out else pictures.protocol
   protocol.check(*pictures.least_size)
-  measure = make_measure(config)
-  print(
-    f"scoring {len(pictures)} pictures with {len(fills)} methods; compiling that takes up to half a minute", flush=True
-  )
-  scores = score(pictures, fills, measure.program, config.batch_size, pictures.watch if held_out else None)
+  print(f"scoring {len(pictures)} pictures, {len(fills)} fills beside them; programs take half a minute", flush=True)
+  if held_out:
+    measure = make_measure(config)
+    scores = score(pictures, fills, measure.program, config.batch_size, pictures.watch)
+    pictures.save_panels(root / "samples")
+  else:
+    measure = make_feature_measure(config, protocol, has_vgg16=pictures.is_whole)
+    scores = score_judged(pictures, measure.program, protocol, config.batch_size)
   head = pictures.describe()
   head["notes"] = [*head["notes"], measure.note]
   head["protocol"] = {**protocol.describe(*pictures.least_size), **head["protocol"]}
-  if held_out:
-    pictures.save_panels(root / "samples")
   head |= {"weights": measure.weights, "commit": files.git_commit(), "versions": files.versions()}
   report = make_report(head, scores)
   write_report(root, report, pictures.read_again, fills, scores)
-  print(f"{summary(report)}\nreport: {root / REPORT}.md")
+  print(summary(report))
+  if scores.seconds:
+    spent = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in collections.Counter(scores.seconds).most_common())
+    print(f"time: {time.perf_counter() - began:.0f} s, of all processes {spent}")
+  print(f"report: {root / REPORT}.md")
   if not report["self_check"]["passed"]:
     print(f"warning: the self-check of these numbers failed: see {root / REPORT}.md", file=sys.stderr)

@@ -6,15 +6,12 @@ import functools
 from collections.abc import Callable
 
 import cv2
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import names_in
-from gmsrm_jax.models.blocks import push_pull_fill
-from gmsrm_jax.parallel.fixed_batches import in_fixed_batches
+from gmsrm_jax.models.blocks import FILL_SWEEPS
 
 Images = UInt8[np.ndarray, "b h w 3"]
 Masks = UInt8[np.ndarray, "b h w 1"]
@@ -53,17 +50,27 @@ def biharmonic_fill(images: Images, masks: Masks) -> Images:
 
 
 def initial_fill(images: Images, masks: Masks) -> Images:
-  """The smooth fill that the network starts from: what a method adds to this one was learned."""
-  return _initial_program()(images, masks)
+  """The smooth fill that the network starts from, to rounding: what a method adds to this one was learned."""
+  known = 1.0 - mask_from_uint8(masks)
+  pairs = zip(image_from_uint8(images) * known, known, strict=True)
+  smooth = np.stack([_push_pull(colour, weight) for colour, weight in pairs])
+  return np.where(masks > 0, image_to_uint8(smooth), images)
 
 
-@functools.cache
-def _initial_program() -> Fill:
-  def fill(_: tuple[()], images: jax.Array, masks: jax.Array) -> jax.Array:
-    smooth = push_pull_fill(image_from_uint8(images), mask_from_uint8(masks))
-    return jnp.where(masks > 0, image_to_uint8(smooth), images)
-
-  return in_fixed_batches(fill)
+def _push_pull(colour: Float[np.ndarray, "h w 3"], weight: Float[np.ndarray, "h w 1"]) -> Float[np.ndarray, "h w 3"]:
+  """That of `models.blocks`, which compiles for seconds for every size."""
+  height, width = weight.shape[:2]
+  if height == width == 1:
+    return colour
+  both = np.pad(np.concatenate([colour, weight], axis=-1), ((0, height % 2), (0, width % 2), (0, 0)))
+  sums = both[::2, ::2] + both[1::2, ::2] + both[::2, 1::2] + both[1::2, 1::2]
+  coarse_weight = sums[..., 3:].clip(max=1.0)
+  coarse = _push_pull(sums[..., :3] / sums[..., 3:].clip(1e-6) * coarse_weight, coarse_weight)
+  filled = colour + (1.0 - weight) * cv2.resize(coarse, None, fx=2, fy=2)[:height, :width]
+  for _ in range(FILL_SWEEPS):
+    x = np.pad(filled, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    filled = colour + (1.0 - weight) * (0.25 * (x[:-2, 1:-1] + x[2:, 1:-1] + x[1:-1, :-2] + x[1:-1, 2:]))
+  return filled
 
 
 _FILLS: dict[str, tuple[str, Fill]] = {

@@ -6,24 +6,29 @@ transparent is laid on white, in truth and result alike. The report counts such 
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
+from gmsrm_jax.config import EvalConfig, names_in
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks import hole_files
-from gmsrm_jax.data.masks.fixed import BUCKETS, Bucket, bucket_name, mask_bytes
 from gmsrm_jax.errors import require
-from gmsrm_jax.evaluation.scorer import ALL, Picture
-from gmsrm_jax.inference import file_pairs, photos
+from gmsrm_jax.evaluation import judge
+from gmsrm_jax.evaluation.protocols import PROTOCOLS
+from gmsrm_jax.evaluation.scorer import Judged, Picture
+from gmsrm_jax.inference import file_pairs
 
-_BOUNDS = (*BUCKETS, (BUCKETS[-1][1], 1.0))  # holes beyond the last bucket are scored, too
+LARGE = 512 * 512
+"""Pixels beyond which a network or an equation takes seconds for a picture: see `eval.costly`."""
+
+_BARELY = 4_000_000  # pixels of all pictures that are judged sooner than other processes have started
+_OWN_CANVASES = 4  # sizes of pictures that may have programs of their own
 
 _log = logging.getLogger(__name__)
 
@@ -45,18 +50,17 @@ class FolderPictures:
     masks: Sequence[str] | None,
     *,
     invert: bool = False,
-    limit: int = 0,
+    settings: EvalConfig | None = None,
   ):
+    settings = settings or EvalConfig()
     self._images, self._inpainted = file_pairs.shown(images), file_pairs.shown(inpainted)
     self._masks, self._invert = file_pairs.shown(masks) if masks else None, invert
     self.method = (len(inpainted) == 1 and pathlib.Path(inpainted[0]).name) or "inpainted"
     self._notes: list[str] = []
-    self._deep: set[pathlib.Path] = set()
-    self._transparent: set[pathlib.Path] = set()
-    self._several: set[pathlib.Path] = set()
-    self._digest, self._masks_digest = hashlib.sha256(), hashlib.sha256()
+    self._kinds: dict[str, set[pathlib.Path]] = collections.defaultdict(set)
+    self._digests: dict[str, tuple[bytes, bytes]] = {}
     truths, holes = file_pairs.find_files(images, masks, inpainted)
-    truths = {stem: truths[stem] for stem in sorted(truths)[: limit or None]}
+    truths = {stem: truths[stem] for stem in sorted(truths)[: settings.max_images or None]}
     found = file_pairs.list_files("--inpainted", inpainted, filter(os.path.isdir, [*images, *(masks or ())]))
     results = file_pairs.by_stem("--inpainted", found)
     pairs = [file_pairs.Pair(truth, None, truth.stem) for truth in truths.values()]
@@ -78,7 +82,35 @@ class FolderPictures:
       f"no picture of --inpainted={self._inpainted} has the name of one in --images={self._images}"
       f"{f' and in --masks={self._masks}' if masks else ''}, so nothing can be scored: name results like their truth",
     )
-    self.least_size = min((_common_size(*files) for files in self._files.values()), key=min)  # height, width
+    self._sizes = {stem: _common_size(*files) for stem, files in self._files.items()}
+    self.least_size = min(self._sizes.values(), key=min)  # height, width
+    self._choose_work(settings)
+
+  def _choose_work(self, settings: EvalConfig) -> None:
+    """Decides what is too costly for such pictures, and how they are laid out for networks."""
+    areas = {stem: math.prod(size) for stem, size in self._sizes.items()}
+    large = sum(area > LARGE for area in areas.values())
+    self.is_whole = settings.costly == "always" or (settings.costly == "auto" and not large)
+    self.protocol, names = PROTOCOLS[settings.protocol], settings.baselines if self._masks else ""
+    if not self.is_whole:
+      self.protocol, side = self.protocol.without_vgg16(), math.isqrt(LARGE)
+      names = ",".join(name for name in names_in(names) if name != "biharmonic")
+      self._note(
+        f"{large} of {len(areas)} pictures have more than {side}x{side} pixels: LPIPS is that of copies reduced to as "
+        "many, without LPIPS on VGG16, its distances and the biharmonic fill; eval.costly=always has all, in "
+        "ten times the time"
+      )
+    self.baselines = names
+    seen = {stem: judge.reduced(size, math.inf if self.is_whole else LARGE) for stem, size in self._sizes.items()}
+    own = len({*seen.values()}) <= _OWN_CANVASES
+    canvases = {stem: size if own else judge.canvas_of(size) for stem, size in seen.items()}
+    tasks = {
+      stem: judge.Task(stem, *files, self.method, self._invert, names, settings.protocol, seen[stem], canvases[stem])
+      for stem, files in self._files.items()
+    }
+    # The largest first, so that no process is left with one at the end; those of one canvas together.
+    self._tasks = dict(sorted(tasks.items(), key=lambda item: (canvases[item[0]], areas[item[0]]), reverse=True))
+    self.processes = min(len(tasks), os.cpu_count() or 1) if sum(areas.values()) > _BARELY else 1
 
   def _leave_out(self, stems: Sequence[str], why: str) -> None:
     if stems:
@@ -96,20 +128,19 @@ class FolderPictures:
   def __len__(self) -> int:
     return len(self._files)
 
-  def __iter__(self) -> Iterator[Picture]:
+  def __iter__(self) -> Iterator[Judged]:
     without_hole, large = [], 0
-    for stem, (_, result, _) in self._files.items():
-      data = result.read_bytes()
-      self._digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + hashlib.sha256(data).digest())
-      picture = self._read(stem, data)
-      large += picture.mask.mean() > hole_files.LARGE
-      if picture.mask.any():
-        self._masks_digest.update(mask_bytes(stem, area_bounds(picture.mask), picture.mask[..., 0]))
-        yield picture
+    for judged in judge.in_processes(judge.judge, self._tasks.values(), self.processes):
+      self._digests[judged.name] = judged.digests
+      for kind, files in judged.kinds.items():
+        self._kinds[kind].update(files)
+      large += judged.share > hole_files.LARGE
+      if judged.methods:
+        yield judged
       else:
-        without_hole.append(stem)
+        without_hole.append(judged.name)
     white = f"white is hole, above {hole_files.THRESHOLD} of 255"
-    self._leave_out(without_hole, f"a mask without a hole ({white})")
+    self._leave_out(sorted(without_hole), f"a mask without a hole ({white})")
     scored = len(self._files) - len(without_hole)
     require(scored > 0, f"no mask of --masks={self._masks} has a hole ({white}): see --mask_invert")
     if self._masks and large > scored / 2:
@@ -118,52 +149,28 @@ class FolderPictures:
 
   def read_again(self, bucket: str, name: str) -> Picture:
     """Reads one picture and its hole again, for the pictures of the report."""
-    return self._read(name, self._files[name][1].read_bytes())
-
-  def _read(self, stem: str, data: bytes) -> Picture:
-    truth, result, hole = self._files[stem]
-    image, fill = self._pixels(truth, truth.read_bytes()), self._pixels(result, data)
-    if hole is None:
-      return Picture(ALL, stem, image, np.ones_like(image[..., :1]), {self.method: fill})
-    mask = hole_files.read_hole(hole, invert=self._invert)[..., None]
-    return Picture(bucket_name(area_bounds(mask)), stem, image, mask, {self.method: fill})
-
-  def _pixels(self, path: pathlib.Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    photo = photos.read_photo(data, str(path))
-    if photo.mode.endswith(";16"):
-      self._deep.add(path)
-    if photo.alpha is not None and photo.alpha.min() < 255:
-      self._transparent.add(path)
-    if photo.frames > 1:
-      self._several.add(path)
-    return photo.rgb
+    return judge.read(self._tasks[name])[0]
 
   def describe(self) -> dict[str, Any]:
     """The head of a report, with the hashes of pictures and masks; whole after the iteration."""
-    notes = list(self._notes)
-    if self._deep:
-      notes.append(f"{len(self._deep)} files have 16 bits per channel, taken to the nearest of 256 levels")
-    if self._transparent:
-      notes.append(f"{len(self._transparent)} files have transparent pixels, laid on white")
-    if self._several:
-      notes.append(f"{len(self._several)} files hold several pictures or pages, of which the first is scored")
+    notes = [*self._notes, *(f"{len(files)} files {kind}" for kind, files in self._kinds.items())]
+    digest, masks_digest = hashlib.sha256(), hashlib.sha256()
+    for stem in self._files:
+      of_result, of_mask = self._digests[stem]
+      digest.update(stem.encode("utf-8", "surrogateescape") + b"\0" + of_result)
+      masks_digest.update(of_mask)
     return {
       "title": f"{self._inpainted} against {self._images}",
       "notes": notes,
       "protocol": {
         "truth": self._images,
         "inpainted": self._inpainted,
-        "inpainted_sha256": self._digest.hexdigest(),
+        "inpainted_sha256": digest.hexdigest(),
         "masks": self._masks,
-        "masks_sha256": self._masks_digest.hexdigest() if self._masks else None,
+        "masks_sha256": masks_digest.hexdigest() if self._masks else None,
         "composite": self._masks is not None,
       },
     }
-
-
-def area_bounds(mask: UInt8[np.ndarray, "h w 1"]) -> Bucket:
-  """The bucket of a hole by its share of the image; the lowest where there is none."""
-  return next(bounds for bounds in _BOUNDS if mask.mean() <= bounds[1])
 
 
 def _common_size(truth: pathlib.Path, *others: pathlib.Path | None) -> tuple[int, int]:

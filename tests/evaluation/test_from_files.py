@@ -16,9 +16,11 @@ import skimage.data
 from PIL import Image
 
 import run
+from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.data.masks.fixed import bucket_name, mask_bytes
 from gmsrm_jax.errors import ConfigError
-from gmsrm_jax.evaluation.from_files import FolderPictures, area_bounds
+from gmsrm_jax.evaluation.from_files import FolderPictures
+from gmsrm_jax.evaluation.judge import area_bounds
 from gmsrm_jax.evaluation.scorer import ALL
 from gmsrm_jax.inference import photos
 from tests.trained import one_line
@@ -54,6 +56,10 @@ def opened(tree, **options):
   return FolderPictures([str(tree / "truth")], [str(tree / "filled")], [str(tree / "masks")], **options)
 
 
+def pictures_of(folder):
+  return {picture.name: picture for picture in sorted(folder, key=lambda picture: picture.name)}
+
+
 def flags(tree, *more):
   names = {"images": "truth", "inpainted": "filled", "output": "out"}
   where = [f"--{flag}={tree / folder}" for flag, folder in names.items()]
@@ -69,7 +75,7 @@ def test_pictures_are_paired_by_stem_put_into_buckets_by_area_and_read_once(tree
   read, read_photo = collections.Counter(), photos.read_photo
   monkeypatch.setattr(photos, "read_photo", lambda data, name: read.update([name]) or read_photo(data, name))
   folder = opened(tree)
-  pictures = {picture.name: picture for picture in folder}
+  pictures = pictures_of(folder)
   assert set(read.values()) == {1} and len(read) == 8
   assert [(p.name, p.bucket) for p in pictures.values()] == list(
     zip(NAMES, ("10-20%", "10-20%", "40-50%", "60-100%"), strict=True)
@@ -77,7 +83,7 @@ def test_pictures_are_paired_by_stem_put_into_buckets_by_area_and_read_once(tree
   digest = hashlib.sha256()
   for name, picture in pictures.items():
     np.testing.assert_array_equal(picture.image, pixels(tree / "truth" / f"{name}.png"))
-    np.testing.assert_array_equal(picture.fills["filled"], pixels(tree / "filled" / f"{name}.png"))
+    np.testing.assert_array_equal(picture.fills[0], pixels(tree / "filled" / f"{name}.png"))
     np.testing.assert_array_equal(picture.mask[..., 0] * 255, pixels(tree / "masks" / f"{name}.png"))
     digest.update(mask_bytes(name, area_bounds(picture.mask), picture.mask[..., 0]))
   assert folder.describe()["protocol"]["masks_sha256"] == digest.hexdigest()
@@ -123,8 +129,32 @@ def test_what_has_no_partner_or_no_hole_is_named_and_the_others_are_scored(tree,
   assert all(note in caplog.text for note in notes)
 
 
+def test_of_large_pictures_the_costly_part_is_left_out_with_a_word_unless_it_is_asked_for(tree, capsys):
+  """Five sizes besides, so that pictures share canvases."""
+  shapes = {"e": (520, 520), "f": (33, 60), "g": (64, 35)}
+  for name, (height, width) in shapes.items():
+    truth, mask = cv2.resize(PHOTO, (width, height)), np.zeros((height, width), np.uint8)
+    mask[4:20, 4:25] = 255
+    for folder, picture in (("truth", truth), ("masks", mask), ("filled", 255 - truth)):
+      write(tree / folder / f"{name}.png", picture)
+  whole = opened(tree, settings=EvalConfig(costly="always"))
+  assert whole.is_whole and "biharmonic" in whole.baselines and "lpips_vgg" in whole.protocol.metrics
+  folder = opened(tree)
+  assert {picture.image.shape[:2] for picture in folder} == {(48, 48), (512, 512), (48, 64), (64, 48)}
+  assert opened(tree, settings=EvalConfig(max_images=4)).is_whole, "of small ones nothing is left out"
+  numbers = report(tree, f"--masks={tree / 'masks'}")
+  assert re.search(r"^time: \d+ s, of all processes", capsys.readouterr().out, re.MULTILINE)
+  assert any("1 of 7 pictures have more than 512x512" in note for note in numbers["notes"])
+  assert numbers["distribution"]["filled"]["all"] == {} and numbers["self_check"]["passed"]
+  truth, filled = pixels(tree / "truth" / "e.png"), pixels(tree / "filled" / "e.png")
+  squares = np.square(np.float64(truth) - filled)[pixels(tree / "masks" / "e.png") > 0].sum() / truth.size
+  with (tree / "out" / "report.csv").open() as file:
+    (psnr,) = [row["psnr"] for row in csv.DictReader(file) if (row["method"], row["image"]) == ("filled", "e")]
+  np.testing.assert_allclose(float(psnr), 10 * np.log10(255**2 / squares), rtol=1e-5)
+
+
 def test_16_bits_and_alpha_are_converted_by_the_stated_rule(tree):
-  before = {picture.name: picture.fills["filled"] for picture in opened(tree)}
+  before = {picture.name: picture.fills[0] for picture in opened(tree)}
   deep = before["a"].astype(np.uint16) * 257 + 100  # less than half a level off
   deep[before["a"] == 255] = 65535
   assert cv2.imwrite(str(tree / "filled" / "a.png"), deep[..., ::-1])
@@ -134,7 +164,7 @@ def test_16_bits_and_alpha_are_converted_by_the_stated_rule(tree):
   image.putalpha(Image.fromarray(alpha))
   image.save(tree / "filled" / "c.png")
   folder = opened(tree)
-  after = {picture.name: picture.fills["filled"] for picture in folder}
+  after = {picture.name: picture.fills[0] for picture in folder}
   np.testing.assert_array_equal(after["a"], before["a"])
   assert (after["c"][0] == 255).all()
   np.testing.assert_array_equal(after["c"][1:], before["c"][1:])
@@ -144,18 +174,18 @@ def test_16_bits_and_alpha_are_converted_by_the_stated_rule(tree):
 @pytest.mark.parametrize("suffix", ["tif", "png", "jpg"])
 def test_a_turned_file_is_as_large_as_it_is_seen(tree, suffix):
   """Orientation 6: stored lying, seen standing; Pillow itself turns a TIFF's pixels and size."""
-  stored, standing = np.full((20, 30, 3), 90, np.uint8), np.full((30, 20, 3), 90, np.uint8)
+  stored, standing = np.full((34, 50, 3), 90, np.uint8), np.full((50, 34, 3), 90, np.uint8)
   for folder in ("truth", "filled"):
     (tree / folder / "a.png").unlink()
     exif = Image.Exif()
     exif[274] = 6
     Image.fromarray(stored).save(tree / folder / f"a.{suffix}", exif=exif)
-  write(tree / "masks" / "a.png", np.full((30, 20), 255, np.uint8))
+  write(tree / "masks" / "a.png", np.full((50, 34), 255, np.uint8))
   folder = opened(tree)
-  assert folder.least_size == (30, 20)
-  first = next(iter(folder))
+  assert folder.least_size == (50, 34)
+  first = pictures_of(folder)["a"]
   np.testing.assert_array_equal(first.image, standing)
-  np.testing.assert_array_equal(first.fills["filled"], standing)
+  np.testing.assert_array_equal(first.fills[0], standing)
 
 
 def test_of_several_pages_the_first_is_scored_with_a_word(tree):
@@ -163,7 +193,7 @@ def test_of_several_pages_the_first_is_scored_with_a_word(tree):
   (tree / "filled" / "a.png").unlink()
   image.save(tree / "filled" / "a.tif", save_all=True, append_images=[image.rotate(90)])
   folder = opened(tree)
-  np.testing.assert_array_equal(next(iter(folder)).fills["filled"], np.asarray(image))
+  np.testing.assert_array_equal(pictures_of(folder)["a"].fills[0], np.asarray(image))
   assert [note for note in folder.describe()["notes"] if note.startswith("1 files hold several")]
 
 
@@ -190,7 +220,7 @@ def test_masks_beside_the_truth_and_results_called_like_them_as_lama_has_it(tree
     (tree / "masks" / f"{name}.png").rename(tree / "truth" / f"{name}_mask001.png")
     (tree / "filled" / f"{name}.png").rename(tree / "filled" / f"{name}_mask001.png")
   folder = FolderPictures([str(tree / "truth")], [str(tree / "filled")], [str(tree / "truth")])
-  assert [picture.name for picture in folder] == list(NAMES)
+  assert list(pictures_of(folder)) == list(NAMES)
   with pytest.raises(ConfigError, match="compared with itself"):
     FolderPictures([str(tree / "filled")], [str(tree / "filled")], None)
 

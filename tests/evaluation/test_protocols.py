@@ -161,3 +161,12 @@ def test_scoring_a_second_fill_costs_half_of_the_first(networks):
     return jax.jit(both).lower(networks, fills, picture, mask).compile().cost_analysis()["flops"]
 
   assert work([picture, picture]) < 1.6 * work([picture])
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_numpy_measures_what_jax_measures(name, networks, pairs):
+  expected, actual = scorer(name)(networks, *pairs), PROTOCOLS[name].score_pixels(*pairs)
+  assert {metric for metric in expected if not metric.startswith("lpips")} == actual.keys()
+  for metric, values in actual.items():
+    assert isinstance(values, np.ndarray)
+    np.testing.assert_allclose(values, expected[metric], rtol=1e-4, atol=2e-5, err_msg=metric)
