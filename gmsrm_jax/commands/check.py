@@ -9,11 +9,13 @@ import argparse
 import collections
 import concurrent.futures
 import hashlib
+import math
 import os
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import cv2
 import jax
 import numpy as np
 from tabulate import tabulate
@@ -25,12 +27,15 @@ from gmsrm_jax.data import pictures, pipeline, sources
 from gmsrm_jax.data.masks import draw
 from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.evaluation.distribution import KERNEL_LEAST
 from gmsrm_jax.files import versions
 from gmsrm_jax.parallel import backend
 
 _DRAWS = 200  # training holes whose areas are told
 _MASKED_IMAGES = 32  # held-out images whose holes are told
 _SHOWN = 5  # names of one kind that are listed
+_ENLARGED = 0.25  # share of the training windows that may be enlarged without a word
+_ALIKE = 32  # bits of 256 that differ between two pictures that are one; other photographs differ in 69 at least
 _CHUNK = 4096  # files handed to the threads at once, because a queue of millions takes gigabytes
 
 
@@ -42,6 +47,7 @@ class Scan(NamedTuple):
   height: int = 0
   width: int = 0
   digest: str = ""  # of shape and pixels: the same picture in another file counts as the same
+  look: bytes = b""  # bits of `_look`; empty where there is nothing to see
   reason: str = ""
 
 
@@ -83,6 +89,8 @@ def check(config: Config) -> None:
         f"{len(shared)} held-out pictures are training pictures too ({', '.join(val for _, val in shared[:_SHOWN])}"
         f"{', …' if len(shared) > _SHOWN else ''}), so data.val={config.data.val!r} would flatter: remove them from one"
       )
+    for doubt in doubts(config, scans["train"], scans["val"]):
+      print(f"warning: {doubt}")
   if "val" in scans:
     try:
       print(f"\n{describe_masks(config)}")
@@ -126,7 +134,14 @@ def scan(source: sources.Source, split: str) -> Iterator[Scan]:
 def _seen(name: str, kind: str, image: np.ndarray) -> Scan:
   height, width = image.shape[:2]
   digest = hashlib.sha256(b"%d %d " % (height, width) + image.tobytes()).hexdigest()
-  return Scan(name, kind, height, width, digest)
+  return Scan(name, kind, height, width, digest, _look(image))
+
+
+def _look(image: np.ndarray) -> bytes:
+  """Which of 16x17 cells are brighter than the one to the left: bits that a copy of another size or quality shares."""
+  cells = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (17, 16), interpolation=cv2.INTER_AREA)
+  bits = cells[:, 1:] > cells[:, :-1]
+  return np.packbits(bits).tobytes() if 0.1 < bits.mean() < 0.9 else b""
 
 
 def duplicates(files: Sequence[Scan]) -> list[list[str]]:
@@ -142,6 +157,50 @@ def shared_images(train: Sequence[Scan], val: Sequence[Scan]) -> list[tuple[str,
   """(training name, held-out name) of every held-out picture that is a training picture too."""
   known = {file.digest: file.name for file in reversed(train) if file.digest}
   return [(known[file.digest], file.name) for file in val if file.digest in known]
+
+
+def near_copies(train: Sequence[Scan], val: Sequence[Scan]) -> list[tuple[str, str]]:
+  """(training name, held-out name) of every held-out picture that looks like a training picture and is not equal."""
+  seen = [file for file in train if file.look]
+  looks = np.array([np.frombuffer(file.look, np.uint64) for file in seen]).reshape(len(seen), 4)
+  equal, found = {file.digest for file in train}, []
+  for file in (file for file in val if file.look and file.digest not in equal and seen):
+    apart = np.bitwise_count(looks ^ np.frombuffer(file.look, np.uint64)).sum(axis=1, dtype=np.int64)
+    if apart.min() <= _ALIKE:
+      found.append((seen[int(apart.argmin())].name, file.name))
+  return found
+
+
+def doubts(config: Config, train: Sequence[Scan], val: Sequence[Scan]) -> Iterator[str]:
+  """What a training can do with, but its owner would rather know."""
+  side, least = config.model.image_size, config.data.crop_min
+  alike = near_copies(train, val)
+  if alike:
+    pairs = ", ".join([f"{held} and {known}" for known, held in alike[:_SHOWN]] + ["…"] * (len(alike) > _SHOWN))
+    yield (
+      f"{len(alike)} held-out pictures look like training pictures ({pairs}), so scores may flatter: look at both, and "
+      "remove one"
+    )
+  if 1 < len(val) < KERNEL_LEAST:
+    yield (
+      f"data.val has {len(val)} images: of fewer than {KERNEL_LEAST} there are no kernel distances, and intervals are "
+      "wide: hold out more, by data.val or data.val_share"
+    )
+  shorter = sorted(min(file.height, file.width) for file in train if file.digest)
+  enlarged = sum(min(1.0, max(0.0, side / length - least) / max(1.0 - least, 1e-9)) for length in shorter)
+  if enlarged > _ENLARGED * len(shorter):
+    median, stride = statistics.median_low(shorter), 2 * config.model.stride
+    smaller = f"train at model.image_size={max(stride, median // stride * stride)}, or give larger images"
+    yield (
+      f"{enlarged / len(shorter):.0%} of the training windows are enlarged to {side} pixels, which teaches blur: "
+      f"{f'raise data.crop_min to {math.ceil(100 * side / median) / 100:g}' if median > side else smaller}"
+    )
+  sizes = {(file.height, file.width) for file in train if file.digest}
+  if len(train) > len(sizes) == 1 and shorter[0] <= 2 * side:
+    yield (
+      f"all training images are of one size, {shorter[0]} pixels on the shorter side: if they were squeezed into it, "
+      "give the originals"
+    )
 
 
 def _spread(values: Sequence[int]) -> str:

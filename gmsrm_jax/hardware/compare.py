@@ -15,16 +15,27 @@ FORMAT, VERSION = "gmsrm_jax benchmark", 1
 
 PROGRAMS = {"memory": "stage 1", "inpaint": "stage 2", "fill": "fill"}
 
-# Heading, format, whether a ratio says something, value of a row.
+# Heading, format, whether a ratio says something, value of a row. Compiling is timed once, so that noise may decide.
 _MEASURES: tuple[tuple[str, str, bool, Callable[[dict[str, Any]], float | None]], ...] = (
   ("images/s", ".4g", True, lambda row: row["images_per_second"]),
   ("seconds", ".4g", True, lambda row: row["device_seconds" if row["program"] == "fill" else "seconds"]["median"]),
   ("one call, s", ".4g", True, lambda row: (row.get("call_seconds") or {}).get("median")),
-  ("compile, s", ".1f", True, lambda row: row["compile_seconds"]),
+  ("compile, s", ".1f", False, lambda row: row["compile_seconds"]),
   ("planned, GiB", ".2f", True, lambda row: _scaled(row["memory"]["planned_bytes"], 2.0**-30)),
   ("of published peak, %", ".1f", False, lambda row: _scaled(row["utilisation"]["of_published"], 100)),
   ("of measured matmul, %", ".1f", False, lambda row: _scaled(row["utilisation"]["of_measured"], 100)),
 )
+
+
+_TIMES: dict[str, Callable[[dict[str, Any]], dict[str, float] | None]] = {
+  **dict.fromkeys(
+    ("images/s", "seconds"), lambda row: row["device_seconds" if row["program"] == "fill" else "seconds"]
+  ),
+  "one call, s": lambda row: row.get("call_seconds"),
+}
+"""Quartiles of the times that a measure was taken from."""
+
+_ALIKE = "(alike)"
 
 
 def _scaled(value: float | None, factor: float) -> float | None:
@@ -71,6 +82,8 @@ def table(documents: dict[str, dict[str, Any]]) -> str:
     for index, line in enumerate(_lines(list(rows.values()), marked)):
       cells.append(["" if index else heading, *line])
   heads = [f"{name}: {headline(document)}" for name, document in documents.items()]
+  if any(_ALIKE in cell for line in cells for cell in line):
+    notes.append(f"{_ALIKE}: the middle halves of the repetitions overlap, so noise may decide which is faster")
   alignment = ["left", "left", *["right"] * len(documents)] if cells else None
   body = tabulate.tabulate(cells, ["", "", *documents], "plain", disable_numparse=True, colalign=alignment)
   return "\n".join([*heads, "", body, *([""] if notes else []), *notes])
@@ -103,10 +116,17 @@ def _lines(rows: Sequence[dict[str, Any] | None], marked: Sequence[bool]) -> lis
       if item is not None and marked[index]:
         texts[index] += " *"
       elif item is not None and index and rated and values[0]:
-        texts[index] += f" (x{item / values[0]:.3g})"
+        texts[index] += f" {_ALIKE}" if _overlap(heading, rows[0], rows[index]) else f" (x{item / values[0]:.3g})"
     if any(item is not None for item in values):
       lines.append([heading, *texts])
   return lines or [["", *missing]]
+
+
+def _overlap(heading: str, one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+  """True where the middle halves of the repetitions have times in common."""
+  times = [_TIMES[heading](row) if heading in _TIMES and row is not None else None for row in (one, other)]
+  known = [time for time in times if time]
+  return len(known) == 2 and max(time["q1"] for time in known) <= min(time["q3"] for time in known)
 
 
 def headline(document: dict[str, Any]) -> str:

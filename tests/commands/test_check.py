@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +81,42 @@ def test_one_damaged_file_and_copies_within_a_split_are_told_but_allowed(folders
   assert checked(folders) == 0
   out = capsys.readouterr().out
   assert "cut.jpg: OSError" in out and "1.jpg = copy.jpg" in out and "all is well" in out
+
+
+def smooth(seed, size):
+  coarse = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), np.uint8)
+  return cv2.resize(coarse, size, interpolation=cv2.INTER_CUBIC)
+
+
+def warned(folders, capsys, *changes):
+  assert checked(folders, *changes) == 0
+  return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+
+
+def test_what_its_owner_would_rather_know_is_a_line_that_names_the_way_out(tmp_path, capsys):
+  folders = (tmp_path / "train", tmp_path / "val")
+  for folder in folders:
+    folder.mkdir()
+  for index in range(4):
+    Image.fromarray(smooth(index, (70, 66))).save(folders[0] / f"t{index}.png")
+  Image.fromarray(smooth(2, (40, 50))).save(folders[1] / "again.jpg", quality=60)
+  Image.fromarray(smooth(9, (70, 66))).save(folders[1] / "other.png")
+  Image.new("RGB", (50, 50), "white").save(folders[1] / "empty.png")  # in which there is nothing to compare
+  alike, few, enlarged, one_size = warned(folders, capsys, "model.image_size=64")
+  assert "1 held-out" in alike and "(again.jpg and t2.png)" in alike and "other" not in alike and "empty" not in alike
+  assert "has 3 images" in few and "data.val_share" in few
+  assert "94%" in enlarged and "raise data.crop_min to 0.97" in enlarged
+  assert "66 pixels" in one_size and "originals" in one_size
+  assert "model.image_size=64" in warned(folders, capsys, "model.image_size=128")[2]
+
+
+def test_of_good_data_nothing_is_doubted(tmp_path, capsys):
+  folders = (tmp_path / "train", tmp_path / "val")
+  for folder, count, first in zip(folders, (6, 50), (0, 100), strict=True):
+    folder.mkdir()
+    for index in range(first, first + count):
+      Image.fromarray(smooth(index, (130 + index % 7, 140))).save(folder / f"{index}.png")
+  assert warned(folders, capsys, "model.image_size=64") == []
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

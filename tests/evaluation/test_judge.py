@@ -27,7 +27,11 @@ def tasks(tmp_path_factory):
     for name, pixels in files.items():
       Image.fromarray(pixels).save(base / f"{name}{index}.png")
     paths = [base / f"{name}{index}.png" for name in files]
-    made.append(judge.Task(f"{index}", *paths, "grey", baselines="telea,initial", size=(40, 40), canvas=(48, 64)))
+    made.append(
+      judge.Task(
+        f"{index}", paths[0], paths[1], paths[2], "grey", baselines="telea,initial", size=(40, 40), canvas=(48, 64)
+      )
+    )
   return made
 
 

@@ -31,6 +31,7 @@ def line_of(text: str, heading: str) -> str:
 
 def test_ratios_are_to_the_first_file():
   files = pair("inpaint", images_per_second=150 * 1.804533914107313)
+  files["b"]["rows"][0]["seconds"] |= {"q1": 0.01, "median": 0.015, "q3": 0.02}
   files["b"]["machine"] |= {"platform": "gpu", "device_kind": "NVIDIA H200"}
   text = compare.table(files)
   assert "a: 1 x AMD EPYC" in text and "b: 1 x NVIDIA H200" in text
@@ -39,6 +40,16 @@ def test_ratios_are_to_the_first_file():
   assert line_of(text, "of measured matmul, %").split()[-2:] == ["75.3", "75.3"]
   # What nobody knows has no line.
   assert "of published peak" not in text
+
+
+@pytest.mark.parametrize(("longer", "said"), [(1.01, "(alike)"), (1.5, "(x1.5)")])
+def test_where_repetitions_overlap_there_is_no_ratio(longer, said):
+  files = pair("fill")
+  times = files["b"]["rows"][0]["device_seconds"]
+  times |= {name: longer * times[name] for name in ("q1", "median", "q3")}
+  text = compare.table(files)
+  assert line_of(text, "seconds").endswith(said) and ("overlap" in text) == (said == "(alike)")
+  assert "(" not in line_of(text, "compile, s"), "it is timed once"
 
 
 @pytest.mark.parametrize("name", ["dtype", "accumulate", "model"])
@@ -84,7 +95,7 @@ def test_a_foreign_file_is_refused(tmp_path, content):
 def test_files_of_one_name_in_two_folders_keep_a_column_each(tmp_path):
   copied = tmp_path / STORED.name
   copied.write_bytes(STORED.read_bytes())
-  assert compare.compare([str(STORED), str(copied)]).count("(x1)") > 10
+  assert compare.compare([str(STORED), str(copied)]).count("(alike)") > 10
 
 
 def test_one_file_cannot_be_compared():
