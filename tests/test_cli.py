@@ -78,7 +78,10 @@ def test_help_names_every_mode_and_that_of_a_mode_its_flags_alone_without_import
     (["trian"], ["the mode='trian'", "'train'?"]),
     (["--platform=cpu", "demo"], ["'demo'", "quote"]),
     (["train", "masks"], ["'masks'", "quote"]),
-    (["inpaint", "data.train=x", "--images=x", "--output=y"], ["--set is not read by --mode=inpaint"]),
+    (
+      ["inpaint", "data.train=x", "--images=x", "--output=y"],
+      ["the setting data.train=x is not read by --mode=inpaint"],
+    ),
     (["--data.train=x"], ["data.train is a setting", "without the dashes"]),
     (["inpaint", "--num-samples=3"], ["'--num-samples'", "'--num_samples'?"]),
     (["--mode=inpaint", "--images", "a", "b", "--output", "x", "c.png"], ["'c.png'", "one value", "quote"]),

@@ -195,7 +195,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     value = getattr(flags, flag.name)
     if mode not in flag.modes.split():
       readers = " or ".join(flag.modes.split())
-      require(value is None, f"--{flag.name} is not read by --mode={mode}: remove it, or use --mode={readers}")
+      named = f"the setting {value[0]}" if value and flag.name == "set" else f"--{flag.name}"
+      require(value is None, f"{named} is not read by --mode={mode}: remove it, or use --mode={readers}")
     elif value is None:
       require(mode not in flag.needed_by.split(), f"--mode={mode} needs --{flag.name}: {flag.help}")
       setattr(flags, flag.name, flag.default)

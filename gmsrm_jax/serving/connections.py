@@ -1,4 +1,5 @@
-"""Connections guarded as by a proxy: from clients that are silent, send nonsense, or send on after their answer."""
+"""Connections guarded as by a proxy: from clients that are silent, send nonsense, send on after their answer, or never
+read it."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-_PATIENCE = 30.0  # seconds that an answered client may go on sending
+_PATIENCE = 30.0  # seconds that an answered client may go on sending, or read nothing
 
 
 class Connection(H11Protocol):
@@ -23,6 +24,19 @@ class Connection(H11Protocol):
     """Reads on; only a whole head stops the clock, not its first byte."""
     self.conn.receive_data(data)
     self.handle_events()
+
+  def pause_writing(self) -> None:
+    """Starts the clock of an answer that waits in memory until the client reads it."""
+    super().pause_writing()
+    self.loop.call_later(_PATIENCE, self._drop_unread, self.transport.get_write_buffer_size())
+
+  def _drop_unread(self, before: int) -> None:
+    """Lets go of an answer of which nothing was read since `before` bytes were left."""
+    left = self.transport.get_write_buffer_size()
+    if left >= before:
+      self.transport.abort()
+    elif left:
+      self.loop.call_later(_PATIENCE, self._drop_unread, left)
 
   def send_400_response(self, msg: str) -> None:
     """Refuses what is no HTTP; where an answer is under way or was given, no other can follow."""

@@ -10,6 +10,7 @@ import http.client
 import itertools
 import json
 import socket
+import threading
 import time
 
 import httpx
@@ -18,6 +19,7 @@ import pytest
 
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.inference import modes
+from gmsrm_jax.serving import connections
 from tests.serving.client import GOOD, HOLE, IMAGE, Negative, error, parts, pictures, pixels, png, raw, running, text
 
 # Starlette leaves the temporary file of a part that is cut off to the garbage collector, which closes it.
@@ -187,6 +189,27 @@ def test_connections_without_a_request_are_closed_and_surplus_bytes_do_no_harm(o
     assert silent.recv(1) == slow.recv(1) == b""
   opened.wait_for(0)
   assert [record for record in caplog.records if record.exc_info] == []
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_an_answer_that_nobody_reads_is_let_go_but_not_one_that_is_read_slowly(reads, opened, monkeypatch):
+  lost, lose = threading.Event(), connections.Connection.connection_lost
+  monkeypatch.setattr(connections.Connection, "connection_lost", lambda *given: (lose(*given), lost.set()))
+  monkeypatch.setattr(connections, "_PATIENCE", 2.0 if reads else 0.1)
+  image = np.random.default_rng(0).integers(0, 256, (2000, 2000, 3), np.uint8)  # more than the system keeps
+  mask = np.pad(HOLE * 255, ((0, 1970), (0, 1960)))
+  with socket.socket() as client:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)
+    client.settimeout(60)
+    client.connect(("127.0.0.1", opened.port))
+    client.sendall(raw(files=parts({"image": png(image), "mask": png(mask)})))
+    received = len(client.recv(2**10))
+    assert reads or lost.wait(60)
+    with contextlib.suppress(ConnectionError):
+      while part := client.recv(2**18):
+        received += len(part)
+        time.sleep(0.05)
+  assert (received > 12_000_000) == reads
 
 
 def _malformed(rng):

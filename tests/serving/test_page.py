@@ -185,11 +185,16 @@ def test_progress_names_the_phase_and_cancel_ends_the_work(page):
     expect(page.locator("#status")).to_have_text("Cancelled.")
     server.wait_for(1)  # what has not begun is given up at once
 
-    # Where there is no place, the page asks again; another picture ends that.
+    # Where there is no place, the page asks for one, without its picture; another picture ends that.
     others[1].start()
     server.wait_for(2)
+    sent = []
+    page.on("request", lambda request: sent.append(request.url.rpartition("/")[2]))
     page.click("#run")
     expect(phase).to_have_text("The server is full: waiting for a place")
+    for _ in range(2):
+      page.wait_for_event("requestfinished", lambda request: request.url.endswith("/health"))
+    assert sent.count("inpaint") == 1
     give(page, "paste", png(IMAGE[:100]), "c.png")
     expect(page.locator("#status")).to_contain_text("320 × 100 pixels")
     expect(page.locator("#progress")).to_be_hidden()

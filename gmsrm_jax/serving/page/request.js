@@ -63,6 +63,17 @@ function showPhase(step, samples) {
   else $("share").value = share;
 }
 
+/** Waits, and asks only how many others there are: the picture is sent again once, not every second. */
+async function untilThereIsAPlace(milliseconds, signal) {
+  for (let health; !health || health.waiting > health.limits.waiting; ) {
+    await new Promise((resolve) => {
+      setTimeout(resolve, milliseconds);
+      signal.addEventListener("abort", resolve);
+    });
+    health = await (await fetch("health", { signal })).json();
+  }
+}
+
 /** Sends, and asks again as long as the server is full; returns the last line, which is the result. */
 async function ask(body, signal, show) {
   const headers = { Accept: "application/x-ndjson" };
@@ -71,11 +82,7 @@ async function ask(body, signal, show) {
     const seconds = answer.headers.get("Retry-After");
     if (seconds && answer.status === 503) {
       show({ phase: "full" });
-      await new Promise((resolve) => {
-        setTimeout(resolve, 1000 * seconds);
-        signal.addEventListener("abort", resolve);
-      });
-      signal.throwIfAborted();
+      await untilThereIsAPlace(1000 * seconds, signal);
       continue;
     }
     if (!answer.ok) {
