@@ -9,10 +9,12 @@ import math
 import os
 import pathlib
 import platform
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -96,6 +98,22 @@ def identity(path: pathlib.Path) -> tuple:
 
 
 @contextlib.contextmanager
+def _whole_before_sigterm() -> Iterator[None]:
+  """Holds SIGTERM back where it would end the program at once, and leave half a file."""
+  told: list[int] = []
+  ends = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+  if ends:
+    signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
+  try:
+    yield
+  finally:
+    if ends:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if told:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
   """Yields a temporary file beside `path` that takes its place on success and vanishes on failure.
 
@@ -103,6 +121,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     OSError: the file system refuses; it names `path`.
   """
   path = pathlib.Path(path)
+  with _whole_before_sigterm():
+    yield from _replacing(path)
+
+
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   temporary = None
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,6 +203,11 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     if error.filename is None:
       error.filename = str(path)
     raise
+
+
+def printable(name: str) -> str:
+  """A file's name on one line: a line break, or what else is not shown, as an escape such as \\n."""
+  return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in name)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

@@ -222,6 +222,26 @@ def test_warnings_look_alike_whoever_logs_them_and_go_where_errors_go_by_then():
   assert done.stdout == "warning: an NVIDIA GPU may be present\n"
 
 
+BAR = """
+import logging, sys, run
+from gmsrm_jax import commands
+from tqdm import tqdm
+def log(flags):
+  with tqdm(total=2, file=sys.stderr) as bar:
+    bar.update()
+    logging.getLogger("gmsrm_jax").warning("photo.jpg is skipped")
+    bar.update()
+commands.dispatch = log
+run.main([])
+"""
+
+
+def test_a_warning_has_a_line_of_its_own_below_which_the_bar_goes_on():
+  done = subprocess.run([sys.executable, "-c", BAR], cwd=ROOT, capture_output=True, check=True)
+  (line,) = [line for line in done.stderr.split(b"\n") if b"skipped" in line]
+  assert line.split(b"\r")[-1] == b"warning: photo.jpg is skipped" and not line.split(b"\r")[-2].strip()
+
+
 def test_a_bug_of_ours_keeps_its_traceback(monkeypatch):
   def stop(flags):
     raise FileNotFoundError(2, "No such file or directory")

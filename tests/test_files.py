@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,27 @@ def test_a_failed_write_keeps_the_old_file_and_no_scraps(tmp_path, monkeypatch):
 def test_the_name_of_a_file_that_is_no_text_is_written_with_escapes(tmp_path):
   files.write_text(tmp_path / "report.md", f"é {os.fsdecode(bytes([0x61, 0xFF]))}")
   assert (tmp_path / "report.md").read_bytes() == "é a\\udcff".encode()
+
+
+def test_a_name_is_shown_on_one_line():
+  assert files.printable("a\nb\tc é\udcff.png") == r"a\nb\tc é\udcff.png"
+
+
+KILLED = """
+import os, pathlib, signal, sys
+from gmsrm_jax import files
+with files.replacing(pathlib.Path(sys.argv[1]) / "whole.txt") as temporary:
+  temporary.write_text("who")
+  os.kill(os.getpid(), signal.SIGTERM)
+  temporary.write_text("whole")
+print("went on")
+"""
+
+
+def test_a_file_that_is_written_is_finished_before_sigterm_ends_the_program(tmp_path):
+  done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], capture_output=True, text=True, check=False)
+  assert (done.returncode, done.stdout) == (-signal.SIGTERM, "")
+  assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"whole.txt": "whole"}
 
 
 @pytest.mark.parametrize("target", ["n" * 251 + ".png", "folder", "file/below"])

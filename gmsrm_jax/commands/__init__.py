@@ -28,6 +28,15 @@ def dispatch(flags: argparse.Namespace) -> None:
   importlib.import_module(f"gmsrm_jax.commands.{flags.mode}").run(flags)
 
 
+class _OwnLines(logging.Handler):
+  """Writes to what sys.stderr is by then, as `backend` puts another there while libtpu talks; a bar makes room."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    """Writes a line."""
+    write = sys.modules["tqdm"].tqdm.write if "tqdm" in sys.modules else print
+    write(self.format(record), file=sys.stderr)
+
+
 def _prepare_process() -> None:
   """Lets any file's name be printed, and libraries be imported where no temporary folder can be written.
 
@@ -35,9 +44,7 @@ def _prepare_process() -> None:
   there ends in an error of ours.
   """
   logging.addLevelName(logging.WARNING, "warning")
-  # A handler that writes to what sys.stderr is by then: `backend` puts another there while libtpu talks.
-  handler = logging.lastResort or logging.StreamHandler()
-  logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[handler])
+  logging.basicConfig(format="%(levelname)s: %(message)s", handlers=[_OwnLines()])
   warnings.filterwarnings("ignore", module=r"PIL\.")
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):

@@ -28,7 +28,7 @@ from gmsrm_jax.data.masks import draw
 from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.evaluation.distribution import KERNEL_LEAST
-from gmsrm_jax.files import versions
+from gmsrm_jax.files import printable, versions
 from gmsrm_jax.parallel import backend
 
 _DRAWS = 200  # training holes whose areas are told
@@ -90,7 +90,7 @@ def check(config: Config) -> None:
         f"{', …' if len(shared) > _SHOWN else ''}), so data.val={config.data.val!r} would flatter: remove them from one"
       )
     for doubt in doubts(config, scans["train"], scans["val"]):
-      print(f"warning: {doubt}")
+      print(f"warning: {printable(doubt)}")
   if "val" in scans:
     try:
       print(f"\n{describe_masks(config)}")
@@ -102,7 +102,7 @@ def check(config: Config) -> None:
 
 def _listed(lines: Sequence[str]) -> list[str]:
   """The first few lines, and how many more there are."""
-  return [*lines[:_SHOWN], *([f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
+  return [*map(printable, lines[:_SHOWN]), *([f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
 
 
 def scan(source: sources.Source, split: str) -> Iterator[Scan]:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from gmsrm_jax.data import pictures
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import local_path
+from gmsrm_jax.files import local_path, printable
 
 PLAN = "prepare.json"  # in a folder of --mode=prepare: what is prepared there from what
 CELEBAHQ_IMAGES = 30_000
@@ -105,7 +105,7 @@ def image_names(folder: Path) -> list[str]:
     ("folders that may not be read", [str(error.filename) for error in closed]),
   ):
     if which:
-      shown = ", ".join(sorted(which)[:5]) + (", …" if len(which) > 5 else "")
+      shown = ", ".join(map(printable, sorted(which)[:5])) + (", …" if len(which) > 5 else "")
       left_out.append(f"{len(which)} {what}: {shown}")
   if left_out:
     _warn_once(f"{folder}: left out {'; and '.join(left_out)}")

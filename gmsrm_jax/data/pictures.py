@@ -62,6 +62,8 @@ def open_picture(source: Path | bytes, name: str = "", most_pixels: int = MAX_PI
     PictureError: for whatever is raised while the picture is open, with that as its cause.
   """
   try:
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+      raise ValueError("no regular file")  # a pipe might never send anything
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
       width, height = file.size
       if width * height > most_pixels:

@@ -22,6 +22,7 @@ from gmsrm_jax.errors import require
 from gmsrm_jax.evaluation import judge
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.scorer import Judged, Picture
+from gmsrm_jax.files import printable
 from gmsrm_jax.inference import file_pairs
 
 LARGE = 512 * 512
@@ -95,10 +96,10 @@ class FolderPictures:
     if not self.is_whole:
       self.protocol, side = self.protocol.without_vgg16(), math.isqrt(LARGE)
       names = ",".join(name for name in names_in(names) if name != "biharmonic")
+      why = f"{large} of {len(areas)} pictures have more than {side}x{side} pixels" if large else "eval.costly=never"
       self._note(
-        f"{large} of {len(areas)} pictures have more than {side}x{side} pixels: LPIPS is that of copies reduced to as "
-        "many, without LPIPS on VGG16, its distances and the biharmonic fill; eval.costly=always has all, in "
-        "ten times the time"
+        f"{why}: LPIPS is that of copies of {side}x{side} pixels at most; LPIPS on VGG16, its distances and the "
+        "biharmonic fill are left out; eval.costly=always has all of it, and takes many times as long"
       )
     self.baselines = names
     seen = {stem: judge.reduced(size, math.inf if self.is_whole else LARGE) for stem, size in self._sizes.items()}
@@ -114,7 +115,7 @@ class FolderPictures:
 
   def _leave_out(self, stems: Sequence[str], why: str) -> None:
     if stems:
-      shown = ", ".join(stems[:5]) + (", …" if len(stems) > 5 else "")
+      shown = ", ".join(map(printable, stems[:5])) + (", …" if len(stems) > 5 else "")
       self._note(f"{len(stems)} not scored, {why}: {shown}")
 
   def _note(self, note: str) -> None:

@@ -18,7 +18,7 @@ from gmsrm_jax.evaluation.baselines import Fill
 from gmsrm_jax.evaluation.distribution import FULL_SIZE, KERNEL_LEAST, interval
 from gmsrm_jax.evaluation.metrics import means
 from gmsrm_jax.evaluation.scorer import ALL, Picture, Scores, fill_all
-from gmsrm_jax.files import write_json, write_text
+from gmsrm_jax.files import printable, write_json, write_text
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.training.curves import CURVES
 from gmsrm_jax.training.run_folder import REPORT
@@ -134,7 +134,14 @@ def table(scores: Scores) -> str:
   writer.writerow(["method", "bucket", "image", *scores.values])
   for place, method in enumerate(scores.methods):
     for row, key in enumerate(scores.keys):
-      writer.writerow([method, *key, *(f"{array[row, place]:.9g}" for array in scores.values.values())])
+      writer.writerow(
+        [
+          printable(method),
+          key[0],
+          printable(key[1]),
+          *(f"{array[row, place]:.9g}" for array in scores.values.values()),
+        ]
+      )
   return text.getvalue()
 
 
@@ -203,7 +210,7 @@ def _distance_sections(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _table(lines: Mapping[str, Sequence[str]], report: Mapping[str, Any]) -> str:
-  cells = [[name, *numbers] for name, numbers in lines.items()]
+  cells = [[printable(name), *numbers] for name, numbers in lines.items()]
   return tabulate(cells, headers=["", *report["images"]], tablefmt="github", disable_numparse=True)
 
 
@@ -259,7 +266,7 @@ def _page(again: Again, fills: Mapping[str, Fill], scores: Scores) -> dict[str, 
 
 def _caption(rank: str, scores: Scores, row: int) -> UInt8[np.ndarray, "side side 3"]:
   bucket, name = scores.keys[row]
-  lines = [f"{bucket} {rank}", *textwrap.wrap(name, 24)]
+  lines = [f"{bucket} {rank}", *textwrap.wrap(printable(name), 24)]
   for place, method in enumerate(scores.methods[:2]):
     shown = [metric for metric in _CAPTION if metric in scores.values]
     lines += ["", method]

@@ -207,7 +207,7 @@ def score_judged(pictures: Iterable[Judged], measure: ByImage, protocol: Protoco
   keys: list[tuple[str, str]] = []
   measured: list[_Measured] = []
   checked: dict[str, Judged] = {}
-  methods, order = (), (*protocol.metrics, "hole_area")
+  methods: tuple[str, ...] = ()
   seconds: dict[str, float] = collections.defaultdict(float)
   with tqdm(total=operator.length_hint(pictures), desc="evaluate", unit="image", disable=None) as progress:
     for batch in batches(pictures, batch_size):
@@ -218,7 +218,7 @@ def score_judged(pictures: Iterable[Judged], measure: ByImage, protocol: Protoco
       scores |= {name: np.stack([one.scores[name] for one in batch]) for name in batch[0].scores}
       scores = _of_bucket(scores, batch[0].bucket, np.array([one.share for one in batch]))
       apart = {name: np.stack([one.apart[name] for one in batch]) for name in batch[0].apart}
-      measured.append(({name: scores[name] for name in order if name in scores}, of_fills, of_truth, apart))
+      measured.append((scores, of_fills, of_truth, apart))
       keys += [(one.bucket, one.name) for one in batch]
       methods = batch[0].methods
       for what, spent in (item for one in batch for item in one.seconds.items()):

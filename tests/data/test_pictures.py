@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import struct
 import zlib
@@ -137,6 +138,12 @@ def test_a_picture_with_too_many_pixels_is_refused_by_its_header(photo, tmp_path
     pictures.open_picture(tmp_path / "x.jpg", most_pixels=153 * 201 - 1),
   ):
     pass
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "pipe.png")
+  with pytest.raises(pictures.PictureError, match=r"pipe\.png cannot be decoded .*no regular file"):
+    pictures.decode(tmp_path / "pipe.png")
 
 
 def test_the_error_travels_between_processes(tmp_path):
