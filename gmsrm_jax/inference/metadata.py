@@ -1,7 +1,7 @@
 """Words of a picture file about its picture: carried over to the file that is written, never the layout of pixels.
 
-A file of the same format gets the very bytes: PNG's chunks, JPEG's segments, TIFF's tags. A PNG made of another file
-gets EXIF, colour profile, XMP, comment and resolution where PNG has a place for them.
+A file of the same format gets the very bytes: PNG's chunks, JPEG's segments, TIFF's tags, JPEG 2000's profile and XMP.
+A PNG made of another file gets EXIF, colour profile, XMP, comment and resolution where PNG has a place for them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from PIL import Image, JpegImagePlugin
@@ -21,6 +22,8 @@ MAX_DPI = 100_000
 _EXIF = b"Exif\0\0"  # before it in a JPEG
 _PNG_HEADER = 8 + 25  # signature, and IHDR: length, name, 13 bytes, checksum
 _PNG_COLOURS = (b"cHRM", b"gAMA", b"iCCP", b"sRGB", b"cICP", b"mDCV", b"cLLI")
+_JP2_PROFILE = b"\2\0\0"  # before it in JPEG 2000's box colr: method, precedence, approximation
+_JP2_XMP = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")  # before it in a box uuid
 _JPEG_SEGMENTS = {"APP1": b"", "APP2": b"ICC_PROFILE\0", "APP13": b"", "COM": b""}  # and how their data begins
 
 
@@ -65,6 +68,14 @@ def read_metadata(file: Image.Image, data: bytes) -> Metadata:
   elif isinstance(file, JpegImagePlugin.JpegImageFile):  # MPO as well
     found["jpeg"] = _jpeg_segments(file.applist)
     found["subsampling"] = max(0, JpegImagePlugin.get_sampling(file))
+  elif file.format == "JPEG2000":
+    boxes = [*_jp2_boxes(data)]
+    boxes += [inner for name, content in boxes if name == b"jp2h" for inner in _jp2_boxes(content)]
+    for name, content in boxes:
+      if name == b"colr" and content.startswith(_JP2_PROFILE):
+        found["icc_profile"] = content.removeprefix(_JP2_PROFILE)
+      if name == b"uuid" and content.startswith(_JP2_XMP):
+        found["xmp"] = content.removeprefix(_JP2_XMP)
   return Metadata(**found)
 
 
@@ -113,6 +124,36 @@ def with_png_chunks(data: bytes, metadata: Metadata) -> bytes:
     if metadata.comment:
       chunks += _chunk(b"tEXt", b"Comment\0" + metadata.comment.rstrip(b"\0"))
   return data[:_PNG_HEADER] + chunks + data[_PNG_HEADER:]
+
+
+def _jp2_boxes(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+  """Name and content of each box; a bare stream of pixels has none."""
+  at = 0
+  while at + 8 <= len(data) and data[:2] != b"\xff\x4f":
+    length, name = struct.unpack_from(">I4s", data, at)
+    head = 8
+    if length == 1 and at + 16 <= len(data):
+      head, (length,) = 16, struct.unpack_from(">Q", data, at + 8)
+    end = at + length if length >= head else len(data)  # 0: to the end
+    yield name, data[at + head : end]
+    at = end
+
+
+def with_jp2_boxes(data: bytes, metadata: Metadata) -> bytes:
+  """Puts colour profile and XMP into a JPEG 2000 file that has none, of which Pillow knows nothing."""
+
+  def box(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), name) + content
+
+  written = b""
+  for name, content in _jp2_boxes(data):
+    if name == b"jp2h" and metadata.icc_profile:
+      content = b"".join(box(*inner) for inner in _jp2_boxes(content) if inner[0] != b"colr")
+      content += box(b"colr", _JP2_PROFILE + metadata.icc_profile)
+    if name == b"jp2c" and metadata.xmp:
+      written += box(b"uuid", _JP2_XMP + metadata.xmp)
+    written += box(name, content)
+  return written
 
 
 def save_options(metadata: Metadata, image_format: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.files import replacing
-from gmsrm_jax.inference.metadata import Metadata, read_metadata, save_options, with_png_chunks
+from gmsrm_jax.inference.metadata import Metadata, read_metadata, save_options, with_jp2_boxes, with_png_chunks
 from gmsrm_jax.inference.modes import DEEP, MODES, read_pixels, swap_red_and_blue, turned_back
 from gmsrm_jax.inference.tiff_files import encode_tiff
 
@@ -184,7 +184,7 @@ def _encode(photo: Photo, image_format: str) -> bytes:
     image.save(buffer, "PNG")
     return with_png_chunks(buffer.getvalue(), metadata)
   image.save(buffer, image_format, **_OPTIONS.get(image_format, {}), **save_options(metadata, image_format))
-  return buffer.getvalue()
+  return with_jp2_boxes(buffer.getvalue(), metadata) if image_format == "JPEG2000" else buffer.getvalue()
 
 
 def _is_same(photo: Photo, again: Photo, image_format: str) -> bool:

@@ -138,6 +138,31 @@ def test_a_png_of_another_file_says_what_that_said(image_format):
     assert (kept.info["icc_profile"], kept.info["xmp"], kept.getexif()[271]) == (PROFILE, XMP, "abc")
 
 
+def jp2(*, profile=b"", xmp=b""):
+  """A JPEG 2000 file with these in their boxes."""
+  data, box = (
+    saved("JPEG2000", irreversible=False),
+    lambda name, content: struct.pack(">I4s", 8 + len(content), name) + content,
+  )
+  head, colours = data.index(b"jp2h") - 4, data.index(b"colr") - 4
+  header = data[head + 8 : colours] + (box(b"colr", b"\2\0\0" + profile) if profile else data[colours : colours + 15])
+  identity = bytes.fromhex("be7acfcb97a942e89c71999491e3afac")
+  more = box(b"xml ", b"<other/>") + (box(b"uuid", identity + xmp) if xmp else b"")
+  return data[:head] + box(b"jp2h", header) + more + data[colours + 15 :]
+
+
+@pytest.mark.parametrize("said", [{}, {"profile": PROFILE}, {"xmp": XMP}, {"profile": PROFILE, "xmp": XMP}])
+def test_jpeg_2000_keeps_profile_and_xmp_and_a_png_of_it_has_them(said):
+  source = jp2(**said)
+  written = again(source)
+  assert (b"colr\2\0\0" + PROFILE in written, XMP in written) == ("profile" in said, "xmp" in said)
+  np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(written))), np.asarray(Image.open(io.BytesIO(source))))
+  assert {b"iCCP", b"iTXt"} & chunks_of(again(source, "png")).keys() == {
+    name for name, key in ((b"iCCP", "profile"), (b"iTXt", "xmp")) if key in said
+  }
+  assert again(written) == written
+
+
 def test_the_profile_of_inks_does_not_follow_colours_into_a_png():
   ink = bytearray(PROFILE)
   ink[16:20] = b"CMYK"
@@ -167,5 +192,7 @@ def test_a_file_of_another_format_looks_the_same_and_says_what_it_can(before, af
     assert np.abs(seen[0] - seen[1]).mean() < (4 if after == "JPEG" else 1e-9)
     if after in ("PNG", "JPEG", "TIFF", "WEBP"):
       assert (new.getexif().get(271), new.info["icc_profile"]) == ("maker", PROFILE)
+    if after == "JPEG2000":
+      assert photos.read_photo(again(source, after)).metadata.icc_profile == PROFILE
     if after in ("PNG", "JPEG", "TIFF") and before != "WEBP":
       assert [round(value) for value in new.info["dpi"]] == [300, 150]
