@@ -1,15 +1,17 @@
-"""Detail for a fill from the known part of the same picture: what is finer than the network drew.
+"""Detail for a fill from the known part of the same picture: what is finer than a layout.
 
-The network fixes layout and colours. Fine detail is copied from known places that look alike when both are blurred, by
-few offsets, each for a whole stretch of the hole, so that neighbours come from neighbours. One coarse choice for all
-fine detail is the idea of contextual residual aggregation (Yi et al. 2020), few offsets that of He & Sun 2012, the
-choice by mean field under a Potts model that of Krähenbühl & Koltun 2011; that only missing detail is added is ours.
+The network decides layout and colours. All that is finer is copied from known places that look alike when both are
+blurred, by few offsets, each for a whole stretch of the hole, so that neighbours come from neighbours. One coarse
+choice for all fine detail is the idea of contextual residual aggregation (Yi et al. 2020); few offsets, of which those
+by which a picture repeats itself are likelier, are that of He & Sun 2012; the choice by mean field under a Potts model
+is that of Krähenbühl & Koltun 2011. That the network's layout is compared with its contrast raised is ours.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,23 +19,39 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 CELL = 4
 """Side of a cell of the grid on which offsets are chosen, pixels at the scale that the network saw."""
-BAND = 3.0
+BAND = 6.0
 """Detail is what a Gaussian of this sigma takes away, pixels at that scale."""
 BLOCK, MARGIN = 384, 128
 """Side of the parts of a hole that are worked on together, and the reach around them for sources, pixels there."""
 THIN = 8.0
-"""Parts of a hole that nowhere reach this depth are left alone, pixels there."""
+"""Parts of a hole that nowhere reach this depth are left alone, and near the rim the fill goes over into what is copied
+over this depth: there the network sees what goes on. Pixels there."""
 
 _BLUR = 2.0  # sigma at which places are compared, pixels at that scale
-_REACH = 2  # cells to each side of a place that are compared, too
+_REACH = 3  # cells to each side of a place that are compared, too
+_TRUST = 0.5  # weight of a cell that was filled when places are compared
+# The fill is a mean of what could be there: its structure (finer than this sigma) is fainter than a photograph's.
+_LAYOUT, _CONTRAST = 8.0, 3.0
+_REPEATS = 0.3  # weight of how common an offset is
+_APART = 6  # cells that lie nearer than this do not count as a repetition
+_SAMPLES = 1500  # at most about so many known cells tell how the picture repeats itself
 _OFFSETS = 80  # at most so many are chosen among
-_BEST = 3  # places that each cell of the hole votes for
+_BEST = 3  # places that each cell votes for
 _ROUNDS = 12  # of the mean field
 _COHERENCE = 4.0  # weight of the neighbours' choice
+_SHIFT = 2  # an offset is exact to the pixel after a search so far
+_CLEAR = 3  # pixels next to a hole that lend nothing
 _FEWEST = 16  # cells of sources, fewer have nothing to lend
 _NEVER = np.float32(1e4)  # cost of a source that is not known
 
 Place = tuple[slice, slice]
+
+
+class Looks(NamedTuple):
+  """What is compared of each cell of the grid: colours of it and of the k - 1 around it, and how far to trust each."""
+
+  colours: Float[np.ndarray, "r c k 3"]
+  trust: Float[np.ndarray, "r c k"]  # mean 1 over k
 
 
 def add_detail(
@@ -44,7 +62,7 @@ def add_detail(
   scale: float,
   strength: float,
 ) -> None:
-  """Adds detail to a filled hole of a picture, in place; pixels outside it are not touched.
+  """Replaces what is fine in a filled hole of a picture, in place; pixels outside it are not touched.
 
   Args:
     image: the picture with the fills of all its holes.
@@ -52,7 +70,7 @@ def add_detail(
     hole: what gets detail, of the pixels at `place`.
     place: the rectangle of the picture that `hole` is about.
     scale: pixels of the picture per pixel that the network saw, at least 1.
-    strength: 1 adds what is missing, 0 nothing.
+    strength: 1 replaces all, 0 nothing.
   """
   top, left = (span.start for span in place)
   # A thin hole has its rim everywhere, and the network draws it as sharp as that.
@@ -92,22 +110,28 @@ def _with_detail(
   grid = max(1, round(height / scale / CELL)), max(1, round(width / scale / CELL))
   seen = (grid[1] * CELL, grid[0] * CELL)  # as the network saw it, in whole cells; OpenCV wants the width first
   small = cv2.resize(image, seen, interpolation=cv2.INTER_AREA).astype(np.float32)
-  unknown = cv2.resize((mask > 0).astype(np.float32), seen, interpolation=cv2.INTER_AREA) > 0
+  share = cv2.resize((mask > 0).astype(np.float32), seen, interpolation=cv2.INTER_AREA)
+  depth = cv2.distanceTransform((share > 0).astype(np.uint8), cv2.DIST_L2, 3)
   # Near the hole what the blur takes away is partly the fill's.
-  unknown = cv2.dilate(unknown.astype(np.uint8), np.ones((2 * round(BAND) + 1,) * 2, np.uint8))
+  known = cv2.dilate((share > 0).astype(np.uint8), np.ones((2 * _CLEAR + 1,) * 2, np.uint8)) == 0
   target = cv2.resize(wanted.astype(np.float32), seen, interpolation=cv2.INTER_AREA) > 0
-  sources, targets = ~_any_in_cell(unknown > 0), _any_in_cell(target)
+  sources, targets = ~_any_in_cell(~known), _any_in_cell(target)
   if sources.sum() < _FEWEST:
     return image
-  looks = _looks(small)
-  offsets = _common_offsets(looks, sources, targets)
-  chosen = _choose(looks, sources, targets, offsets)
+  inside = np.minimum(depth / THIN, 1.0)[..., None]
+  layout = cv2.GaussianBlur(small, (0, 0), _LAYOUT)
+  clear = layout + (small - layout) * (1.0 + (_CONTRAST - 1.0) * inside)
+  looks = _looks(clear, share)
+  offsets, common = _common_offsets(looks, sources, targets)
+  chosen = _choose(looks, sources, targets, offsets, common)
+  steps = _to_the_pixel(clear, known, chosen, offsets)
 
   base = cv2.resize(cv2.GaussianBlur(small, (0, 0), BAND), (width, height), interpolation=cv2.INTER_LINEAR)
   detail = image.astype(np.float32) - base
   # Where no offset leads to a known place, the one that was chosen lends nothing.
-  lent = _lend(np.where(mask[..., None] > 0, np.float32(0), detail), chosen, offsets)
-  return np.clip(np.round(image + strength * _missing(detail, lent, wanted, seen) * lent), 0, 255).astype(np.uint8)
+  lent, covered = _lend(detail, mask == 0, chosen, steps)
+  part = strength * covered * cv2.resize(inside, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+  return np.clip(np.round(image + part * (lent - detail)), 0, 255).astype(np.uint8)
 
 
 def _any_in_cell(pixels: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "r c"]:
@@ -115,55 +139,86 @@ def _any_in_cell(pixels: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "r c"]:
   return np.any(pixels.reshape(rows, CELL, columns, CELL), axis=(1, 3))
 
 
-def _looks(small: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "r c d"]:
-  """The blurred colours of each cell and of those around it."""
-  blurred = cv2.GaussianBlur(small, (0, 0), _BLUR)[CELL // 2 :: CELL, CELL // 2 :: CELL]
-  rows, columns = blurred.shape[:2]
-  padded = np.pad(blurred, ((_REACH, _REACH), (_REACH, _REACH), (0, 0)), mode="symmetric")
+def _looks(picture: Float[np.ndarray, "h w 3"], share: Float[np.ndarray, "h w"]) -> Looks:
+  """What is compared of a picture whose hole has this share of each pixel."""
+  blurred = cv2.GaussianBlur(picture, (0, 0), _BLUR)[CELL // 2 :: CELL, CELL // 2 :: CELL]
+  filled = cv2.resize(share, blurred.shape[1::-1], interpolation=cv2.INTER_AREA)[..., None]
+  trust = _with_neighbours(1.0 - (1.0 - _TRUST) * filled)[..., 0]
+  return Looks(_with_neighbours(blurred), trust / trust.mean(axis=-1, keepdims=True))
+
+
+def _with_neighbours(cells: Float[np.ndarray, "r c d"]) -> Float[np.ndarray, "r c k d"]:
+  rows, columns = cells.shape[:2]
+  padded = np.pad(cells, ((_REACH, _REACH), (_REACH, _REACH), (0, 0)), mode="symmetric")
   shifts = itertools.product(range(2 * _REACH + 1), repeat=2)
-  return np.concatenate([padded[y : y + rows, x : x + columns] for y, x in shifts], axis=-1)
+  return np.stack([padded[y : y + rows, x : x + columns] for y, x in shifts], axis=2)
 
 
 def _common_offsets(
-  looks: Float[np.ndarray, "r c d"], sources: Bool[np.ndarray, "r c"], targets: Bool[np.ndarray, "r c"]
-) -> Int[np.ndarray, "k 2"]:
-  """The commonest offsets, in cells, from places of the hole to the known places that look most like them."""
-  known, lookalike = np.argwhere(sources), looks[sources]
-  norms, (rows, columns) = np.square(lookalike).sum(axis=1), sources.shape
-  votes = np.zeros((2 * rows + 1, 2 * columns + 1), np.float32)
-  cells, best, errors = np.argwhere(targets), [], []
+  looks: Looks, sources: Bool[np.ndarray, "r c"], targets: Bool[np.ndarray, "r c"]
+) -> tuple[Int[np.ndarray, "n 2"], Float[np.ndarray, " n"]]:
+  """The commonest offsets, in cells, to known places that look most alike, and how common each is, at most 1.
+
+  Half of the votes are of places of the hole, half of known places, which tell how the picture repeats itself.
+  """
+  known = np.argwhere(sources)
+  votes = _votes(looks, sources, np.argwhere(targets), 0)
+  repeats = _votes(looks, sources, known[:: max(1, len(known) // _SAMPLES)], _APART)
+  votes += repeats * (votes.sum() / max(repeats.sum(), 1e-6))
+  left, peaks, counts = votes.copy(), [], []
+  while len(peaks) < _OFFSETS and left.max() > 1e-4:
+    y, x = np.unravel_index(left.argmax(), left.shape)
+    peaks.append((y - sources.shape[0], x - sources.shape[1]))
+    counts.append(votes[y, x])
+    left[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 0
+  return np.array(peaks), np.array(counts) / max(counts)
+
+
+def _votes(
+  looks: Looks, sources: Bool[np.ndarray, "r c"], cells: Int[np.ndarray, "m 2"], apart: int
+) -> Float[np.ndarray, "_ _"]:
+  """For each offset, the votes of cells for the sources that look most like them and lie no nearer than `apart`."""
+  known, lookalike = np.argwhere(sources), looks.colours[sources]
+  norms, lookalike = np.square(lookalike).sum(axis=-1), lookalike.reshape(len(known), -1)
+  (rows, columns), best, errors = sources.shape, [], []
   for start in range(0, len(cells), 512):  # a bounded piece of the matrix of all pairs
-    part = looks[tuple(cells[start : start + 512].T)]
-    distance = np.square(part).sum(axis=1)[:, None] + norms - 2.0 * part @ lookalike.T
+    part = cells[start : start + 512]
+    colours, trust = looks.colours[tuple(part.T)], looks.trust[tuple(part.T)]
+    weighted = (colours * trust[..., None]).reshape(len(part), -1)
+    own = (np.square(colours).sum(axis=-1) * trust).sum(axis=-1)
+    distance = own[:, None] + trust @ norms.T - 2.0 * weighted @ lookalike.T
+    if apart:
+      distance[np.abs(known[None] - part[:, None]).max(axis=-1) < apart] = np.inf
     nearest = np.argpartition(distance, _BEST - 1, axis=1)[:, :_BEST]
     best.append(nearest)
-    errors.append(np.take_along_axis(distance, nearest, axis=1) / looks.shape[-1])
+    errors.append(np.take_along_axis(distance, nearest, axis=1) / weighted.shape[1])
   error = np.concatenate(errors)
-  weights = np.exp(-error / (np.median(error.min(axis=1)) + 50.0))
+  least = error.min(axis=1)[np.isfinite(error.min(axis=1))]
+  weights = np.exp(-error / (np.median(least) + 50.0)) if least.size else np.zeros_like(error)
   away = known[np.concatenate(best)] - cells[:, None] + (rows, columns)
+  votes = np.zeros((2 * rows + 1, 2 * columns + 1), np.float32)
   np.add.at(votes, (away[..., 0], away[..., 1]), weights)
-  votes = cv2.GaussianBlur(votes, (0, 0), 1.0)
-  peaks = []
-  while len(peaks) < _OFFSETS and votes.max() > 1e-4:
-    y, x = np.unravel_index(votes.argmax(), votes.shape)
-    peaks.append((y - rows, x - columns))
-    votes[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2] = 0
-  return np.array(peaks)
+  return cv2.GaussianBlur(votes, (0, 0), 1.0)
 
 
 def _choose(
-  looks: Float[np.ndarray, "r c d"],
+  looks: Looks,
   sources: Bool[np.ndarray, "r c"],
   targets: Bool[np.ndarray, "r c"],
-  offsets: Int[np.ndarray, "k 2"],
+  offsets: Int[np.ndarray, "n 2"],
+  common: Float[np.ndarray, " n"],
 ) -> Int[np.ndarray, "r c"]:
-  """The number of each target's offset: its place looks alike, and neighbours have it, too; -1 elsewhere."""
-  cost = np.full((len(offsets), *targets.shape), _NEVER)
+  """The number of each target's offset: its place looks alike, neighbours have it, too, it is common; -1 elsewhere."""
+  cells, cost = np.argwhere(targets), np.full((len(offsets), *targets.shape), _NEVER)
   for number, offset in enumerate(offsets):
-    here, there = _overlap(targets.shape, offset)
-    error = np.square(looks[here] - looks[there]).mean(axis=-1)
-    cost[number][here] = np.where(sources[there], error, _NEVER)
+    there = cells + offset
+    known = np.all((there >= 0) & (there < targets.shape), axis=1)
+    known[known] = sources[tuple(there[known].T)]
+    here, there = tuple(cells[known].T), tuple(there[known].T)
+    error = np.square(looks.colours[here] - looks.colours[there]).mean(axis=-1)
+    cost[number][here] = (error * looks.trust[here]).mean(axis=-1)
   cost = np.minimum(cost / (np.median(cost.min(axis=0)[targets]) + 20.0), 50.0)
+  cost -= _REPEATS * np.log(common + 1e-3)[:, None, None].astype(np.float32)
   x, y, width, height = cv2.boundingRect(targets.astype(np.uint8))
   box = (slice(y, y + height), slice(x, x + width))
   cost, inside = cost[:, *box], targets[box].astype(np.float32)
@@ -177,51 +232,61 @@ def _choose(
   return chosen
 
 
+def _to_the_pixel(
+  picture: Float[np.ndarray, "h w 3"],
+  known: Bool[np.ndarray, "h w"],
+  chosen: Int[np.ndarray, "r c"],
+  offsets: Int[np.ndarray, "n 2"],
+) -> Float[np.ndarray, "n 2"]:
+  """The offsets in cells, those that were chosen moved by pixels to where the picture fits best."""
+  blurred, steps = cv2.GaussianBlur(picture, (0, 0), 0.5 * _BLUR), offsets * CELL
+  numbers = np.kron(chosen, np.ones((CELL, CELL), int))
+  for number in np.unique(chosen[chosen >= 0]):
+    stretch = cv2.dilate((numbers == number).astype(np.uint8), np.ones((2 * CELL + 1,) * 2, np.uint8)) > 0
+    x, y, width, height = cv2.boundingRect(stretch.astype(np.uint8))
+    errors, fewest = {}, 0.8 * stretch.sum()
+    for shift in itertools.product(range(-_SHIFT, _SHIFT + 1), repeat=2):
+      here, there = _moved((y, x, height, width), steps[number] + shift, known.shape)
+      both = stretch[here] & known[there]
+      if both.sum() >= fewest:
+        errors[shift] = np.square(blurred[here] - blurred[there])[both].mean() + 0.01 * np.square(shift).sum()
+    if errors:
+      steps[number] += min(errors, key=errors.__getitem__)
+  return steps / CELL
+
+
 def _softmin(cost: Float[np.ndarray, "k r c"], temperature: float) -> Float[np.ndarray, "k r c"]:
   weights = np.exp((cost.min(axis=0) - cost) / np.float32(temperature))
   return weights / weights.sum(axis=0)
 
 
-def _overlap(shape: tuple[int, ...], offset: Int[np.ndarray, 2]) -> tuple[Place, Place]:
-  """The places of a grid that have one at this offset, and those places."""
-  spans = [
-    (slice(max(0, -step), min(size, size - step)), max(0, step)) for size, step in zip(shape, offset, strict=True)
-  ]
-  here = tuple(span if span.start < span.stop else slice(0, 0) for span, _ in spans)
-  there = tuple(slice(first, first + span.stop - span.start) for span, (_, first) in zip(here, spans, strict=True))
+def _moved(box: tuple[int, int, int, int], step: Int[np.ndarray, 2], shape: tuple[int, ...]) -> tuple[Place, Place]:
+  """The part of a box (top, left, height, width) that a step does not lead out of the picture, and where it leads."""
+  here, there = [], []
+  for first, length, move, size in zip(box[:2], box[2:], step.tolist(), shape, strict=False):
+    start, stop = max(first, -move), min(first + length, size - move)
+    here.append(slice(start, max(start, stop)))
+    there.append(slice(start + move, max(start, stop) + move))
   return (here[0], here[1]), (there[0], there[1])
 
 
 def _lend(
-  detail: Float[np.ndarray, "h w 3"], chosen: Int[np.ndarray, "r c"], offsets: Int[np.ndarray, "k 2"]
-) -> Float[np.ndarray, "h w 3"]:
-  """The detail at each pixel's chosen offset; where choices meet, theirs are blended over a cell."""
+  detail: Float[np.ndarray, "h w 3"],
+  known: Bool[np.ndarray, "h w"],
+  chosen: Int[np.ndarray, "r c"],
+  offsets: Float[np.ndarray, "n 2"],
+) -> tuple[Float[np.ndarray, "h w 3"], Float[np.ndarray, "h w 1"]]:
+  """The known detail at each pixel's chosen offset, and the share of it that is known.
+
+  Where choices meet, theirs are blended over a cell.
+  """
   size, pixels = detail.shape[:2], np.array(detail.shape[:2]) / chosen.shape
   total, weights = np.zeros_like(detail), np.zeros((*size, 1), np.float32)
   for number in np.unique(chosen[chosen >= 0]):
     weight = cv2.resize((chosen == number).astype(np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
     x, y, width, height = cv2.boundingRect((weight > 0).astype(np.uint8))
-    step_y, step_x = np.rint(offsets[number] * pixels).astype(int).tolist()
-    rows = slice(max(y, -step_y), min(y + height, size[0] - step_y))
-    columns = slice(max(x, -step_x), min(x + width, size[1] - step_x))
-    moved = detail[rows.start + step_y : rows.stop + step_y, columns.start + step_x : columns.stop + step_x]
-    total[rows, columns] += weight[rows, columns, None] * moved
-    weights[rows, columns] += weight[rows, columns, None]
-  return total / np.maximum(weights, 1e-3)
-
-
-def _missing(
-  own: Float[np.ndarray, "h w 3"],
-  lent: Float[np.ndarray, "h w 3"],
-  wanted: Bool[np.ndarray, "h w"],
-  seen: tuple[int, int],
-) -> Float[np.ndarray, "h w 1"]:
-  """The share of the lent detail that is added: all where the fill has none, nothing where it has twice as much."""
-  inside = wanted.astype(np.float32)
-
-  def power(detail: np.ndarray) -> np.ndarray:
-    small = cv2.resize(np.square(detail).mean(axis=-1) * inside, seen, interpolation=cv2.INTER_AREA)
-    return cv2.GaussianBlur(small, (0, 0), CELL)
-
-  share = np.clip(1.0 - 0.5 * np.sqrt(power(own) / (power(lent) + 0.01)), 0.0, 1.0)
-  return cv2.resize(share, inside.shape[::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+    here, there = _moved((y, x, height, width), np.rint(offsets[number] * pixels).astype(int), size)
+    share = (weight[here] * known[there])[..., None]
+    total[here] += share * detail[there]
+    weights[here] += share
+  return total / np.maximum(weights, 1e-3), np.minimum(weights, 1.0)
