@@ -24,22 +24,23 @@ BAND = 6.0
 BLOCK, MARGIN = 384, 128
 """Side of the parts of a hole that are worked on together, and the reach around them for sources, pixels there."""
 THIN = 8.0
-"""Parts of a hole that nowhere reach this depth are left alone, and near the rim the fill goes over into what is copied
-over this depth: there the network sees what goes on. Pixels there."""
+"""Parts of a hole that nowhere reach this depth are left alone, pixels there."""
+RIM = 12.0
+"""Depth over which the network's fill, which knows best what goes on at the rim, goes over into what is copied."""
 
 _BLUR = 2.0  # sigma at which places are compared, pixels at that scale
 _REACH = 3  # cells to each side of a place that are compared, too
-_TRUST = 0.5  # weight of a cell that was filled when places are compared
+_TRUST = 0.25  # weight of a cell that was filled when places are compared
 # The fill is a mean of what could be there: its structure (finer than this sigma) is fainter than a photograph's.
 _LAYOUT, _CONTRAST = 8.0, 3.0
 _REPEATS = 0.3  # weight of how common an offset is
 _APART = 6  # cells that lie nearer than this do not count as a repetition
-_SAMPLES = 1500  # at most about so many known cells tell how the picture repeats itself
+_SAMPLES = 1000  # at most about so many known cells tell how the picture repeats itself
 _OFFSETS = 80  # at most so many are chosen among
 _BEST = 3  # places that each cell votes for
 _ROUNDS = 12  # of the mean field
 _COHERENCE = 4.0  # weight of the neighbours' choice
-_SHIFT = 2  # an offset is exact to the pixel after a search so far
+_SHIFT = 3  # an offset is exact to the pixel after a search so far
 _CLEAR = 3  # pixels next to a hole that lend nothing
 _FEWEST = 16  # cells of sources, fewer have nothing to lend
 _NEVER = np.float32(1e4)  # cost of a source that is not known
@@ -118,7 +119,7 @@ def _with_detail(
   sources, targets = ~_any_in_cell(~known), _any_in_cell(target)
   if sources.sum() < _FEWEST:
     return image
-  inside = np.minimum(depth / THIN, 1.0)[..., None]
+  inside = np.minimum(depth / RIM, 1.0)[..., None]
   layout = cv2.GaussianBlur(small, (0, 0), _LAYOUT)
   clear = layout + (small - layout) * (1.0 + (_CONTRAST - 1.0) * inside)
   looks = _looks(clear, share)
@@ -188,7 +189,8 @@ def _votes(
     own = (np.square(colours).sum(axis=-1) * trust).sum(axis=-1)
     distance = own[:, None] + trust @ norms.T - 2.0 * weighted @ lookalike.T
     if apart:
-      distance[np.abs(known[None] - part[:, None]).max(axis=-1) < apart] = np.inf
+      near = np.abs(known.T[:, None] - part.T[:, :, None]) < apart  # axis, cell, source
+      distance[near[0] & near[1]] = np.inf
     nearest = np.argpartition(distance, _BEST - 1, axis=1)[:, :_BEST]
     best.append(nearest)
     errors.append(np.take_along_axis(distance, nearest, axis=1) / weighted.shape[1])
@@ -215,8 +217,8 @@ def _choose(
     known = np.all((there >= 0) & (there < targets.shape), axis=1)
     known[known] = sources[tuple(there[known].T)]
     here, there = tuple(cells[known].T), tuple(there[known].T)
-    error = np.square(looks.colours[here] - looks.colours[there]).mean(axis=-1)
-    cost[number][here] = (error * looks.trust[here]).mean(axis=-1)
+    error = np.square(looks.colours[here] - looks.colours[there]).sum(axis=-1)
+    cost[number][here] = np.einsum("mk,mk->m", error, looks.trust[here]) / (3 * error.shape[1])
   cost = np.minimum(cost / (np.median(cost.min(axis=0)[targets]) + 20.0), 50.0)
   cost -= _REPEATS * np.log(common + 1e-3)[:, None, None].astype(np.float32)
   x, y, width, height = cv2.boundingRect(targets.astype(np.uint8))
@@ -248,8 +250,9 @@ def _to_the_pixel(
     for shift in itertools.product(range(-_SHIFT, _SHIFT + 1), repeat=2):
       here, there = _moved((y, x, height, width), steps[number] + shift, known.shape)
       both = stretch[here] & known[there]
-      if both.sum() >= fewest:
-        errors[shift] = np.square(blurred[here] - blurred[there])[both].mean() + 0.01 * np.square(shift).sum()
+      if (count := both.sum()) >= fewest:
+        error = cv2.norm(blurred[here], blurred[there], cv2.NORM_L2SQR, both.astype(np.uint8))
+        errors[shift] = error / (3 * count) + 0.01 * np.square(shift).sum()
     if errors:
       steps[number] += min(errors, key=errors.__getitem__)
   return steps / CELL
