@@ -19,7 +19,7 @@ def get_config() -> Config:
     name="demo",
     model=SIZES["tiny"],
     # Held-out tiles are a quarter of a photograph high, so training windows must come as near.
-    data=DataConfig(train="skimage", crop_min=0.2),
+    data=DataConfig(train="demo"),
     # Four stages of VGG16 on small windows: the fifth would see 2x2 positions and cost more than all others on a CPU.
     loss=LossConfig(features="vgg16", vgg_stages=4, feature_crop=32, style=5.0, adversarial=0.3),
     # The adversarial term from the start: a step of its own for before would take longer to compile than to run.

@@ -170,7 +170,7 @@ class MaskConfig:
 class DataConfig:
   """Images: where they are and how they are cropped."""
 
-  train: str = ""  # a data set's root, any folder of images, a prepared folder, tfds:NAME[@DATA_DIR], or 'skimage'
+  train: str = ""  # a data set's root, any folder of images, a prepared folder, tfds:NAME[@DATA_DIR], or 'demo'
   val: str = ""  # held-out images, any of these; empty: the held-out part of data.train
   layout: str = "auto"  # of data.train: auto (seen from the tree), folder, paris, celebahq, places2 or arrayrecord
   val_share: float = 0.02  # held out by a hash where data.val is empty and data.train has no held-out part of its own

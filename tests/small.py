@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 
-from gmsrm_jax.config import Config, ModelConfig, StageConfig
+from gmsrm_jax.config import Config, ModelConfig, StageConfig, VariationConfig
 
 
 def shrink(config: Config) -> Config:
-  """The same experiment, tiny and short."""
+  """The same experiment, tiny and short, with every term from the start."""
 
   def short(stage: StageConfig) -> StageConfig:
-    return dataclasses.replace(stage, steps=min(4, stage.steps), warmup=min(1, stage.warmup))
+    return dataclasses.replace(
+      stage, steps=min(4, stage.steps), warmup=min(1, stage.warmup), adversarial_start=0.0
+    )
 
   return dataclasses.replace(
     config,
@@ -25,7 +27,8 @@ def shrink(config: Config) -> Config:
       revive_every=min(2, config.memory.revive_every),
     ),
     data=dataclasses.replace(config.data, threads=1, workers=0, prefetch=2),
-    loss=dataclasses.replace(config.loss, features="recognition", feature_crop=0),
+    variation=VariationConfig(),
+    loss=dataclasses.replace(config.loss, features="recognition", feature_crop=0, style=5.0, adversarial=0.3),
     stage1=short(config.stage1),
     stage2=short(config.stage2),
     eval=dataclasses.replace(config.eval, batch_size=2, max_images=4),

@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn (default: 0.5)")
   parser.add_argument("--size", default="base", help="GPU: the size whose best batch is searched (default: base)")
   parser.add_argument("--json", default="", metavar="FILE", help="where the numbers go (default: printed)")
-  parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings over the demo's")
+  parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings over those of street")
   flags = parser.parse_args(argv)
 
   sides = [Side(name, flags.platform, flags.set) for name in flags.sides.split(",")]

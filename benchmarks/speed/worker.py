@@ -17,10 +17,9 @@ Call = Callable[[], Any]
 
 
 def configure(size: str, batch: int, changes: list[str]) -> Config:
-  """The demo's settings with networks of that size and a batch of that size."""
-  return overrides.override(
-    experiments.load("demo"), [f"model.size={size}", f"run.batch_size={batch + batch % 2}", *changes]
-  )
+  """The settings of `street` with networks of that size and a batch of that size."""
+  sizes = [f"model.size={size}", f"run.batch_size={batch + batch % 2}", "loss.feature_crop=32"]
+  return overrides.override(experiments.load("street"), [*sizes, *changes])
 
 
 def random_batch(size: int, batch: int) -> dict[str, np.ndarray]:

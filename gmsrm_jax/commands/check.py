@@ -105,13 +105,11 @@ def _listed(lines: Sequence[str]) -> list[str]:
   return [*map(printable, lines[:_SHOWN]), *([f"… and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
 
 
-def scan(source: sources.Source, split: str) -> Iterator[Scan]:
+def scan(source: sources.ImageSource, split: str) -> Iterator[Scan]:
   """Decodes every image of a source, in name order, on all cores."""
 
   def look(index: int) -> Scan:
     name = source.names[index]
-    if isinstance(source, sources.DemoSource):
-      return _seen(name, "pixels RGB", source[index].image)
     stored = source.stored.open(index)
     try:
       with pictures.open_picture(stored, name) as file:
@@ -207,16 +205,15 @@ def _spread(values: Sequence[int]) -> str:
   return f"{min(values)} / {statistics.median_low(values)} / {max(values)} pixels (min / median / max)"
 
 
-def describe_split(config: Config, split: str, source: sources.Source, files: Sequence[Scan]) -> str:
+def describe_split(config: Config, split: str, source: sources.ImageSource, files: Sequence[Scan]) -> str:
   """Counts, sizes and formats of one split, and which of its files are damaged or copies of others."""
   whole, bad = [file for file in files if not file.reason], [file for file in files if file.reason]
   copies = duplicates(whole)
   kinds = collections.Counter(file.kind for file in whole).most_common()
-  is_demo = isinstance(source, sources.DemoSource)
   lines = [
     ("images", len(files)),
-    ("from", "photographs of scikit-image" if is_demo else source.where),
-    ("split", "a region of each photograph" if is_demo else source.stored.rule),
+    ("from", source.where),
+    ("split", source.stored.rule),
     ("sha256", f"{sources.split_hash(source)[:12]} of names and sizes"),
   ]
   if whole:

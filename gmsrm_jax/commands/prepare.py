@@ -9,7 +9,6 @@ from gmsrm_jax.commands.flags import configuration
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import records, sources
 from gmsrm_jax.data.prepare import Preparation
-from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.files import claimed, local_path
 
 
@@ -25,7 +24,7 @@ def prepare(config: Config, output: str) -> None:
     ConfigError: the data cannot be read, or the folder holds something else.
   """
   folder = local_path(output, "--output")
-  splits = {split: _open(config, split) for split in ("train", "val")}
+  splits = {split: sources.open_source(config.data, split) for split in ("train", "val")}
   side = config.data.stored_side or math.ceil(config.model.image_size / config.data.crop_min)
   preparation = Preparation(splits, folder, side, config.data.stored_format)
   for split, source in splits.items():
@@ -45,12 +44,3 @@ def prepare(config: Config, output: str) -> None:
   left_out = [f"{shard['split']}/{name}" for shard in done for name in shard["bad"]]
   if left_out:
     print(f"left out {len(left_out)} that cannot be decoded: {', '.join(left_out)}")
-
-
-def _open(config: Config, split: str) -> sources.ImageSource:
-  source = sources.open_source(config.data, split)
-  if isinstance(source, sources.ImageSource):
-    return source
-  raise ConfigError(
-    f"data.{split}='skimage' needs no preparation: give data.train a folder of images and leave data.val= empty"
-  )

@@ -164,7 +164,7 @@ def split_files(root: Path, layout: str, split: str, *, val_share: float, by_rul
   require(
     bool(names),
     f"{setting}{inside} holds no image ({', '.join(pictures.FORMATS)}): give {setting.partition('=')[0]} a folder of "
-    "images, or 'skimage' for the demo's photographs",
+    "images, or 'demo' for the photographs that come along",
   )
   if "val" in own or not by_rule:
     return Files(folder, names, layout, f"all of {folder.name}")

@@ -1,4 +1,4 @@
-"""Sources of images: files in a folder, records, or the photographs inside the scikit-image wheel.
+"""Sources of images: files in a folder, or records; `demo` names the photographs that come along.
 
 A source is random access, as grain wants it: `len(source)`, and `source[i]` gives an `Example`. What it gives
 depends on the files alone, never on the order of the calls, so many threads may read it, and many processes copies.
@@ -7,7 +7,6 @@ depends on the files alone, never on the order of the calls, so many threads may
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -28,13 +27,8 @@ BAD_SHARE = 0.01  # of a split's files: more that cannot be decoded are an error
 _LOOKED_AT = 256  # held-out images that are compared with training images before a run
 _COMPARED = 16  # training images of its size that one is compared with at most, those of its name first
 
-# Photographs of things, and one of a stereo pair only: the other would show the held-out region again.
-_DEMO_PHOTOS = (
-  *("astronaut.png", "brick.png", "camera.png", "chelsea.png"),
-  *("coffee.png", "coins.png", "motorcycle_left.png", "rocket.jpg"),
-)
-_DEMO_TILE = 128  # largest side of a held-out tile, pixels
-_DEMO_GAP = 8  # columns that neither split sees, so that no edge continues from one into the other
+DEMO = "demo"  # as data.train: the photographs of facades in this folder
+_DEMO_FOLDER = Path(__file__).with_name("facades")
 
 _log = logging.getLogger(__name__)
 
@@ -105,57 +99,7 @@ def check_bad(where: str, bad: Sequence[str], files: int) -> None:
   )
 
 
-def demo_regions(name: str, height: int, width: int, split: str) -> dict[str, tuple[int, int, int, int]]:
-  """The regions of a demo photograph that are for the split: example names to (top, left, height, width).
-
-  The left three quarters are for training; the right quarter, beyond a gap, is cut into square held-out tiles.
-  """
-  stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
-  strip = width // 4
-  if split == "train":
-    return {f"{stem}{suffix}": (0, 0, height, width - strip - _DEMO_GAP)}
-  tile = min(_DEMO_TILE, strip)
-  return {
-    f"{stem}_r{row}_c{column}{suffix}": (row * tile, width - strip + column * tile, tile, tile)
-    for row in range(height // tile)
-    for column in range(strip // tile)
-  }
-
-
-class DemoSource:
-  """Photographs that scikit-image ships inside its wheel; the splits see different regions of each."""
-
-  def __init__(self, split: str, setting: str):
-    package = importlib.util.find_spec("skimage")
-    way_out = f"pip install scikit-image, or give {setting} a folder of images"
-    if package is None or not package.submodule_search_locations:
-      raise ConfigError(f"{setting}='skimage' needs scikit-image, which is not installed: {way_out}")
-    folder = Path(package.submodule_search_locations[0]) / "data"
-    self._examples = {}
-    for photo in _DEMO_PHOTOS:
-      pixels = pictures.decode(folder / photo)
-      for name, (top, left, height, width) in demo_regions(photo, pixels.shape[0], pixels.shape[1], split).items():
-        self._examples[name] = pixels[top : top + height, left : left + width].copy()
-    self.names = sorted(self._examples)
-    self.where = f"{setting}='skimage'"
-    self.bad_files: list[str] = []
-
-  def __len__(self) -> int:
-    return len(self.names)
-
-  def __getitem__(self, index: int) -> Example:
-    name = self.names[index]
-    return Example(self._examples[name].copy(), name)
-
-  def file_sizes(self) -> list[int]:
-    """Bytes of each region's pixels, which are no files of their own."""
-    return [self._examples[name].nbytes for name in self.names]
-
-
-Source = ImageSource | DemoSource
-
-
-def open_source(data: DataConfig, split: str) -> Source:
+def open_source(data: DataConfig, split: str) -> ImageSource:
   """The images of a split, as `data.train`, `data.val` and `data.layout` say.
 
   With `data.val` of its own, both trees give the split that they call so, or all they have. Without it, both splits
@@ -171,14 +115,12 @@ def open_source(data: DataConfig, split: str) -> Source:
   else:
     setting, spec, layout = "data.train", data.train, data.layout
   where = f"{setting}={spec!r}"
-  if spec == "skimage":
-    return DemoSource(split, setting)
   if spec.startswith("tfds:"):
     stored = records.from_tfds(spec, split, data.val_share, by_rule=by_rule, setting=where)
     return ImageSource(stored, where)
 
-  way_out = f"give {setting} a folder of images, or 'skimage' for the demo's photographs"
-  root = datasets.check_folder(spec, setting, way_out)
+  way_out = f"give {setting} a folder of images, or '{DEMO}' for the photographs that come along"
+  root = _DEMO_FOLDER if spec == DEMO else datasets.check_folder(spec, setting, way_out)
   layout = datasets.detect_layout(root) if layout == "auto" else layout
   if layout == "arrayrecord":
     stored = records.from_folder(root, split, data.val_share, by_rule=by_rule, setting=where)
@@ -187,7 +129,7 @@ def open_source(data: DataConfig, split: str) -> Source:
   return ImageSource(stored, where)
 
 
-def split_hash(source: Source) -> str:
+def split_hash(source: ImageSource) -> str:
   """sha256 over the names and stored sizes, in order: equal for equal copies of a split, wherever they lie."""
   return files_hash(source.names, source.file_sizes())
 
@@ -200,12 +142,12 @@ def files_hash(names: Sequence[str], sizes: Sequence[int]) -> str:
   return digest.hexdigest()
 
 
-def doubts(train: Source | None, val: Source) -> list[str]:
+def doubts(train: ImageSource | None, val: ImageSource) -> list[str]:
   """Reasons why scores on the held-out images say little: that they are one image, or training images as well."""
   found = []
   if len(val) == 1:
     found.append(f"{val.where} holds out 1 image, whose score says little: give data.val more, or raise data.val_share")
-  shared = _stored_twice(train, val) if isinstance(train, ImageSource) and isinstance(val, ImageSource) else []
+  shared = _stored_twice(train, val) if train else []
   if shared:
     found.append(
       f"{len(shared)} of {min(len(val), _LOOKED_AT)} held-out images that were looked at are training images too "

@@ -59,7 +59,7 @@ def read_config(folder: str | os.PathLike[str], experiment: str | None = None) -
 
 
 def data_facts(
-  config: Config, training: sources.Source | None, evaluation: pipeline.EvaluationSet
+  config: Config, training: sources.ImageSource | None, evaluation: pipeline.EvaluationSet
 ) -> dict[str, dict[str, Any]]:
   """Returns hash and number of images of both splits, and the hashes of the folders that holes are drawn from.
 

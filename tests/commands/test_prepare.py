@@ -149,8 +149,6 @@ def test_folders_that_cannot_be_written_to_are_named(tmp_path):
   (tmp_path / "full" / "mine.txt").touch()
   with pytest.raises(ConfigError, match=r"--output=.*full holds other files \(mine\.txt\)"):
     prepare.prepare(configured(source), str(tmp_path / "full"))
-  with pytest.raises(ConfigError, match=r"data\.train='skimage' needs no preparation"):
-    prepare.prepare(overrides.override(experiments.load("demo"), []), str(tmp_path / "out"))
   assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "paris"]
 
 

@@ -119,7 +119,7 @@ def test_a_cpu_measures_little_unless_it_is_asked():
   [
     (["smal"], None, [], ["'smal'", "'small'"]),
     (None, [6], [], ["--batches", "batch_size=6", "4 devices", "use 4"]),
-    (None, [3], [], ["batch_size=3", "odd"]),
+    (None, [3], ["variation.enabled=true"], ["batch_size=3", "odd"]),
     (None, [0], [], ["batch_size=0"]),
     (None, [4], ["run.accumulate=2"], ["use 8"]),
     (None, None, ["memory.heads=0"], ["memory.heads=0"]),
