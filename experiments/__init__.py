@@ -26,3 +26,9 @@ def load(name: str) -> Config:
   known = names()
   require(name in known, f"--experiment={name} is unknown: {suggest(name, known)}choose from {', '.join(known)}")
   return importlib.import_module(f"{__name__}.{name}").get_config()
+
+
+def limits(name: str) -> list[str]:
+  """Returns what the report of an experiment must say of itself: the `LIMITS` of its file, where there are any."""
+  module = importlib.import_module(f"{__name__}.{name}") if name in names() else None  # a run may outlive its file
+  return [*getattr(module, "LIMITS", ())]

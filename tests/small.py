@@ -11,9 +11,7 @@ def shrink(config: Config) -> Config:
   """The same experiment, tiny and short, with every term from the start."""
 
   def short(stage: StageConfig) -> StageConfig:
-    return dataclasses.replace(
-      stage, steps=min(4, stage.steps), warmup=min(1, stage.warmup), adversarial_start=0.0
-    )
+    return dataclasses.replace(stage, steps=min(4, stage.steps), warmup=min(1, stage.warmup), adversarial_start=0.0)
 
   return dataclasses.replace(
     config,

@@ -33,9 +33,10 @@ ODD = os.fsdecode(b"photo\xff.png")
 SETTINGS = (
   "model.image_size=32 model.widths=8,16 model.heads=2 model.context_blocks=0 model.discriminator_width=8 "
   "model.discriminator_layers=1 memory.num_groups=4 memory.slots_per_group=4 memory.slot_dim=16 memory.heads=2 "
-  "memory.revive_every=2 data.threads=1 data.prefetch=2 loss.features=recognition loss.feature_crop=0 loss.adversarial=0.3 "
+  "memory.revive_every=2 data.threads=1 data.prefetch=2 loss.features=recognition loss.feature_crop=0 "
+  "loss.adversarial=0.3 variation.enabled=true "
   f"stage1.steps={STEPS} stage2.steps={STEPS} stage1.adversarial_start=0.5 stage2.adversarial_start=0 "
-  "stage2.half_until=0.5 variation.enabled=true variation.start=0.5 "  # both stages have a phase change after their first checkpoint
+  "stage2.half_until=0.5 variation.start=0.5 "  # both stages have a phase change after their first checkpoint
   "eval.batch_size=2 run.batch_size=4 run.log_every=1 run.save_every=2 run.panel_every=4 run.panel_images=2"
 ).split()
 

@@ -20,7 +20,7 @@ from gmsrm_jax.config import DataConfig
 from gmsrm_jax.data import datasets, pictures, records
 from gmsrm_jax.data.datasets import Files
 from gmsrm_jax.data.records import Records
-from gmsrm_jax.errors import ConfigError, require
+from gmsrm_jax.errors import require
 
 BAD_SHARE = 0.01  # of a split's files: more that cannot be decoded are an error
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gmsrm_jax import experiments
 from gmsrm_jax.arrays import image_from_uint8, image_to_uint8
 from gmsrm_jax.config import Config
 from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name, mask_bytes
@@ -111,7 +112,7 @@ class HeldOutPictures:
       "experiment": self._config.name,
       "step": self._step,
       "title": f"{self._config.name}, step {self._step}",
-      "notes": [],
+      "notes": experiments.limits(self._config.name),
       "protocol": {
         "images": len(self._evaluation),
         "image_size": self._config.model.image_size,

@@ -216,7 +216,7 @@ def test_the_photographs_that_come_along_are_small_cc0_and_held_out_by_place():
   numbers = {}
   for split, count in (("train", 96), ("val", 24)):
     source = sources.open_source(DataConfig(train="demo"), split)
-    assert len(source) == count and all(80 <= min(x.image.shape[:2]) and max(x.image.shape[:2]) <= 160 for x in source)
+    assert len(source) == count and all(min(x.image.shape[:2]) >= 80 and max(x.image.shape[:2]) <= 160 for x in source)
     numbers[split] = np.array([int(name.removesuffix(".jpg").removeprefix("spb_img_")) for name in source.names])
   # Neighbours in the data set may show one house front.
   assert np.abs(numbers["train"][:, None] - numbers["val"]).min() >= 4
