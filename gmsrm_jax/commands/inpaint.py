@@ -12,6 +12,7 @@ from tqdm import tqdm
 from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.data.masks import hole_files
 from gmsrm_jax.errors import ConfigError, one_line, require
+from gmsrm_jax.files import printable
 from gmsrm_jax.inference import output_plan, photos
 from gmsrm_jax.inference.file_pairs import pair_files
 from gmsrm_jax.inference.inpainter import Inpainter, Step
@@ -92,7 +93,7 @@ def _fill(inpainter: Inpainter, job: output_plan.Job, flags: argparse.Namespace,
     """Shows what comes next; a compilation, which happens once for a size, takes some 5 s."""
     of_windows = f" {step.window + 1} of {step.windows}" if step.phase == "filling" else ""
     about = " (5 s, once)" if step.phase == "compiling" else ""
-    bar.set_description_str(f"{step.phase}{of_windows}{about}: {image.name}")
+    bar.set_description_str(f"{step.phase}{of_windows}{about}: {printable(image.name)}")
 
   fills = inpainter.fills(photo.rgb, hole, **options, before_step=tell)
   for path, fill in zip(targets, fills, strict=True):

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from gmsrm_jax.data import datasets, pictures
 from gmsrm_jax.errors import ConfigError, require
-from gmsrm_jax.files import local_path
+from gmsrm_jax.files import local_path, printable
 
 THRESHOLD = 127
 """A mask pixel above this is hole, of 0..255, so the soft edges of a JPEG are cut in the middle."""
@@ -98,7 +98,7 @@ def resize_mask(mask: UInt8[np.ndarray, "h w"], height: int, width: int) -> UInt
 
 def warn_area(mask: UInt8[np.ndarray, "h w"], name: str) -> None:
   """Logs a warning where the hole is empty, or so large that white and black may be exchanged."""
-  share = float(mask.mean())
+  share, name = float(mask.mean()), printable(name)
   if share == 0:
     _log.warning("%s has no hole, so nothing is filled: paint the hole white (above %d of 255)", name, THRESHOLD)
   elif share > LARGE:
