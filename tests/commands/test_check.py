@@ -101,7 +101,8 @@ def test_what_its_owner_would_rather_know_is_a_line_that_names_the_way_out(tmp_p
     Image.fromarray(smooth(index, (70, 66))).save(folders[0] / f"t{index}.png")
   Image.fromarray(smooth(2, (40, 50))).save(folders[1] / "again.jpg", quality=60)
   Image.fromarray(smooth(9, (70, 66))).save(folders[1] / "other.png")
-  Image.new("RGB", (50, 50), "white").save(folders[1] / "empty.png")  # in which there is nothing to compare
+  Image.new("RGB", (50, 50), "white").save(folders[1] / "empty.png")
+  Image.new("RGB", (70, 66)).save(folders[0] / "blank.png")  # in which there is nothing to compare
   alike, few, enlarged, one_size = warned(folders, capsys, "model.image_size=64")
   assert "1 held-out" in alike and "(again.jpg and t2.png)" in alike and "other" not in alike and "empty" not in alike
   assert "has 3 images" in few and "data.val_share" in few
