@@ -91,7 +91,7 @@ def test_help_names_every_mode_and_that_of_a_mode_its_flags_alone_without_import
     ([f"--workdir={__file__}"], ["--workdir=", "is a file", "folder"]),
     (["--images=x"], ["--images", "--mode=train", "--mode=evaluate or inpaint"]),
     (["--seed=0"], ["--seed", "--mode=train"]),
-    (["--mode=inpaint", "--set", "run.seed=1"], ["--set", "--mode=inpaint"]),
+    (["--mode=inpaint", "--set", "run.seed=1"], ["the setting run.seed=1", "--mode=inpaint"]),
     (["--mode=inpaint", "--images=x", "--masks=y"], ["--mode=inpaint", "--output"]),
     (["--mode=prepare"], ["--mode=prepare", "--output"]),
     (["--mode=inpaint", "--images=x", "--output=z", "--num_samples=0"], ["--num_samples=0", "1 or more"]),

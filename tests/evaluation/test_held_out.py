@@ -23,7 +23,7 @@ from gmsrm_jax.training.run_folder import read_config
 from tests.evaluation.test_scorer import one_device
 from tests.trained import ODD, finish
 
-METHODS = ["GM-SRM", "Telea", "initial fill", "mean fill"]
+METHODS = ["GM-SRM", "Telea", "initial fill"]
 COLUMNS = [*map(bucket_name, BUCKETS), "all"]
 
 
