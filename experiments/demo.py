@@ -27,13 +27,13 @@ from gmsrm_jax.config import (
 )
 
 LIMITS = (
-  "This is a demonstration: minutes of training on 96 pictures show that both stages learn from nothing, and no more.",
+  "This is a demonstration: minutes of training on few pictures show that both stages learn from nothing, and no more.",
   "It cannot show how good the method is. At 64x64 and after so few steps fills are soft, without texture and without "
   "objects of their own in large holes; second fills (`--num_samples`) and the discriminator are off. Whether the "
-  "memory helps takes a twin without it. 24 pictures and one seed leave wide intervals. docs/results.md of the project "
-  "has longer trainings.",
+  "memory helps takes a twin without it. Few pictures and one seed leave wide intervals. docs/results.md of the "
+  "project has longer trainings.",
 )
-"""What the report says of itself."""
+"""Sentences that the report says of itself, whatever it was trained on."""
 
 
 def get_config() -> Config:

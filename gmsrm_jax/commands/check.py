@@ -170,7 +170,7 @@ def near_copies(train: Sequence[Scan], val: Sequence[Scan]) -> list[tuple[str, s
 
 
 def doubts(config: Config, train: Sequence[Scan], val: Sequence[Scan]) -> Iterator[str]:
-  """What a training can do with, but its owner would rather know."""
+  """Yields what a training can do with, but its owner would rather know, a line each with the way out."""
   side, least = config.model.image_size, config.data.crop_min
   alike = near_copies(train, val)
   if alike:

@@ -1,4 +1,4 @@
-"""What a process does for one picture of a folder: it reads, fills, scores by pixels, and lays out for networks.
+"""Judges one picture of a folder in a process: reads, fills, scores by pixels, and lays out for networks.
 
 JAX never starts here, so that nothing is compiled for a picture's size, and pictures are judged beside each other.
 """

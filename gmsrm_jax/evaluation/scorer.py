@@ -53,7 +53,7 @@ class Picture(NamedTuple):
 
 
 class Judged(NamedTuple):
-  """What is known of one picture; a row per method, the result first. Without a hole there are no rows."""
+  """One picture's scores and fills, a row per method, the result first; without a hole there are no rows."""
 
   bucket: str
   name: str

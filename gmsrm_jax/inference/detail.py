@@ -49,7 +49,7 @@ Place = tuple[slice, slice]
 
 
 class Looks(NamedTuple):
-  """What is compared of each cell of the grid: colours of it and of the k - 1 around it, and how far to trust each."""
+  """Colours of each cell of the grid and of the k - 1 around it, which are compared, and how far to trust each."""
 
   colours: Float[np.ndarray, "r c k 3"]
   trust: Float[np.ndarray, "r c k"]  # mean 1 over k
@@ -141,7 +141,7 @@ def _any_in_cell(pixels: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "r c"]:
 
 
 def _looks(picture: Float[np.ndarray, "h w 3"], share: Float[np.ndarray, "h w"]) -> Looks:
-  """What is compared of a picture whose hole has this share of each pixel."""
+  """Returns the looks of a picture's cells; `share` is the hole's share of each pixel."""
   blurred = cv2.GaussianBlur(picture, (0, 0), _BLUR)[CELL // 2 :: CELL, CELL // 2 :: CELL]
   filled = cv2.resize(share, blurred.shape[1::-1], interpolation=cv2.INTER_AREA)[..., None]
   trust = _with_neighbours(1.0 - (1.0 - _TRUST) * filled)[..., 0]

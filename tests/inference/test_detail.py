@@ -66,7 +66,10 @@ def test_a_fill_rougher_than_the_picture_becomes_as_fine_as_it(hole):
   noise = rng.normal(0, 10, (128, 128, 1)).repeat(3, axis=2)
   picture, deep = np.clip(128 + noise, 0, 255).astype(np.uint8), (slice(50, 74), slice(46, 80))
   rough = np.where(hole[..., None] > 0, np.clip(128 + 2.2 * noise, 0, 255), picture).astype(np.uint8)
-  power = lambda image: float(np.square(image[deep].astype(float) - 128).mean())  # noqa: E731
+
+  def power(image):
+    return float(np.square(image[deep].astype(float) - 128).mean())
+
   assert power(rough) > 4 * power(picture)
   assert 0.7 < power(added(rough, hole)) / power(picture) < 1.3
 
@@ -132,7 +135,7 @@ def test_a_cell_takes_its_neighbours_offset_though_another_place_looks_a_little_
 def test_cells_vote_for_the_source_that_looks_most_like_them_by_what_is_trusted(monkeypatch, apart):
   monkeypatch.setattr(detail, "_BEST", 1)
   rng = np.random.default_rng(5)
-  colours, trust = rng.normal(0, 5, (8, 9, 4, 3)), rng.uniform(0.5, 1.5, (8, 9, 4))
+  colours, trust = rng.normal(0, 5, (8, 9, 4, 3)), rng.choice((0.0, 2.0), (8, 9, 4))
   sources, cells = rng.random((8, 9)) < 0.9, np.array([(2, 1), (7, 0)])
   votes = detail._votes(detail.Looks(colours, trust), sources, cells, apart)
   for cell in cells:
@@ -145,6 +148,37 @@ def test_cells_vote_for_the_source_that_looks_most_like_them_by_what_is_trusted(
     around = votes[8 + y - 1 : 8 + y + 2, 9 + x - 1 : 9 + x + 2]
     assert around.max() > 0.3 * votes.max()
   assert (votes > 0).sum() <= 2 * 81
+
+
+def test_offsets_by_which_the_known_part_repeats_itself_are_common_though_the_fill_shows_nothing():
+  rng = np.random.default_rng(6)
+  colours = np.tile(rng.normal(0, 30, (4, 9, 9, 3)), (4, 3, 1, 1))
+  targets = np.zeros((16, 27), bool)
+  targets[5:11, 10:17] = True
+  colours[targets] = rng.normal(0, 30, (42, 9, 3))
+  offsets, common = detail._common_offsets(detail.Looks(colours, np.ones((16, 27, 9))), ~targets, targets)
+  assert {(0, 9), (0, -9), (8, 0), (-8, 0)} <= {tuple(offset) for offset in offsets[common > 0.3].tolist()}
+
+
+def test_a_faint_pattern_is_taken_for_what_it_is_a_mean_of_not_for_a_flat_place():
+  y, x = np.mgrid[:128, :256]
+  pattern = 60 * np.sin(2 * np.pi * y / 16) * np.sin(2 * np.pi * x / 16)
+  strength = np.where(x < 128, 1.0, 0.0)
+  mask = np.zeros((128, 256), np.uint8)
+  mask[36:92, 164:228] = 1
+  shown = (128 + np.where(mask > 0, share, strength) * pattern for share in (1.0, 0.3))
+  truth, fill = (np.round(values)[..., None].repeat(3, axis=-1).astype(np.uint8) for values in shown)
+  result = added(fill, mask, place=(slice(0, 128), slice(0, 256)))
+  assert error(result, truth, mask) < 0.4 * error(fill, truth, mask)
+
+
+def test_what_is_not_known_is_not_lent():
+  values, known = np.random.default_rng(7).normal(size=(16, 32, 3)).astype(np.float32), np.ones((16, 32), bool)
+  known[4:12, 20:28] = False
+  lent, covered = detail._lend(values, known, np.zeros((4, 8), int), np.array([(0.0, 3.0)]))
+  np.testing.assert_allclose(covered[:, :20, 0], known[:, 12:], atol=1e-6)
+  np.testing.assert_allclose(lent[:, :20], values[:, 12:] * known[:, 12:, None], atol=1e-5)
+  assert (covered[:, 20:] == 0).all()
 
 
 def test_an_offset_becomes_exact_to_the_pixel():
