@@ -7,9 +7,8 @@ dataclass is built, so a bad value stops the program before anything compiles.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from gmsrm_jax.errors import check_seed, one_of, require
+from gmsrm_jax.errors import check_ranges, check_seed, one_of, require
 
 # Names that settings and flags choose from; their owners are inference/tiling.py, evaluation/ and data/.
 STRATEGIES = ("auto", "full", "crop", "resize")
@@ -29,19 +28,6 @@ def names_in(text: str) -> list[str]:
   return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _check(settings: Any, prefix: str, *, positive: str = "", not_negative: str = "", share: str = "") -> None:
-  """Refuses a setting out of its range; each argument names those of one range."""
-  for name in positive.split():
-    value = getattr(settings, name)
-    require(value > 0, f"{prefix}{name}={value} must be greater than 0")
-  for name in not_negative.split():
-    value = getattr(settings, name)
-    require(value >= 0, f"{prefix}{name}={value} must not be negative")
-  for name in share.split():
-    value = getattr(settings, name)
-    require(0.0 <= value <= 1.0, f"{prefix}{name}={value} is no share: give a number from 0 to 1")
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """Networks. `size` names a preset of `SIZES`; `--set model.size=` takes all of it, then other settings apply."""
@@ -59,7 +45,7 @@ class ModelConfig:
 
   def __post_init__(self):
     positive = "image_size blocks discriminator_width discriminator_layers"
-    _check(self, "model.", positive=positive, not_negative="context_blocks")
+    check_ranges(self, "model.", positive=positive, not_negative="context_blocks")
     require(len(self.widths) >= 2, f"model.widths={self.widths} needs at least two scales")
     for width in self.widths:
       require(width > 0 and width % 8 == 0, f"model.widths={self.widths}: make {width} a positive multiple of 8")
@@ -93,28 +79,38 @@ class MemoryConfig:
 
   enabled: bool = True  # false: an MLP of the same size stands in for the codebook (the no-memory twin)
   pretrain: bool = True  # false: stage 1 is skipped and the memory is learned from scratch in stage 2
-  num_groups: int = 16  # sets of slots, each with an anchor; 1 is a flat memory
+  kind: str = "soft"  # soft: a read is a mixture of all slots; hard: one slot of each group, chosen
+  num_groups: int = 16  # soft: sets of slots, each with an anchor; 1 is a flat memory; hard: parts of a read
   slots_per_group: int = 32  # slots in each group
-  slot_dim: int = 128  # channels of a slot's key and of its value
-  heads: int = 4  # heads of the retrieval attention, over slot_dim
-  group_temperature: float = 0.2  # initial softmax temperature on cosine scores of the anchors
-  slot_temperature: float = 0.2  # initial softmax temperature on cosine scores of the keys
-  top: int = 0  # slots that a head reads, the likeliest ones; 0 reads all
+  slot_dim: int = 128  # channels of a read; soft: of a slot's key and of its value, hard: of one slot of each group
+  heads: int = 4  # soft: heads of the retrieval attention, over slot_dim
+  group_temperature: float = 0.2  # soft: initial softmax temperature on cosine scores of the anchors
+  slot_temperature: float = 0.2  # softmax temperature on cosine scores of the keys; soft: the initial one
+  top: int = 0  # soft: slots that a head reads, the likeliest ones; 0 reads all
   revive_every: int = 50  # steps of stage 1 between revivals of dead slots; 0 never
   finetune: float = 0.0  # learning-rate factor of the memory in stage 2; 0 keeps it frozen
 
   def __post_init__(self):
     positive = "num_groups slots_per_group slot_dim heads group_temperature slot_temperature"
-    _check(self, "memory.", positive=positive, not_negative="revive_every finetune")
+    check_ranges(self, "memory.", positive=positive, not_negative="revive_every finetune")
+    one_of("memory.kind", self.kind, ("soft", "hard"))
+    parts, name = (self.num_groups, "num_groups") if self.hard else (self.heads, "heads")
     require(
-      self.slot_dim % self.heads == 0,
-      f"memory.slot_dim={self.slot_dim} is not divisible by memory.heads={self.heads}: choose a multiple",
+      self.slot_dim % parts == 0,
+      f"memory.slot_dim={self.slot_dim} is not divisible by memory.{name}={parts}: choose a multiple",
+    )
+    require(
+      not (self.hard and self.top), f"memory.top={self.top} is for memory.kind=soft: a hard read is one slot each"
     )
     require(0 <= self.top <= self.num_slots, f"memory.top={self.top}: read 1 to {self.num_slots} slots, or all with 0")
 
   @property
   def num_slots(self) -> int:
     return self.num_groups * self.slots_per_group
+
+  @property
+  def hard(self) -> bool:
+    return self.kind == "hard"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +121,7 @@ class VariationConfig:
   start: float = 0.0  # share of stage 2 before images are filled twice: until then all train the deterministic fill
 
   def __post_init__(self):
-    _check(self, "variation.", share="start")
+    check_ranges(self, "variation.", share="start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +146,7 @@ class MaskConfig:
   area_max: float = 0.6  # largest hole area, share of the image
 
   def __post_init__(self):
-    _check(self, "mask.", positive="area_max", not_negative=" ".join(MASK_KINDS), share="area_min area_max")
+    check_ranges(self, "mask.", positive="area_max", not_negative=" ".join(MASK_KINDS), share="area_min area_max")
     for kind in ("objects", "occlusions"):
       require(
         getattr(self, kind) == 0 or getattr(self, f"{kind}_folder") != "",
@@ -185,7 +181,7 @@ class DataConfig:
   synthetic: bool = False  # one fixed random batch instead of data.train: measures the model alone, trains nothing
 
   def __post_init__(self):
-    _check(self, "data.", positive="threads prefetch", not_negative="stored_side workers")
+    check_ranges(self, "data.", positive="threads prefetch", not_negative="stored_side workers")
     require(0 < self.crop_min <= 1, f"data.crop_min={self.crop_min} is no share: give a number above 0, up to 1")
     one_of("data.layout", self.layout, LAYOUTS)
     require(0 < self.val_share < 1, f"data.val_share={self.val_share} leaves a split empty: give a share within 0 to 1")
@@ -211,13 +207,14 @@ class LossConfig:
   read: float = 1.0  # stage 2: squared error to the teacher's read, over positions (CodeFormer)
   retrieval_known: float = 1.0  # weight of a known position in these two, beside 1 of one that is all hole (ours)
   balance: float = 0.1  # stage 1: log(slots) minus the entropy of the mean retrieval weights (ours)
+  quantisation: float = 1.0  # stage 1, hard memory: squared distance of queries and the slots they choose (VQ-VAE)
   memory_image: float = 1.0  # stage 2: L1 over the hole of the memory generator's own image (ours)
 
   def __post_init__(self):
     one_of("loss.features", self.features, ("vgg16", "recognition"))
     require(1 <= self.vgg_stages <= 5, f"loss.vgg_stages={self.vgg_stages} is out of range: give 1 to 5")
     numbers = [field.name for field in dataclasses.fields(self) if field.name != "features"]
-    _check(self, "loss.", positive="hole_cell", not_negative=" ".join(numbers))
+    check_ranges(self, "loss.", positive="hole_cell", not_negative=" ".join(numbers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +236,7 @@ class StageConfig:
   def __post_init__(self):
     positive = "learning_rate discriminator_rate clip_norm"
     share = "adversarial_start features_start half_until beta1 ema_decay"
-    _check(self, "", positive=positive, not_negative="steps phase_steps warmup", share=share)
+    check_ranges(self, "", positive=positive, not_negative="steps phase_steps warmup", share=share)
     require(self.beta1 < 1, f"beta1={self.beta1} is out of range: give a number from 0 to below 1")
 
 
@@ -266,7 +263,7 @@ class EvalConfig:
       one_of("eval.baselines", name, BASELINES)
     require(len({*baselines}) == len(baselines), f"eval.baselines={self.baselines!r} names one twice: name each once")
     check_seed("eval.mask_seed", self.mask_seed)
-    _check(self, "eval.", positive="batch_size", not_negative="max_images mask_dilate")
+    check_ranges(self, "eval.", positive="batch_size", not_negative="max_images mask_dilate")
     one_of("eval.costly", self.costly, ("auto", "always", "never"))
     one_of("eval.mask_bucket", self.mask_bucket, ("area", "index"))
 
@@ -295,7 +292,7 @@ class RunConfig:
   def __post_init__(self):
     positive = "batch_size log_every save_every keep panel_every panel_images fsdp accumulate"
     check_seed("run.seed", self.seed)
-    _check(self, "run.", positive=positive, not_negative="keep_best")
+    check_ranges(self, "run.", positive=positive, not_negative="keep_best")
     one_of("run.if_save_fails", self.if_save_fails, ("stop", "go_on"))
     for name in self.recomputed:
       one_of("run.remat", name, REMAT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 from collections.abc import Sequence
+from typing import Any
 
 MAX_SEED = 2**32 - 1
 """The largest seed; of a larger one JAX takes the last 32 bits, which are another seed."""
@@ -62,3 +63,16 @@ def suggest(name: str, choices: Sequence[str]) -> str:
   """`did you mean 'x'? ` for the closest choice, or nothing when none is close."""
   close = difflib.get_close_matches(name, choices, n=1)
   return f"did you mean {close[0]!r}? " if close else ""
+
+
+def check_ranges(settings: Any, prefix: str, *, positive: str = "", not_negative: str = "", share: str = "") -> None:
+  """Refuses a setting out of its range; each argument names those of one range."""
+  for name in positive.split():
+    value = getattr(settings, name)
+    require(value > 0, f"{prefix}{name}={value} must be greater than 0")
+  for name in not_negative.split():
+    value = getattr(settings, name)
+    require(value >= 0, f"{prefix}{name}={value} must not be negative")
+  for name in share.split():
+    value = getattr(settings, name)
+    require(0.0 <= value <= 1.0, f"{prefix}{name}={value} is no share: give a number from 0 to 1")

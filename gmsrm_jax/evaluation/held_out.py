@@ -47,7 +47,7 @@ def make_redraw(config: Config, weights: Weights) -> ByImage:
     image = image_from_uint8(images)
     out = recognise(network, params, image)
     drawn = image_from_uint8(image_to_uint8(out.image))
-    slots = jax.vmap(lambda w: codebook.mean_weights(w[None]))(out.retrieval.log_weights)
+    slots = jax.vmap(lambda w: codebook.usage_of(config.memory, w[None]))(out.retrieval.log_weights)
     return slots, metrics.psnr(drawn, image)
 
   return in_fixed_batches(redraw, {**weights.teacher, "memory": memory})
@@ -128,9 +128,9 @@ class HeldOutPictures:
     """The number of slots that the teacher uses, and the quality of its reads drawn again."""
     usage = np.concatenate([slots for slots, _ in self._redrawn]).astype(np.float64).sum(axis=0)
     psnr = np.concatenate([psnr for _, psnr in self._redrawn])
-    shares = jnp.asarray(usage / usage.sum(), jnp.float32)
+    shares = jnp.asarray(usage / usage.sum(axis=-1, keepdims=True), jnp.float32)
     return {
-      "slots": len(usage),
+      "slots": usage.size,
       "perplexity": float(codebook.perplexity(shares)),
       "used_slots": float(codebook.used_slots(shares)),
       "reconstruction_psnr": metrics.means({"psnr": psnr})["psnr"],

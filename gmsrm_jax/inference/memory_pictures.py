@@ -6,6 +6,7 @@ import functools
 from typing import Any, NamedTuple
 
 import cv2
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +20,7 @@ from gmsrm_jax.inference import tiling
 from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.models.blocks import apply
 from gmsrm_jax.models.inpainter import inpaint
-from gmsrm_jax.models.retrieval import likeliest
+from gmsrm_jax.models.retrieval import likeliest, slot_values
 from gmsrm_jax.training.state import make_networks
 
 SIDE = 4
@@ -42,6 +43,8 @@ class Reads(NamedTuple):
 def draw_slots(inpainter: Inpainter) -> UInt8[np.ndarray, "g k s s 3"]:
   """Draws each slot: what the memory's generator makes of its value at every position of a small grid.
 
+  A slot of a hard memory is a part of what is read; the other parts are then the means of their groups.
+
   Raises:
     ConfigError: the model has no memory.
   """
@@ -53,7 +56,7 @@ def draw_slots(inpainter: Inpainter) -> UInt8[np.ndarray, "g k s s 3"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _draw_slots(config: Config, params: Any) -> Rgb8:
-  values = params["memory"]["codebook"]["values"].reshape(-1, 1, 1, config.memory.slot_dim)
+  values = slot_values(config.memory, params["memory"]["codebook"])[:, None, None]
   grid = jnp.broadcast_to(values, (len(values), SIDE, SIDE, values.shape[-1]))
   network = make_networks(config).inpaint
   return image_to_uint8(apply(network, params, grid, method=lambda net, read: net.memory.generator(read)[1]))
@@ -104,6 +107,8 @@ def _mean_weights(config: Config, params: Any, images: Rgb8, holes: Mask8) -> Fl
   retrieval = inpaint(make_networks(config).inpaint, params, image, mask).retrieval
   assert retrieval is not None, "slots were drawn, so there is a memory"
   weights, top = jnp.exp(retrieval.log_weights[0]), config.memory.top
+  if config.memory.hard:
+    return einops.rearrange(weights, "n q s -> q (n s)") / len(weights)
   return jnp.mean(likeliest(weights, top) if top else weights, axis=0)
 
 

@@ -69,7 +69,7 @@ class InpaintingNetwork(nn.Module):
       strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
       if noise is not None:
         scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
-    read, retrieval = self.memory.recall(self.query(features[-1]))
+    read, retrieval = self.memory.recall(self.query(features[-1]), seen=False)
     priors, memory_image = self.memory.generator(rows(read), scaled)
     residual = self.decoder(tuple(map(rows, features)), priors, tuple(map(rows, shares)))
     return Inpainted(rows(filled) + residual, memory_image, retrieval, strengths, shares)

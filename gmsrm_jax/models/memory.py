@@ -15,10 +15,10 @@ from jaxtyping import Array, Float
 from gmsrm_jax.arrays import Image
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.blocks import ChannelNorm, Pyramid, apply, conv1x1, recomputed
-from gmsrm_jax.models.codebook import Codebook
+from gmsrm_jax.models.codebook import Books, Codebook
 from gmsrm_jax.models.encoder import RecognitionEncoder
 from gmsrm_jax.models.generator import MemoryGenerator
-from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention
+from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention, retrieve_from_books
 
 QueryMap = Float[Array, "b h w d"]
 
@@ -32,7 +32,9 @@ class Memory(nn.Module):
   def setup(self):
     memory = self.config.memory
     self.generator = recomputed(MemoryGenerator, "generator", self.config.run.recomputed)(self.config.model, self.dtype)
-    if memory.enabled:
+    if memory.enabled and memory.hard:
+      self.codebook = Books(memory)
+    elif memory.enabled:
       self.codebook = Codebook(memory)
       self.retrieval = RetrievalAttention(memory)
     else:
@@ -40,11 +42,20 @@ class Memory(nn.Module):
       self.expand = nn.Dense(memory.num_slots, dtype=jnp.float32)
       self.contract = nn.Dense(memory.slot_dim, dtype=jnp.float32)
 
-  def recall(self, query: QueryMap) -> tuple[QueryMap, Any]:
-    """The read at every position of the query map, and its Retrieval: None for the no-memory twin."""
-    if not self.config.memory.enabled:
+  def recall(self, query: QueryMap, *, seen: bool) -> tuple[QueryMap, Any]:
+    """The read at every position of the query map, and its Retrieval: None for the no-memory twin.
+
+    `seen`: the query is of what is seen there, so a hard memory commits to its slots. Else the read is an expectation.
+    """
+    memory = self.config.memory
+    if not memory.enabled:
       return self.contract(nn.gelu(self.expand(query))), None
-    retrieval = self.retrieval(query.reshape(query.shape[0], -1, query.shape[-1]), self.codebook())
+    flat = query.reshape(query.shape[0], -1, query.shape[-1])
+    codebook: Any = self.codebook()
+    if memory.hard:
+      retrieval = retrieve_from_books(flat, codebook, memory.slot_temperature, chosen=seen)
+    else:
+      retrieval = self.retrieval(flat, codebook)
     return retrieval.read.reshape(query.shape), retrieval
 
 
@@ -80,7 +91,7 @@ class MemoryNetwork(nn.Module):
 
   def __call__(self, image: Image) -> Recognised:
     query = self.query(self.recognition(image)[-1])
-    read, retrieval = self.memory.recall(query)
+    read, retrieval = self.memory.recall(query, seen=True)
     return Recognised(query, self.memory.generator(read)[1], retrieval)
 
 
@@ -92,7 +103,11 @@ def recognise(network: MemoryNetwork, params: Any, image: Image) -> Recognised:
 @jax.named_scope("teach")
 def teach(network: MemoryNetwork, params: Any, image: Image) -> Retrieval:
   """Retrieves for the whole image; needs no parameters of the generator."""
-  return apply(network, params, image, method=lambda net, x: net.memory.recall(net.query(net.recognition(x)[-1]))[1])
+
+  def retrieve(net: MemoryNetwork, x: Image) -> Retrieval:
+    return net.memory.recall(net.query(net.recognition(x)[-1]), seen=True)[1]
+
+  return apply(network, params, image, method=retrieve)
 
 
 def recognition_features(network: MemoryNetwork, params: Any, image: Image) -> Pyramid:

@@ -3,12 +3,14 @@
   p(slot | query) = p(group | query, anchors) · p(slot | group, query, keys)
 
 Both factors are softmaxes of cosine scores, per head, each with a learned temperature. Cosine scores keep the
-weights independent of the query's length, so teacher and student need only agree on directions.
+weights independent of the query's length, so teacher and student need only agree on directions. A hard memory has a
+distribution per book, p(slot | query, keys), and the likeliest slot of each is what is read.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,11 +20,14 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models.blocks import unit
-from gmsrm_jax.models.codebook import Slots
+from gmsrm_jax.models.codebook import BookKeys, Slots
 
 
 class Retrieval(NamedTuple):
-  """A read and the weights behind it; exp(log_weights) sums to one over s = g · k slots, group by group."""
+  """A read and the weights behind it; exp(log_weights) sums to one over s = g · k slots, group by group.
+
+  Of a hard memory n are the books, and s the k slots of each.
+  """
 
   read: Float[Array, "b q d"]
   log_weights: Float[Array, "b n q s"]
@@ -74,3 +79,65 @@ class RetrievalAttention(nn.Module):
     log_scale = self.param(name, nn.initializers.constant(-math.log(initial)), (self.config.heads,))
     # Beyond e^5 a softmax of cosines is a hard choice with no gradient left.
     return jnp.exp(jnp.minimum(log_scale, 5.0))[:, None, None]
+
+
+class Choice(NamedTuple):
+  """Directions of queries in each book of a hard memory, those of its slots, and the slot that is nearest to each."""
+
+  queries: Float[Array, "n p e"]
+  slots: Float[Array, "n k e"]
+  scores: Float[Array, "n p k"]  # cosines
+  nearest: Float[Array, "n p e"]
+
+
+def _choose(query: Float[Array, "b q d"], keys: BookKeys) -> Choice:
+  queries, slots = unit(_by_head(query, len(keys))), unit(keys.astype(jnp.float32))
+  scores = jnp.einsum("npe,nke->npk", queries, slots)
+  nearest = jnp.take_along_axis(slots, jnp.argmax(scores, axis=-1)[..., None], axis=1)
+  return Choice(queries, slots, scores, nearest)
+
+
+def retrieve_from_books(query: Float[Array, "b q d"], keys: BookKeys, temperature: float, *, chosen: bool) -> Retrieval:
+  """Attention over the books of a hard memory, in float32 throughout.
+
+  `chosen` reads the likeliest slot of each book; its gradient is that of the query's direction (straight-through, van
+  den Oord et al. 2017; codes of length 1, Yu et al. 2022). Else the slots' mean by their weights is read: what is
+  expected where it is not known.
+  """
+  choice = _choose(query, keys)
+  log_weights = jax.nn.log_softmax(choice.scores / temperature, axis=-1)
+  if chosen:
+    read = choice.queries + jax.lax.stop_gradient(choice.nearest - choice.queries)
+  else:
+    read = jnp.einsum("npk,nke->npe", jnp.exp(log_weights), choice.slots)
+  # Channels of about unit variance, as the generator expects them.
+  read = jnp.moveaxis(read, 0, 1).reshape(query.shape) * math.sqrt(keys.shape[-1])
+  return Retrieval(read, jnp.moveaxis(log_weights.reshape(len(keys), *query.shape[:2], -1), 0, 1))
+
+
+def quantisation(query: Float[Array, "b q d"], keys: BookKeys) -> Float[Array, " b"]:
+  """Squared distance of the queries' directions and the slots they choose, a mean over books and positions.
+
+  It pulls the slots to the queries, and a quarter as hard the queries to the slots (van den Oord et al. 2017).
+  """
+  choice = _choose(query, keys)
+  to_queries = jnp.sum(jnp.square(jax.lax.stop_gradient(choice.queries) - choice.nearest), axis=-1)
+  to_slots = jnp.sum(jnp.square(choice.queries - jax.lax.stop_gradient(choice.nearest)), axis=-1)
+  distance = jnp.mean(to_queries + 0.25 * to_slots, axis=0)
+  return jnp.mean(distance.reshape(query.shape[:2]), axis=1)
+
+
+def decided(log_weights: Float[Array, "b n q s"]) -> Float[Array, "b n q s"]:
+  """All weight on the likeliest slot."""
+  return jnp.log(jax.nn.one_hot(jnp.argmax(log_weights, axis=-1), log_weights.shape[-1]))
+
+
+def slot_values(config: MemoryConfig, codebook: Mapping[str, Array]) -> Float[Array, "s d"]:
+  """What is read where a slot has all the weight; of the other books of a hard memory their mean."""
+  if not config.hard:
+    return codebook["values"].reshape(-1, config.slot_dim)
+  slots = unit(codebook["keys"]) * math.sqrt(codebook["keys"].shape[-1])
+  books, per_book, dim = slots.shape
+  alone = jnp.eye(books)[:, None, :, None]  # book of the slot, slot, book, channel
+  values = alone * slots[:, :, None] + (1.0 - alone) * jnp.mean(slots, axis=1)[None, None]
+  return values.reshape(books * per_book, books * dim)

@@ -16,7 +16,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-  "memory": Stage("stage1", 1, ("loss", "l1", "perceptual", "adversarial", "perplexity", "used_slots")),
+  "memory": Stage("stage1", 1, ("loss", "l1", "perceptual", "adversarial", "quantisation", "perplexity", "used_slots")),
   "inpaint": Stage("stage2", 2, ("loss", "hole", "perceptual", "style", "adversarial", "retrieval", "read")),
 }
 

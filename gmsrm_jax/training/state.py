@@ -11,6 +11,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from gmsrm_jax.config import Config
+from gmsrm_jax.models.codebook import fresh_usage
 from gmsrm_jax.models.discriminator import Discriminator
 from gmsrm_jax.models.inpainter import InpaintingNetwork
 from gmsrm_jax.models.memory import MemoryNetwork
@@ -71,7 +72,7 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
       # Not the generator: the teacher never draws while training.
       frozen["teacher"] = {
         **{name: memory_params[name] for name in ("recognition", "query")},
-        "memory": {name: memory_params["memory"][name] for name in ("codebook", "retrieval")},
+        "memory": {name: value for name, value in memory_params["memory"].items() if name != "generator"},
       }
   return first_state(config, stage, params, frozen, discriminator)
 
@@ -92,7 +93,7 @@ def first_state(config: Config, stage: str, params: Any, frozen: dict[str, Any],
     disc_stats=discriminator["batch_stats"],
     disc_opt_state=discriminator_optimiser(config, stage).init(discriminator["params"]),
     # Typed: a weak type would make the second step compile again.
-    usage=jnp.full((config.memory.num_slots,), 1.0 / config.memory.num_slots, jnp.float32),
+    usage=fresh_usage(config.memory),
   )
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 
 from gmsrm_jax.arrays import Image, Mask, PerImage, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
-from gmsrm_jax.models import codebook
+from gmsrm_jax.models import codebook, retrieval
 from gmsrm_jax.models.inpainter import Inpainted, inpaint
 from gmsrm_jax.models.memory import Recognised, recognise, recognition_features, teach
 from gmsrm_jax.pretrained import vgg16
@@ -131,7 +131,11 @@ def memory_step(
       if phase.features:
         once = variation.ONCE
         terms |= feature_terms(config, window_key, extractor, drawn, image, once, style=False)
-      terms["balance"] = losses.balance(codebook.mean_weights(recognised.retrieval.log_weights))
+      if config.memory.hard:
+        queries = recognised.query.reshape(recognised.retrieval.read.shape)
+        terms["quantisation"] = retrieval.quantisation(queries, params["memory"]["codebook"]["keys"])
+      else:
+        terms["balance"] = losses.balance(codebook.mean_weights(recognised.retrieval.log_weights))
       if phase.adversarial:
         terms["adversarial"] = adversary.generator_term(config, state, drawn, image, whole)
       total, means = losses.weigh(terms, config.loss)
@@ -147,7 +151,7 @@ def memory_step(
     state, more = adversary.update_discriminator(config, "memory", state, **given)
     metrics.update(more)
 
-  batch_usage = codebook.mean_weights(recognised.retrieval.log_weights)
+  batch_usage = codebook.usage_of(config.memory, recognised.retrieval.log_weights)
   usage = codebook.USAGE_DECAY * state.usage + (1.0 - codebook.USAGE_DECAY) * batch_usage
   metrics["perplexity"] = codebook.perplexity(usage)
   metrics["used_slots"] = codebook.used_slots(usage)
@@ -161,15 +165,15 @@ def _revive(
 ) -> tuple[TrainState, Array, Array]:
   """Re-seeds dead slots in parameters and average, on the steps that are due."""
   due = (state.step + 1) % config.memory.revive_every == 0
-  old = state.params["memory"]["codebook"]
-  new, new_usage, dead = codebook.revive(
-    key,
-    codebook.Slots(**old),
-    usage,
-    recognised.query.reshape(recognised.retrieval.read.shape),
-    recognised.retrieval.read,
-  )
-  new = jax.tree.map(lambda n, o: jnp.where(due, n, o), new._asdict(), old)
+  old, reads = state.params["memory"]["codebook"], recognised.retrieval.read
+  queries = recognised.query.reshape(reads.shape)
+  if config.memory.hard:
+    keys, new_usage, dead = codebook.revive_books(key, old["keys"], usage, queries)
+    new = {"keys": keys}
+  else:
+    slots, new_usage, dead = codebook.revive(key, codebook.Slots(**old), usage, queries, reads)
+    new = slots._asdict()
+  new = jax.tree.map(lambda n, o: jnp.where(due, n, o), new, old)
 
   def put(params: Any, slots: Any) -> Any:
     return {**params, "memory": {**params["memory"], "codebook": slots}}
@@ -216,7 +220,8 @@ def inpaint_step(
         hole = out.shares[-1].reshape(len(image), -1)
         # What is known is supervised, too: the generator draws the hole from the reads around it as well.
         supervised = hole + config.loss.retrieval_known * (1.0 - hole)
-        terms["retrieval"] = losses.retrieval_kl(teacher.log_weights, out.retrieval.log_weights, supervised)
+        taught = retrieval.decided(teacher.log_weights) if config.memory.hard else teacher.log_weights
+        terms["retrieval"] = losses.retrieval_kl(taught, out.retrieval.log_weights, supervised)
         terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
       if phase.adversarial:
         terms["adversarial"] = adversary.generator_term(config, state, out.prediction, images, masks)
@@ -227,7 +232,7 @@ def inpaint_step(
   (total, (means, (out, inpainted))), grads = run(state.params, image, mask, teacher, noise)
   images, masks = fills.rows(image), fills.rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
-  metrics.update({"loss": total, **means, **_observed(out, inpainted, mask, masks, varied=varied)})
+  metrics.update({"loss": total, **means, **_observed(config, out, inpainted, mask, masks, varied=varied)})
   if phase.adversarial:
     share = fills.rows(adversary.patch_shares(config, out.shares))
     given = {"real": images, "fake": inpainted, "mask": masks, "share": share, "group": fills.rows_of_images}
@@ -237,12 +242,18 @@ def inpaint_step(
 
 
 def _observed(
-  out: Inpainted, inpainted: Float[Array, "r h w 3"], mask: Mask, masks: Float[Array, "r h w 1"], *, varied: bool
+  config: Config,
+  out: Inpainted,
+  inpainted: Float[Array, "r h w 3"],
+  mask: Mask,
+  masks: Float[Array, "r h w 1"],
+  *,
+  varied: bool,
 ) -> Metrics:
   """Returns what is only logged: the holes' area, the use of the memory, how far two fills of an image differ."""
   metrics = {"hole_area": jnp.mean(hole_area(mask))}
   if out.retrieval is not None:
-    metrics["perplexity"] = codebook.perplexity(codebook.mean_weights(out.retrieval.log_weights))
+    metrics["perplexity"] = codebook.perplexity(codebook.usage_of(config.memory, out.retrieval.log_weights))
   if varied:
     metrics["strength"] = jnp.mean(jnp.stack([jnp.mean(s.astype(jnp.float32)) for s in out.strengths]))
     first, second = variation.both(inpainted)

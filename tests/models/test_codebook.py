@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models import codebook
 
 GROUPS, SLOTS, DIM = 3, 4, 6
@@ -93,3 +94,33 @@ def test_a_dead_slot_is_seeded_with_queries_that_are_routed_to_its_group():
   new, _, _ = codebook.revive(jax.random.key(3), slots, usage, queries, queries)
   dead = jnp.array([0, 2])
   assert np.all(new.keys[0, dead, 0] > 0) and np.all(new.keys[1, dead, 0] < 0)
+
+
+BOOKS = MemoryConfig(kind="hard", num_groups=2, slots_per_group=4, slot_dim=6)
+
+
+def test_use_of_a_hard_memory_counts_choices_book_by_book():
+  chosen = np.array([[[0, 0, 1], [3, 2, 1]], [[0, 1, 0], [0, 3, 2]]])  # b n q
+  log_weights = jnp.log(0.1 + np.eye(4)[chosen])
+  usage = codebook.usage_of(BOOKS, log_weights)
+  np.testing.assert_allclose(usage, np.array([[4, 2, 0, 0], [1, 1, 2, 2]]) / 6, rtol=1e-6)
+  assert float(codebook.used_slots(usage)) == 6
+  even = np.stack([[0.5, 0.5, 0, 0], [0.25] * 4]).astype(np.float32)
+  np.testing.assert_allclose(codebook.perplexity(jnp.asarray(even)), 2 + 4, rtol=1e-5)
+  assert codebook.fresh_usage(BOOKS).shape == usage.shape
+
+
+def test_a_dead_slot_of_a_book_becomes_what_a_query_asks_of_it():
+  rng = np.random.default_rng(3)
+  keys, queries = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((2, 4, 3), (2, 8, 6)))
+  usage = np.full((2, 4), 0.3, np.float32)
+  usage[0, 1] = usage[1, 3] = 0.9 * codebook.REVIVE_BELOW / 4
+  new, new_usage, dead = codebook.revive_books(jax.random.key(0), keys, jnp.asarray(usage), queries)
+  assert float(dead) == 2
+  parts = np.asarray(queries).reshape(-1, 2, 3)
+  for book, slot in np.ndindex(2, 4):
+    if (book, slot) in ((0, 1), (1, 3)):
+      assert (parts[:, book] == np.asarray(new[book, slot])).all(axis=-1).sum() == 1 and new_usage[book, slot] == 0.25
+    else:
+      np.testing.assert_array_equal(new[book, slot], keys[book, slot])
+      assert new_usage[book, slot] == usage[book, slot]

@@ -9,7 +9,14 @@ import pytest
 
 from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models.codebook import Slots
-from gmsrm_jax.models.retrieval import RetrievalAttention, likeliest
+from gmsrm_jax.models.retrieval import (
+  RetrievalAttention,
+  decided,
+  likeliest,
+  quantisation,
+  retrieve_from_books,
+  slot_values,
+)
 
 CONFIG = MemoryConfig(
   num_groups=3, slots_per_group=4, slot_dim=8, heads=2, group_temperature=0.5, slot_temperature=0.25
@@ -105,3 +112,68 @@ def test_the_likeliest_weights_sum_to_one_and_pass_the_gradient_to_all(count):
   np.testing.assert_allclose((kept / weights).max(-1), np.sort(weights, -1)[:, -count:].sum(-1) ** -1, rtol=1e-5)
   factors = jnp.arange(15.0).reshape(3, 5)
   np.testing.assert_allclose(jax.grad(lambda w: jnp.sum(factors * likeliest(w, count)))(weights), factors, rtol=1e-6)
+
+
+BOOKS = MemoryConfig(kind="hard", num_groups=3, slots_per_group=5, slot_dim=12)
+
+
+@pytest.fixture(scope="module")
+def asked():
+  """Queries, keys of three books, and cosine, slot and direction of each query in each book, in float64."""
+  rng = np.random.default_rng(2)
+  query, keys = rng.normal(size=(2, 7, 12)), rng.normal(size=(3, 5, 4))
+  directions = query.reshape(2, 7, 3, 4) / np.linalg.norm(query.reshape(2, 7, 3, 4), axis=-1, keepdims=True)
+  slots = keys / np.linalg.norm(keys, axis=-1, keepdims=True)
+  cosines = np.stack([[[slots[n] @ x[p, n] for p in range(7)] for n in range(3)] for x in directions])
+  return jnp.float32(query), jnp.float32(keys), cosines, slots, directions
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_books_are_read_by_the_nearest_slot_or_the_mean_by_weights(asked, chosen):
+  query, keys, cosines, slots, _ = asked
+  found = retrieve_from_books(query, keys, 0.2, chosen=chosen)
+  weights = np.exp(5.0 * cosines) / np.exp(5.0 * cosines).sum(axis=-1, keepdims=True)
+  np.testing.assert_allclose(np.exp(found.log_weights), weights, rtol=1e-4)
+  taken = np.eye(5)[cosines.argmax(axis=-1)] if chosen else weights
+  parts = [taken[:, n] @ slots[n] for n in range(3)]
+  np.testing.assert_allclose(
+    found.read, 2.0 * np.concatenate(parts, axis=-1), atol=1e-5
+  )  # sqrt(4), for a variance of 1
+  np.testing.assert_array_equal(np.exp(decided(found.log_weights)), np.eye(5)[cosines.argmax(axis=-1)])
+
+
+def test_a_chosen_read_passes_its_gradient_to_the_direction_of_the_query(asked):
+  query, keys, *_ = asked
+  factors = jax.random.normal(jax.random.key(3), query.shape)
+
+  def direction(query):
+    parts = query.reshape(2, 7, 3, 4)
+    return (2.0 * parts / jnp.linalg.norm(parts, axis=-1, keepdims=True)).reshape(query.shape)
+
+  found = jax.grad(lambda q: jnp.sum(factors * retrieve_from_books(q, keys, 0.2, chosen=True).read))(query)
+  np.testing.assert_allclose(found, jax.grad(lambda q: jnp.sum(factors * direction(q)))(query), atol=1e-4)
+
+
+def test_quantisation_pulls_chosen_slots_alone_and_queries_a_quarter_as_hard(asked):
+  query, keys, cosines, _, _ = asked
+  # |a - b|^2 = 2 - 2 cos for directions.
+  np.testing.assert_allclose(quantisation(query, keys), 1.25 * (2 - 2 * cosines.max(-1)).mean(axis=(1, 2)), rtol=1e-4)
+  of_query, of_keys = jax.grad(lambda *a: jnp.sum(quantisation(*a)), argnums=(0, 1))(query, keys)
+  chosen = np.stack([np.isin(np.arange(5), cosines[:, n].argmax(-1)) for n in range(3)])
+  assert not chosen.all()
+  np.testing.assert_array_equal(np.abs(of_keys).max(-1) > 1e-6, chosen)
+
+  def distance(query):
+    parts = query.reshape(2, 7, 3, 4)
+    cosine = jnp.einsum("bpne,nke->bnpk", parts / jnp.linalg.norm(parts, axis=-1, keepdims=True), asked[3])
+    return jnp.sum((2 - 2 * cosine.max(-1)).mean(axis=(1, 2)))
+
+  np.testing.assert_allclose(of_query, 0.25 * jax.grad(distance)(query), atol=1e-5)
+
+
+def test_the_value_of_a_slot_is_what_is_read_for_it_beside_the_means_of_other_books(asked):
+  _, keys, _, slots, _ = asked
+  values = np.asarray(slot_values(BOOKS, {"keys": keys})).reshape(3, 5, 3, 4)
+  for book, slot in np.ndindex(3, 5):
+    expected = [slots[n, slot] if n == book else slots[n].mean(axis=0) for n in range(3)]
+    np.testing.assert_allclose(values[book, slot], 2.0 * np.stack(expected), atol=1e-5)
