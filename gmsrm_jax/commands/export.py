@@ -37,7 +37,8 @@ _EXAMPLE = '''"""Fills the hole of a photograph: python run_exported.py IMAGE MA
 
 Needs jax, flatbuffers, numpy, safetensors and Pillow, and the two files beside this one. White in the mask is hole.
 The model sees a square around the hole at {size}x{size}; its fill is put back at the photograph's own size, and all
-else stays as it is. Without a seed it is the deterministic fill.
+else stays as it is, except in a JPEG, which changes a little everywhere. Written are 8 bits of RGB: 16 bits are rounded
+to 8; transparency, colour profile and EXIF are left out. Without a seed it is the deterministic fill.
 """
 
 import pathlib
@@ -48,18 +49,46 @@ import numpy as np
 from PIL import Image, ImageOps
 from safetensors.numpy import load_file
 
+FORMATS = ".png .jpg .jpeg .tif .tiff .bmp"
+
+
+def stop(message):
+  print(f"error: {{message}}", file=sys.stderr)
+  sys.exit(2)
+
+
+def read(path, mode):
+  if not path.is_file():
+    stop(f"{{path}} does not exist, or is no file: give the path of a picture")
+  try:
+    picture = ImageOps.exif_transpose(Image.open(path))
+    if picture.mode[0] in "IF":  # more than 8 bits, which Pillow would cut off at 255
+      levels = np.asarray(picture)
+      if picture.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError("neither 8 nor 16 bits a channel")
+      picture = Image.fromarray(np.round(levels / 257).astype(np.uint8))
+    return np.array(picture.convert(mode))
+  except Exception as error:  # decoders raise nearly anything
+    stop(f"{{path}} cannot be read ({{error}}): save it anew, as an 8-bit PNG")
+
+
 if len(sys.argv) == 1:
   print(__doc__)
   sys.exit(2)
 seed = sys.argv[4] if len(sys.argv) > 4 else "0"
 if len(sys.argv) not in (4, 5) or not seed.isdecimal() or int(seed) > {largest}:
-  sys.exit(f"error: {{sys.argv[1:]}}: give IMAGE MASK OUTPUT, and SEED from 0 to {largest} for a varied fill")
-
-image, mask = (ImageOps.exif_transpose(Image.open(path)) for path in sys.argv[1:3])
-photo, hole = np.array(image.convert("RGB")), np.asarray(mask.convert("L")) > 127
-if photo.shape[:2] != hole.shape or not hole.any():
-  sizes = f"{{sys.argv[2]}} is {{mask.size}}, {{sys.argv[1]}} {{image.size}}"
-  sys.exit(f"error: {{sizes}}: give a mask as large, with a white hole")
+  stop(f"{{sys.argv[1:]}}: give IMAGE MASK OUTPUT, and SEED from 0 to {largest} for a varied fill")
+image, mask, output = map(pathlib.Path, sys.argv[1:4])
+photo, hole = read(image, "RGB"), read(mask, "L") > 127
+if photo.shape[:2] != hole.shape:
+  sizes = [f"{{path}} is {{side[1]}}x{{side[0]}}" for path, side in ((mask, hole.shape), (image, photo.shape))]
+  stop(f"{{' but '.join(sizes)}}: make the mask as large as its image")
+if not hole.any():
+  stop(f"{{mask}} has no hole: paint it white")
+if output.suffix.lower() not in FORMATS.split() or not output.parent.is_dir():
+  stop(f"{{output}} cannot be written: name a file ({{FORMATS}}) in a folder that is there")
+if output.exists() and (output.samefile(image) or output.samefile(mask)):
+  stop(f"{{output}} is an input and would be overwritten: choose another OUTPUT")
 
 # A square twice as wide as the hole, or as large as the model; less where the photograph ends.
 places = [np.flatnonzero(hole.any(axis=axis)) for axis in (1, 0)]
@@ -73,15 +102,22 @@ box = tuple(box)
 wide = hole[box].shape[::-1]
 
 here = pathlib.Path(__file__).parent
-program = jax.export.deserialize((here / "{program}").read_bytes())
-weights = load_file(here / "{weights}")
+try:
+  program = jax.export.deserialize((here / "{program}").read_bytes())
+  weights = load_file(here / "{weights}")
+except OSError as error:
+  stop(f"{{error}}: put {program} and {weights} beside {{__file__}}")
 noise = np.float32(len(sys.argv) > 4)  # how much the fill is varied: 0 not at all, 1 as in training
 pixels = np.asarray(Image.fromarray(photo[box]).resize(({size}, {size})))
 # A pixel that holds any of the hole is hole.
 seen = np.asarray(Image.fromarray(hole[box].astype(np.float32)).resize(({size}, {size}), Image.Resampling.BOX)) > 0
 filled = program.call(weights, pixels[None], seen[None, :, :, None].astype(np.uint8), np.uint32(int(seed)), noise)
 photo[box][hole[box]] = np.asarray(Image.fromarray(np.asarray(filled)[0]).resize(wide))[hole[box]]
-Image.fromarray(photo).save(sys.argv[3])
+try:
+  Image.fromarray(photo).save(output, quality=95)
+except OSError as error:
+  stop(f"{{output}} cannot be written ({{error}}): choose another OUTPUT")
+print(f"{{output}}: {{photo.shape[1]}}x{{photo.shape[0]}}, of which {{hole.mean():.1%}} were filled")
 '''
 
 

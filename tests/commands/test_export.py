@@ -86,32 +86,54 @@ def test_the_example_fills_as_the_model_does(folders, tmp_path):
     assert farthest(filled, noisy_model()(images[0], masks[0])) <= 1
 
 
-def test_the_example_fills_a_photograph_at_its_own_size(folders, tmp_path):
+@pytest.mark.parametrize("deep", [False, True])
+def test_the_example_fills_a_photograph_at_its_own_size(deep, folders, tmp_path):
   photo, hole = PHOTO[:90, 100:220], np.zeros((90, 120), bool)
   hole[50:86, 70:111] = True
-  Image.fromarray(photo).save(tmp_path / "photo.png")
-  Image.fromarray(hole).save(tmp_path / "hole.png")
+  levels, mask = (
+    (photo[..., 0] * np.uint16(257), np.where(hole, 40_000, 300).astype(np.uint16)) if deep else (photo, hole)
+  )
+  Image.fromarray(levels).save(tmp_path / "photo.png")
+  Image.fromarray(mask).save(tmp_path / "hole.png")
   done = run_example(folders["float32"], tmp_path, "photo.png", "hole.png", "out.png")
-  assert done.returncode == 0, done.stderr
+  assert (done.returncode, done.stdout) == (0, "out.png: 120x90, of which 13.7% were filled\n"), done.stderr
   with Image.open(tmp_path / "out.png") as filled:
     pixels = np.asarray(filled)
-  np.testing.assert_array_equal(pixels[~hole], photo[~hole])
-  assert np.any(pixels[hole] != photo[hole], axis=-1).mean() > 0.9
+  seen = np.repeat(photo[..., :1], 3, axis=2) if deep else photo
+  np.testing.assert_array_equal(pixels[~hole], seen[~hole])
+  assert np.any(pixels[hole] != seen[hole], axis=-1).mean() > 0.9
 
 
 @pytest.mark.parametrize(
-  ("words", "code", "said"),
+  ("words", "said"),
   [
-    ((), 2, "IMAGE MASK OUTPUT [SEED]"),
-    (("a.png", "b.png", "c.png", "4294967296"), 1, "0 to 4294967295"),
-    (("wide.png", "narrow.png", "c.png"), 1, "narrow.png is (8, 8), wide.png (9, 8)"),
+    ("", "IMAGE MASK OUTPUT [SEED]"),
+    ("a.png b.png c.png 4294967296", "0 to 4294967295"),
+    ("wide.png narrow.png c.png", "narrow.png is 8x8 but wide.png is 9x8: make"),
+    ("wide.png none.png c.png", "none.png does not exist"),
+    ("text.jpg wide.png c.png", "text.jpg cannot be read"),
+    ("float.tif wide.png c.png", "float.tif cannot be read (neither 8 nor 16 bits"),
+    ("black.png black.png c.png", "black.png has no hole"),
+    ("wide.png wide.png c.gif", "c.gif cannot be written: name a file (.png"),
+    ("wide.png wide.png none/c.png", "none/c.png cannot be written"),
+    ("wide.png wide.png link.png", "link.png is an input"),
+    ("black.png wide.png ../photos/black.png", "black.png is an input"),
+    ("wide.png wide.png folder.png", "folder.png cannot be written"),
   ],
 )
-def test_the_example_says_what_it_needs(words, code, said, folders, tmp_path):
-  for name, width in (("wide.png", 9), ("narrow.png", 8)):
-    Image.new("L", (width, 8), 255).save(tmp_path / name)
-  done = run_example(folders["float32"], tmp_path, *words)
-  assert done.returncode == code and said in done.stdout + done.stderr and "Traceback" not in done.stderr
+def test_the_example_says_in_a_line_what_it_needs_and_touches_nothing(words, said, folders, tmp_path):
+  there = tmp_path / "photos"
+  (there / "folder.png").mkdir(parents=True)
+  for name, width, level in (("wide.png", 9, 255), ("narrow.png", 8, 255), ("black.png", 9, 0)):
+    Image.new("L", (width, 8), level).save(there / name)
+  Image.new("F", (9, 8)).save(there / "float.tif")
+  (there / "text.jpg").write_text("no picture")
+  (there / "link.png").symlink_to("wide.png")
+  before = {path.name: path.is_file() and path.read_bytes() for path in there.iterdir()}
+  done = run_example(folders["float32"], there, *words.split())
+  assert done.returncode == 2 and said in (done.stderr if words else done.stdout)
+  assert len(done.stderr.splitlines()) == bool(words)
+  assert before == {path.name: path.is_file() and path.read_bytes() for path in there.iterdir()}
 
 
 @pytest.mark.parametrize(
