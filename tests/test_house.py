@@ -26,7 +26,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 # it, never a room beside or above it. Whoever adds a file writes it down here, so that it has a place.
 GROUND = "ground"
 FLOORS: tuple[dict[str, str], ...] = (
-  {GROUND: "__init__ arrays config errors files overrides panels"},
+  {GROUND: "__init__ arrays config errors files overrides panels progress"},
   {
     "models": "__init__ blocks codebook context decoder discriminator encoder generator inpainter memory retrieval",
     "pretrained": "__init__ canvas inception lpips vgg16 weight_files",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from gmsrm_jax.inference.file_pairs import pair_files
 from gmsrm_jax.inference.inpainter import Inpainter, Step
 from gmsrm_jax.panels import save_panel
 from gmsrm_jax.parallel import backend
+from gmsrm_jax.progress import ticking
 
 SHEET_SIDE = 384
 """Longest side of a picture on a contact sheet, which shows the hole with what is around it, pixels."""
@@ -43,19 +45,20 @@ def run(flags: argparse.Namespace) -> None:
   jobs = output_plan.plan(pairs, flags.output, flags.format, num_samples=flags.num_samples, has_sheet=has_sheet)
   print(f"loading the weights of {trained(flags)}", flush=True)
   inpainter = Inpainter.from_checkpoint(trained(flags))
-  print(f"weights: {inpainter.source}")
+  print(f"weights: {inpainter.source}", flush=True)
   inpainter.check(1, 1, flags.num_samples, flags.seed, flags.strategy, flags.detail)
   failed, lossy = [], []
   layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}  {desc}"
   total = len(jobs) * flags.num_samples
   with tqdm(total=total, disable=None, dynamic_ncols=True, bar_format=layout) as bar:
-    for number, job in enumerate(jobs):
-      try:
-        if not _fill(inpainter, job, flags, bar):
-          lossy.append(job.pair.image.name)
-      except (ConfigError, OSError) as error:
-        failed.append(one_line(error))
-      bar.update((number + 1) * flags.num_samples - bar.n)
+    with ticking(bar) as say:
+      for number, job in enumerate(jobs):
+        try:
+          if not _fill(inpainter, job, flags, bar, say):
+            lossy.append(job.pair.image.name)
+        except (ConfigError, OSError) as error:
+          failed.append(one_line(error))
+        bar.update((number + 1) * flags.num_samples - bar.n)
     bar.set_description_str("done")
   if lossy:
     _log.warning(
@@ -76,7 +79,9 @@ def run(flags: argparse.Namespace) -> None:
   )
 
 
-def _fill(inpainter: Inpainter, job: output_plan.Job, flags: argparse.Namespace, bar: tqdm) -> bool:
+def _fill(
+  inpainter: Inpainter, job: output_plan.Job, flags: argparse.Namespace, bar: tqdm, say: Callable[[str], None]
+) -> bool:
   """Fills one picture and writes its samples; returns True if their format keeps every bit outside the hole."""
   image, mask, _ = job.pair
   photo = photos.read_photo(image)
@@ -90,10 +95,14 @@ def _fill(inpainter: Inpainter, job: output_plan.Job, flags: argparse.Namespace,
   options = {name: getattr(flags, name) for name in ("num_samples", "seed", "strategy", "detail")}
 
   def tell(step: Step) -> None:
-    """Shows what comes next; a compilation, which happens once for a size, takes some 5 s."""
+    """Shows what comes next."""
     of_windows = f" {step.window + 1} of {step.windows}" if step.phase == "filling" else ""
-    about = " (5 s, once)" if step.phase == "compiling" else ""
-    bar.set_description_str(f"{step.phase}{of_windows}{about}: {printable(image.name)}")
+    text = f"{step.phase}{of_windows}: {printable(image.name)}"
+    if step.phase == "compiling":
+      text = "compiling: ten seconds or so, kept for next time"
+      if bar.disable:
+        print(text, flush=True)
+    say(text)
 
   fills = inpainter.fills(photo.rgb, hole, **options, before_step=tell)
   for path, fill in zip(targets, fills, strict=True):

@@ -21,6 +21,7 @@ import tqdm
 from PIL import Image
 
 from gmsrm_jax.files import naming, plain, write_text
+from gmsrm_jax.progress import ticking
 
 _WINDOW = 200  # steps that a rate is measured over
 _SETTLED = (4, 5.0)  # steps and seconds after which the time of the whole run is told
@@ -166,11 +167,12 @@ class Writer:
   @contextlib.contextmanager
   def busy(self, text: str, *, long: bool = False) -> Iterator[None]:
     """Says what is done instead of steps; what takes `long` is told in plain lines, too, and no part of the rate."""
-    if self._bar is not None:
-      self._bar.set_description_str(text)
-    elif long:
-      self.note(f"{self._stage}: {text}")
-    yield
+    with contextlib.ExitStack() as shown:
+      if self._bar is not None:
+        shown.enter_context(ticking(self._bar))(text)
+      elif long:
+        self.note(f"{self._stage}: {text}")
+      yield
     if long:
       self._marks.clear()
 
