@@ -86,23 +86,21 @@ class MemoryConfig:
   heads: int = 4  # soft: heads of the retrieval attention, over slot_dim
   group_temperature: float = 0.2  # soft: initial softmax temperature on cosine scores of the anchors
   slot_temperature: float = 0.2  # softmax temperature on cosine scores of the keys; soft: the initial one
-  top: int = 0  # soft: slots that a head reads, the likeliest ones; 0 reads all
+  reasoning_blocks: int = 0  # hard: blocks of the transformer that predicts slots, given some; 0: all at once
+  reasoning_share: float = 0.0  # hard: share of stage 2, at its start, that learns to predict slots and no more
   revive_every: int = 50  # steps of stage 1 between revivals of dead slots; 0 never
   finetune: float = 0.0  # learning-rate factor of the memory in stage 2; 0 keeps it frozen
 
   def __post_init__(self):
     positive = "num_groups slots_per_group slot_dim heads group_temperature slot_temperature"
-    check_ranges(self, "memory.", positive=positive, not_negative="revive_every finetune")
+    rest = {"not_negative": "revive_every finetune reasoning_blocks", "share": "reasoning_share"}
+    check_ranges(self, "memory.", positive=positive, **rest)
     one_of("memory.kind", self.kind, ("soft", "hard"))
     parts, name = (self.num_groups, "num_groups") if self.hard else (self.heads, "heads")
     require(
       self.slot_dim % parts == 0,
       f"memory.slot_dim={self.slot_dim} is not divisible by memory.{name}={parts}: choose a multiple",
     )
-    require(
-      not (self.hard and self.top), f"memory.top={self.top} is for memory.kind=soft: a hard read is one slot each"
-    )
-    require(0 <= self.top <= self.num_slots, f"memory.top={self.top}: read 1 to {self.num_slots} slots, or all with 0")
 
   @property
   def num_slots(self) -> int:
@@ -330,6 +328,11 @@ class Config:
       self.run.batch_size % 2 == 0 or not self.variation.enabled,
       f"run.batch_size={self.run.batch_size} is odd, but every second image trains the variation with two samples: "
       f"use {self.run.batch_size + 1}, or variation.enabled=false",
+    )
+    taught = self.memory.hard and self.memory.enabled and self.memory.pretrain and self.loss.retrieval > 0
+    require(
+      self.memory.reasoning_blocks + self.memory.reasoning_share == 0 or (taught and not self.variation.enabled),
+      "memory.reasoning_* needs memory.kind=hard, its stage 1, loss.retrieval above 0 and variation.enabled=false",
     )
     size, twice = self.model.image_size, 2 * self.model.stride
     require(

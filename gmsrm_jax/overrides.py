@@ -19,6 +19,7 @@ RETIRED: dict[str, Any] = {
   "variation.probability": ANYTHING,
   "memory.usage_decay": 0.99,
   "memory.revive_below": 0.05,
+  "memory.top": 0,
   "stage1.final_rate": 0.05,
   "stage1.beta2": 0.99,
   "stage2.final_rate": 0.05,

@@ -28,7 +28,8 @@ GROUND = "ground"
 FLOORS: tuple[dict[str, str], ...] = (
   {GROUND: "__init__ arrays config errors files overrides panels progress"},
   {
-    "models": "__init__ blocks codebook context decoder discriminator encoder generator inpainter memory retrieval",
+    "models": "__init__ blocks codebook context decoder discriminator encoder generator inpainter memory reasoning "
+    "retrieval",
     "pretrained": "__init__ canvas inception lpips vgg16 weight_files",
     "parallel": "__init__ backend fixed_batches preemption processes sharding",
     "data": "__init__ augment datasets pictures pipeline prepare records sources workers masks.__init__ masks.draw"

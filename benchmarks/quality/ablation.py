@@ -64,7 +64,6 @@ VARIANTS = {
   "untrained": Variant("memory frozen after one step of stage 1", ("stage1.steps=1",), 1),
   "no_supervision": Variant("no retrieval supervision", ("loss.retrieval=0", "loss.read=0"), 1),
   "no_variation": Variant("no stochastic variation", ("variation.enabled=false",), 1),
-  "top_1": Variant("top-1 read", ("memory.top=1",), 1),
 }
 
 

@@ -24,7 +24,7 @@ from gmsrm_jax.commands.flags import trained
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import MAX_SEED
 from gmsrm_jax.files import check_inputs_stay, write_bytes, write_text
-from gmsrm_jax.models.inpainter import draw_noise, fill_pixels
+from gmsrm_jax.models.inpainter import draw_noise, fill_pixels, varies
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.run_folder import read_run
 from gmsrm_jax.training.state import make_networks
@@ -165,7 +165,7 @@ def make_program(config: Config) -> Callable[..., Rgb8]:
     single = {name: leaf.astype(jnp.float32) for name, leaf in weights.items()}
     params = flax.traverse_util.unflatten_dict(single, sep="/")
     drawn = None
-    if config.variation.enabled:
+    if varies(config):
       drawn = tuple(noise * n for n in draw_noise(jax.random.key(seed), config.model, images.shape[0]))
     return fill_pixels(network, params, images, masks, drawn)
 

@@ -25,7 +25,7 @@ from gmsrm_jax.errors import ConfigError, check_seed, one_of, require
 from gmsrm_jax.files import SHIPPED, local_path
 from gmsrm_jax.inference import tiling
 from gmsrm_jax.inference.detail import add_detail
-from gmsrm_jax.models.inpainter import draw_noise, predict_pixels
+from gmsrm_jax.models.inpainter import draw_noise, predict_pixels, varies
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
 from gmsrm_jax.training.weights import load_weights
@@ -165,7 +165,7 @@ class Inpainter:
     require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
     check_seed("seed", seed)
     require(
-      num_samples == 1 or self.config.variation.enabled,
+      num_samples == 1 or varies(self.config),
       f"num_samples={num_samples}: this model has variation.enabled=false, so all fills would be equal; use 1",
     )
     stride = self.config.model.stride
@@ -210,7 +210,7 @@ def predict(
 ) -> Image:
   """Fills in [-1, 1], not yet rounded; known pixels are theirs, so that enlarging blends with true colours."""
   noise = None
-  if config.variation.enabled:
+  if varies(config):
     noise = tuple(noisy * scale for scale in draw_noise(key, config.model, 1))
   return predict_pixels(make_networks(config).inpaint, params, images, holes, noise)
 

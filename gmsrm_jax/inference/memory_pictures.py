@@ -20,7 +20,7 @@ from gmsrm_jax.inference import tiling
 from gmsrm_jax.inference.inpainter import Inpainter
 from gmsrm_jax.models.blocks import apply
 from gmsrm_jax.models.inpainter import inpaint
-from gmsrm_jax.models.retrieval import likeliest, slot_values
+from gmsrm_jax.models.retrieval import slot_values
 from gmsrm_jax.training.state import make_networks
 
 SIDE = 4
@@ -106,10 +106,10 @@ def _mean_weights(config: Config, params: Any, images: Rgb8, holes: Mask8) -> Fl
   image, mask = image_from_uint8(images), mask_from_uint8(holes)
   retrieval = inpaint(make_networks(config).inpaint, params, image, mask).retrieval
   assert retrieval is not None, "slots were drawn, so there is a memory"
-  weights, top = jnp.exp(retrieval.log_weights[0]), config.memory.top
+  weights = jnp.exp(retrieval.log_weights[0])
   if config.memory.hard:
     return einops.rearrange(weights, "n q s -> q (n s)") / len(weights)
-  return jnp.mean(likeliest(weights, top) if top else weights, axis=0)
+  return jnp.mean(weights, axis=0)
 
 
 def sheet_of_slots(drawn: UInt8[np.ndarray, "g k s s 3"]) -> Image.Image:

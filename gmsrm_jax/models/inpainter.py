@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Key
 
 from gmsrm_jax.arrays import Image, Mask, Mask8, Rgb8, composite, image_from_uint8, image_to_uint8, mask_from_uint8
 from gmsrm_jax.config import Config, ModelConfig
-from gmsrm_jax.models.blocks import apply, hole_shares, push_pull_fill, recomputed
+from gmsrm_jax.models.blocks import Map, Pyramid, Share, Shares, apply, hole_shares, push_pull_fill, recomputed
 from gmsrm_jax.models.decoder import Decoder
 from gmsrm_jax.models.encoder import Encoder
 from gmsrm_jax.models.memory import Memory, QueryHead
-from gmsrm_jax.models.retrieval import Retrieval
+from gmsrm_jax.models.reasoning import ROUNDS, Decided, Reasoner, decide, none_decided
+from gmsrm_jax.models.retrieval import Retrieval, read_decided
 
 Rows = Callable[[Array], Array]
 """Picks, repeats or keeps examples of a batch."""
@@ -44,7 +45,8 @@ class InpaintingNetwork(nn.Module):
   def setup(self):
     model, groups = self.config.model, self.config.run.recomputed
     self.encoder = recomputed(Encoder, "encoder", groups)(model, self.dtype)
-    self.query = QueryHead(self.config.memory.slot_dim)
+    head = Reasoner(self.config, self.dtype) if reasons(self.config) else QueryHead(self.config.memory.slot_dim)
+    self.query: Any = head
     self.memory = Memory(self.config, self.dtype)
     self.decoder = recomputed(Decoder, "decoder", groups)(model, self.dtype)
     if self.config.variation.enabled:
@@ -52,7 +54,14 @@ class InpaintingNetwork(nn.Module):
       weights, bias = nn.initializers.normal(0.01), nn.initializers.constant(-2.0)
       self.strength = [nn.Dense(width, dtype=self.dtype, kernel_init=weights, bias_init=bias) for width in model.widths]
 
-  def __call__(self, image: Image, mask: Mask, noise: Noise | None = None, rows: Rows = lambda x: x) -> Inpainted:
+  def __call__(
+    self,
+    image: Image,
+    mask: Mask,
+    noise: Noise | None = None,
+    rows: Rows = lambda x: x,
+    decided: Decided | None = None,
+  ) -> Inpainted:
     """Fills the hole; nothing in `image` under the mask is looked at.
 
     Args:
@@ -61,18 +70,70 @@ class InpaintingNetwork(nn.Module):
       noise: see `draw_noise`; None is the deterministic fill.
       rows: what of the encoded batch is drawn, for several fills of an image that is encoded once; prediction and
         memory image have these rows, all else those of the batch.
+      decided: slots of a hard memory that is reasoned with; those that noise decides come instead.
     """
-    filled, shares = push_pull_fill(image, mask), hole_shares(mask, len(self.config.model.widths))
-    features = self.encoder(filled, mask, shares)
+    filled, features, shares = self._encode(image, mask)
     strengths, scaled = (), None
     if self.config.variation.enabled:
       strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
       if noise is not None:
         scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
-    read, retrieval = self.memory.recall(self.query(features[-1]), seen=False)
+    if reasons(self.config) and noise is not None:
+      decided = self._decide(features[-1], shares[-1], noise)
+    read, retrieval = self._recall(features[-1], shares[-1], decided)
     priors, memory_image = self.memory.generator(rows(read), scaled)
     residual = self.decoder(tuple(map(rows, features)), priors, tuple(map(rows, shares)))
     return Inpainted(rows(filled) + residual, memory_image, retrieval, strengths, shares)
+
+  def retrieve(self, image: Image, mask: Mask, decided: Decided | None = None) -> tuple[Retrieval, Shares]:
+    """What is read from the memory, and the hole's shares; needs no parameters of generator and decoder."""
+    _, features, shares = self._encode(image, mask)
+    return self._recall(features[-1], shares[-1], decided)[1], shares
+
+  def _encode(self, image: Image, mask: Mask) -> tuple[Image, Pyramid, Shares]:
+    filled, shares = push_pull_fill(image, mask), hole_shares(mask, len(self.config.model.widths))
+    return filled, self.encoder(filled, mask, shares), shares
+
+  def _recall(self, bottom: Map, share: Share, decided: Decided | None) -> tuple[Map, Any]:
+    if not reasons(self.config):
+      return self.memory.recall(self.query(bottom))
+    if decided is None:
+      decided = none_decided(len(bottom), self.config.memory.num_groups, bottom.shape[1] * bottom.shape[2])
+    keys: Any = self.memory.codebook()
+    read = read_decided(keys, decided)
+    return self.memory.recall(self.query(bottom, share, read, decided.flags), decided=decided)
+
+  def _decide(self, bottom: Map, share: Share, noise: Noise) -> Decided:
+    """Draws the slots of the hole in rounds; none where the noise is 0, which is the deterministic fill."""
+    batch, height, width, _ = bottom.shape
+    # The same choices for the same noise, at all windows of a photograph.
+    seeds = jax.lax.bitcast_convert_type(noise[0][:, 0, 0, 0].astype(jnp.float32), jnp.int32)
+    shape = (self.config.memory.num_groups, height * width, self.config.memory.slots_per_group)
+    hole = share.reshape(batch, -1) > 0
+
+    def gumbel(step: Array) -> Array:
+      return jax.vmap(lambda seed: jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), shape))(seeds)
+
+    def round_of(network: InpaintingNetwork, decided: Decided, step: Array) -> tuple[Decided, None]:
+      predict = lambda decided: network._recall(bottom, share, decided)[1].log_weights  # noqa: E731
+      return decide(predict, decided, hole, gumbel, step), None
+
+    def rounds(network: InpaintingNetwork, decided: Decided) -> Decided:
+      scan = nn.scan(round_of, variable_broadcast="params", split_rngs={"params": False})
+      return scan(network, decided, jnp.arange(ROUNDS))[0]
+
+    undecided = none_decided(batch, shape[0], shape[1])
+    return nn.cond(jnp.any(noise[0] != 0), rounds, lambda _, decided: decided, self, undecided)
+
+
+def reasons(config: Config) -> bool:
+  """True where the slots of a hard memory are predicted in the light of others."""
+  return config.memory.enabled and config.memory.reasoning_blocks > 0
+
+
+def varies(config: Config) -> bool:
+  """True where noise changes a fill."""
+  return config.variation.enabled or reasons(config)
 
 
 def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> Noise:
@@ -86,7 +147,7 @@ def draw_noise(key: Key[Array, ""], model: ModelConfig, batch: Any) -> Noise:
 
 
 def inpaint(network: InpaintingNetwork, params: Any, image: Image, mask: Mask, *options: Any) -> Inpainted:
-  """Applies the network; `options` are noise and rows."""
+  """Applies the network; `options` are noise, rows and what is decided."""
   return apply(network, params, image, mask, *options)
 
 

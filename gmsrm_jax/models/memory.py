@@ -18,7 +18,8 @@ from gmsrm_jax.models.blocks import ChannelNorm, Pyramid, apply, conv1x1, recomp
 from gmsrm_jax.models.codebook import Books, Codebook
 from gmsrm_jax.models.encoder import RecognitionEncoder
 from gmsrm_jax.models.generator import MemoryGenerator
-from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention, retrieve_from_books
+from gmsrm_jax.models.reasoning import Decided
+from gmsrm_jax.models.retrieval import Retrieval, RetrievalAttention, choose_from_books, retrieve_from_books
 
 QueryMap = Float[Array, "b h w d"]
 
@@ -42,20 +43,23 @@ class Memory(nn.Module):
       self.expand = nn.Dense(memory.num_slots, dtype=jnp.float32)
       self.contract = nn.Dense(memory.slot_dim, dtype=jnp.float32)
 
-  def recall(self, query: QueryMap, *, seen: bool) -> tuple[QueryMap, Any]:
+  def recall(self, query: QueryMap, *, seen: bool = False, decided: Decided | None = None) -> tuple[QueryMap, Any]:
     """The read at every position of the query map, and its Retrieval: None for the no-memory twin.
 
-    `seen`: the query is of what is seen there, so a hard memory commits to its slots. Else the read is an expectation.
+    Where the query is of what is `seen` there, a hard memory chooses its slots; else those that are `decided` are read,
+    and elsewhere what is to be expected.
     """
     memory = self.config.memory
     if not memory.enabled:
       return self.contract(nn.gelu(self.expand(query))), None
     flat = query.reshape(query.shape[0], -1, query.shape[-1])
     codebook: Any = self.codebook()
-    if memory.hard:
-      retrieval = retrieve_from_books(flat, codebook, memory.slot_temperature, chosen=seen)
-    else:
+    if not memory.hard:
       retrieval = self.retrieval(flat, codebook)
+    elif seen:
+      retrieval = choose_from_books(flat, codebook, memory.slot_temperature)
+    else:
+      retrieval = retrieve_from_books(flat, codebook, memory.slot_temperature, decided)
     return retrieval.read.reshape(query.shape), retrieval
 
 

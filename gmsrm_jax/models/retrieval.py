@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from jaxtyping import Array, Float
 from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models.blocks import unit
 from gmsrm_jax.models.codebook import BookKeys, Slots
+from gmsrm_jax.models.reasoning import Decided
 
 
 class Retrieval(NamedTuple):
@@ -37,13 +39,6 @@ def _by_head(x: Float[Array, "*b d"], heads: int) -> Float[Array, "n p e"]:
   """Cuts channels into heads, which come first, and numbers everything else through; in float32."""
   flat = x.astype(jnp.float32).reshape(-1, heads, x.shape[-1] // heads)
   return jnp.moveaxis(flat, 1, 0)
-
-
-def likeliest(weights: Float[Array, "*b s"], count: int) -> Float[Array, "*b s"]:
-  """The `count` largest weights, scaled to sum to one, the others 0; the gradient is that of all (straight-through)."""
-  least = jax.lax.top_k(weights, count)[0][..., -1:]
-  kept = jnp.where(weights >= least, weights, 0.0)
-  return weights + jax.lax.stop_gradient(kept / jnp.sum(kept, axis=-1, keepdims=True) - weights)
 
 
 class RetrievalAttention(nn.Module):
@@ -68,8 +63,6 @@ class RetrievalAttention(nn.Module):
 
     log_weights = log_weights.reshape(*slot_scores.shape[:2], -1)
     weights = jnp.exp(log_weights)
-    if self.config.top:
-      weights = likeliest(weights, self.config.top)
     read = jnp.einsum("nps,nse->npe", weights, _by_head(slots.values, heads))
     log_weights = log_weights.reshape(heads, *query.shape[:2], -1)
     return Retrieval(jnp.moveaxis(read, 0, 1).reshape(query.shape), jnp.moveaxis(log_weights, 0, 1))
@@ -97,22 +90,46 @@ def _choose(query: Float[Array, "b q d"], keys: BookKeys) -> Choice:
   return Choice(queries, slots, scores, nearest)
 
 
-def retrieve_from_books(query: Float[Array, "b q d"], keys: BookKeys, temperature: float, *, chosen: bool) -> Retrieval:
+def retrieve_from_books(
+  query: Float[Array, "b q d"], keys: BookKeys, temperature: float, decided: Decided | None = None
+) -> Retrieval:
   """Attention over the books of a hard memory, in float32 throughout.
 
-  `chosen` reads the likeliest slot of each book; its gradient is that of the query's direction (straight-through, van
-  den Oord et al. 2017; codes of length 1, Yu et al. 2022). Else the slots' mean by their weights is read: what is
-  expected where it is not known.
+  Reads the slots' mean by their weights, what is expected where it is not known, or the slot that is decided there.
   """
   choice = _choose(query, keys)
   log_weights = jax.nn.log_softmax(choice.scores / temperature, axis=-1)
-  if chosen:
-    read = choice.queries + jax.lax.stop_gradient(choice.nearest - choice.queries)
-  else:
-    read = jnp.einsum("npk,nke->npe", jnp.exp(log_weights), choice.slots)
+  weights = jnp.exp(log_weights)
+  if decided is not None:
+    slots, flags = (jnp.moveaxis(x, 1, 0).reshape(len(keys), -1) for x in decided)
+    weights = jnp.where(flags[..., None], jax.nn.one_hot(slots, keys.shape[1]), weights)
+  return _retrieval(query, jnp.einsum("npk,nke->npe", weights, choice.slots), log_weights)
+
+
+def choose_from_books(query: Float[Array, "b q d"], keys: BookKeys, temperature: float) -> Retrieval:
+  """The same for what is seen: reads the nearest slot of each book.
+
+  The gradient is that of the query's direction (straight-through, van den Oord et al. 2017; codes of length 1, Yu et
+  al. 2022).
+  """
+  choice = _choose(query, keys)
+  read = choice.queries + jax.lax.stop_gradient(choice.nearest - choice.queries)
+  return _retrieval(query, read, jax.nn.log_softmax(choice.scores / temperature, axis=-1))
+
+
+def _retrieval(
+  query: Float[Array, "b q d"], read: Float[Array, "n p e"], log_weights: Float[Array, "n p k"]
+) -> Retrieval:
   # Channels of about unit variance, as the generator expects them.
-  read = jnp.moveaxis(read, 0, 1).reshape(query.shape) * math.sqrt(keys.shape[-1])
-  return Retrieval(read, jnp.moveaxis(log_weights.reshape(len(keys), *query.shape[:2], -1), 0, 1))
+  read = jnp.moveaxis(read, 0, 1).reshape(query.shape) * math.sqrt(read.shape[-1])
+  return Retrieval(read, jnp.moveaxis(log_weights.reshape(len(log_weights), *query.shape[:2], -1), 0, 1))
+
+
+def read_decided(keys: BookKeys, decided: Decided) -> Float[Array, "b q d"]:
+  """What is read for decided slots, 0 elsewhere."""
+  slots = unit(keys.astype(jnp.float32)) * math.sqrt(keys.shape[-1])
+  chosen = jax.nn.one_hot(decided.slots, keys.shape[1]) * decided.flags[..., None]
+  return einops.rearrange(jnp.einsum("bgqk,gke->bgqe", chosen, slots), "b g q e -> b q (g e)")
 
 
 def quantisation(query: Float[Array, "b q d"], keys: BookKeys) -> Float[Array, " b"]:
@@ -125,11 +142,6 @@ def quantisation(query: Float[Array, "b q d"], keys: BookKeys) -> Float[Array, "
   to_slots = jnp.sum(jnp.square(choice.queries - jax.lax.stop_gradient(choice.nearest)), axis=-1)
   distance = jnp.mean(to_queries + 0.25 * to_slots, axis=0)
   return jnp.mean(distance.reshape(query.shape[:2]), axis=1)
-
-
-def decided(log_weights: Float[Array, "b n q s"]) -> Float[Array, "b n q s"]:
-  """All weight on the likeliest slot."""
-  return jnp.log(jax.nn.one_hot(jnp.argmax(log_weights, axis=-1), log_weights.shape[-1]))
 
 
 def slot_values(config: MemoryConfig, codebook: Mapping[str, Array]) -> Float[Array, "s d"]:

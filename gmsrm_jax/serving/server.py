@@ -36,6 +36,7 @@ import gmsrm_jax
 from gmsrm_jax.data.pictures import PictureError
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference.inpainter import BATCH, Inpainter
+from gmsrm_jax.models.inpainter import varies
 from gmsrm_jax.serving.connections import Connection, hear_out
 from gmsrm_jax.serving.requests import Fields, Limits, Work, fill_picture, read_picture
 
@@ -116,7 +117,7 @@ class Service:
       "model": config.name,
       "image_size": config.model.image_size,
       "device": " ".join(dict.fromkeys((device.platform, device.device_kind))),
-      "samples": self.limits.samples if config.variation.enabled else 1,
+      "samples": self.limits.samples if varies(config) else 1,
       "waiting": len(self._in_work),
       "limits": dataclasses.asdict(self.limits),
     }

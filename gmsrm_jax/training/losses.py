@@ -87,6 +87,17 @@ def retrieval_kl(
   return masked_mean(jnp.mean(divergence, axis=1), weight)
 
 
+def choice(
+  teacher_log_weights: Float[Array, "b n q s"],
+  student_log_weights: Float[Array, "b n q s"],
+  weight: Float[Array, "b n q"],
+) -> PerImage:
+  """Returns the cross-entropy in nats of the teacher's likeliest slots, a mean over weighted slots (CodeFormer)."""
+  likeliest = jnp.argmax(teacher_log_weights, axis=-1)[..., None]
+  surprise = -jnp.take_along_axis(student_log_weights.astype(jnp.float32), likeliest, axis=-1)[..., 0]
+  return masked_mean(surprise, weight)
+
+
 def read_loss(
   teacher_read: Float[Array, "b q d"], student_read: Float[Array, "b q d"], weight: Float[Array, "b q"]
 ) -> PerImage:

@@ -18,9 +18,12 @@ from jaxtyping import Array, Float, Key
 
 from gmsrm_jax.arrays import Image, Mask, PerImage, composite, hole_area, image_from_uint8, mask_from_uint8
 from gmsrm_jax.config import Config
-from gmsrm_jax.models import codebook, retrieval
-from gmsrm_jax.models.inpainter import Inpainted, inpaint
+from gmsrm_jax.models import codebook
+from gmsrm_jax.models.blocks import Shares, apply, hole_shares
+from gmsrm_jax.models.inpainter import Inpainted, inpaint, reasons
 from gmsrm_jax.models.memory import Recognised, recognise, recognition_features, teach
+from gmsrm_jax.models.reasoning import Decided, reveal
+from gmsrm_jax.models.retrieval import Retrieval, quantisation
 from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import adversary, losses, variation
 from gmsrm_jax.training.microbatch import in_parts, recomputed
@@ -43,6 +46,7 @@ class Phase(NamedTuple):
   features: bool = True  # the perceptual and style terms
   varied: bool = True  # stage 2: every second image is filled twice
   half: bool = False  # images of half the size
+  drawn: bool = True  # stage 2: fills are drawn; else only the slots of a hard memory are predicted
 
 
 FULL = Phase()
@@ -61,6 +65,7 @@ def phase_at(config: Config, stage: str, step: int) -> Phase:
     features=begun(settings.features_start),
     varied=stage == "inpaint" and config.variation.enabled and begun(config.variation.start),
     half=not begun(settings.half_until),
+    drawn=stage == "memory" or begun(config.memory.reasoning_share),
   )
 
 
@@ -133,7 +138,7 @@ def memory_step(
         terms |= feature_terms(config, window_key, extractor, drawn, image, once, style=False)
       if config.memory.hard:
         queries = recognised.query.reshape(recognised.retrieval.read.shape)
-        terms["quantisation"] = retrieval.quantisation(queries, params["memory"]["codebook"]["keys"])
+        terms["quantisation"] = quantisation(queries, params["memory"]["codebook"]["keys"])
       else:
         terms["balance"] = losses.balance(codebook.mean_weights(recognised.retrieval.log_weights))
       if phase.adversarial:
@@ -193,20 +198,28 @@ def inpaint_step(
   """
   networks = make_networks(config)
   image, mask = decode_batch(batch, half=phase.half)
-  window_key, noise_key = jax.random.split(step_key(config, "inpaint", state.step))
+  root = step_key(config, "inpaint", state.step)
+  window_key, noise_key = jax.random.split(root)
   frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
   extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
 
   teacher = None
   if "teacher" in state.frozen and (config.loss.retrieval > 0 or config.loss.read > 0):
     teacher = teach(networks.memory, state.frozen["teacher"], image)
+  decided = None
+  if teacher is not None and reasons(config):
+    hole = hole_shares(mask, len(config.model.widths))[-1].reshape(len(image), -1) > 0
+    decided = reveal(jax.random.fold_in(root, 2), jnp.argmax(teacher.log_weights, axis=-1), hole)
+  if not phase.drawn:
+    assert teacher is not None, "the settings ask for one"
+    return _predict_slots(config, state, image, mask, teacher, decided)
   varied = config.variation.enabled and phase.varied
   fills = variation.TWICE if varied else variation.ONCE
   noise = variation.row_noise(noise_key, config.model, image.shape[0]) if varied else None
 
-  def objective(params: Any, image: Image, mask: Mask, teacher: Any, noise: Any):
+  def objective(params: Any, image: Image, mask: Mask, teacher: Any, noise: Any, decided: Any):
     images, masks = fills.rows(image), fills.rows(mask)  # one for every fill
-    out = inpaint(networks.inpaint, {**frozen_memory, **params}, image, mask, noise, fills.rows)
+    out = inpaint(networks.inpaint, {**frozen_memory, **params}, image, mask, noise, fills.rows, decided)
     inpainted = composite(out.prediction, images, masks)
     with jax.named_scope("losses"):
       terms = {
@@ -217,19 +230,14 @@ def inpaint_step(
       if phase.features:
         terms |= feature_terms(config, window_key, extractor, inpainted, image, fills, style=True)
       if teacher is not None and out.retrieval is not None:
-        hole = out.shares[-1].reshape(len(image), -1)
-        # What is known is supervised, too: the generator draws the hole from the reads around it as well.
-        supervised = hole + config.loss.retrieval_known * (1.0 - hole)
-        taught = retrieval.decided(teacher.log_weights) if config.memory.hard else teacher.log_weights
-        terms["retrieval"] = losses.retrieval_kl(taught, out.retrieval.log_weights, supervised)
-        terms["read"] = losses.read_loss(teacher.read, out.retrieval.read, supervised)
+        terms |= _retrieval_terms(config, teacher, out.retrieval, out.shares, decided)
       if phase.adversarial:
         terms["adversarial"] = adversary.generator_term(config, state, out.prediction, images, masks)
       total, means = losses.weigh(terms, config.loss)
     return total, (means, (out, inpainted))
 
   run = in_parts(objective, config.run.accumulate, len(image) // fills.images)
-  (total, (means, (out, inpainted))), grads = run(state.params, image, mask, teacher, noise)
+  (total, (means, (out, inpainted))), grads = run(state.params, image, mask, teacher, noise, decided)
   images, masks = fills.rows(image), fills.rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
   metrics.update({"loss": total, **means, **_observed(config, out, inpainted, mask, masks, varied=varied)})
@@ -239,6 +247,43 @@ def inpaint_step(
     state, more = adversary.update_discriminator(config, "inpaint", state, **given)
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
+
+
+def _retrieval_terms(
+  config: Config, teacher: Retrieval, found: Retrieval, shares: Shares, decided: Decided | None
+) -> dict[str, PerImage]:
+  """Returns the terms that teach what to retrieve; a hard memory's slots that are decided already count for nothing."""
+  hole = shares[-1].reshape(len(found.read), -1)
+  # What is known is supervised, too: the generator draws the hole from the reads around it as well.
+  supervised = hole + config.loss.retrieval_known * (1.0 - hole)
+  terms = {"read": losses.read_loss(teacher.read, found.read, supervised)}
+  if not config.memory.hard:
+    return {"retrieval": losses.retrieval_kl(teacher.log_weights, found.log_weights, supervised), **terms}
+  open_slots = jnp.repeat(supervised[:, None], config.memory.num_groups, axis=1)
+  if decided is not None:
+    open_slots = jnp.where(decided.flags, 0.0, open_slots)
+  return {"retrieval": losses.choice(teacher.log_weights, found.log_weights, open_slots), **terms}
+
+
+def _predict_slots(
+  config: Config, state: TrainState, image: Image, mask: Mask, teacher: Retrieval, decided: Decided | None
+) -> tuple[TrainState, Metrics]:
+  """Learns to predict the slots of a hard memory and no more: no fill is drawn, which costs most of a step."""
+  network = make_networks(config).inpaint
+  frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
+
+  def objective(params: Any, image: Image, mask: Mask, teacher: Retrieval, decided: Decided | None):
+    retrieve = type(network).retrieve
+    found, shares = apply(network, {**frozen_memory, **params}, image, mask, decided, method=retrieve)
+    terms = _retrieval_terms(config, teacher, found, shares, decided)
+    total, means = losses.weigh(terms, config.loss)
+    return total, (means, found.log_weights)
+
+  run = in_parts(objective, config.run.accumulate, len(image))
+  (total, (means, log_weights)), grads = run(state.params, image, mask, teacher, decided)
+  state, metrics = _update(config, "inpaint", state, grads)
+  used = codebook.perplexity(codebook.usage_of(config.memory, log_weights))
+  return dataclasses.replace(state, step=state.step + 1), {"loss": total, **means, "perplexity": used, **metrics}
 
 
 def _observed(

@@ -9,11 +9,12 @@ import pytest
 
 from gmsrm_jax.config import MemoryConfig
 from gmsrm_jax.models.codebook import Slots
+from gmsrm_jax.models.reasoning import Decided
 from gmsrm_jax.models.retrieval import (
   RetrievalAttention,
-  decided,
-  likeliest,
+  choose_from_books,
   quantisation,
+  read_decided,
   retrieve_from_books,
   slot_values,
 )
@@ -92,28 +93,6 @@ def test_gradients_reach_all_that_is_learned_and_are_finite_for_a_zero_query(gra
   assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(0.0)))
 
 
-def test_a_hard_read_takes_the_values_of_the_likeliest_slots_alone():
-  query, slots = _inputs(CONFIG)
-  soft = _retrieve(CONFIG, query, slots)
-  hard = _retrieve(dataclasses.replace(CONFIG, top=1), query, slots)
-  np.testing.assert_array_equal(hard.log_weights, soft.log_weights)
-  values = np.asarray(slots.values).reshape(CONFIG.num_slots, CONFIG.heads, -1)
-  best = np.asarray(soft.log_weights).argmax(-1)  # b n q
-  expected = np.stack([values[best[:, n], n] for n in range(CONFIG.heads)], axis=2)
-  np.testing.assert_allclose(hard.read, expected.reshape(hard.read.shape), atol=1e-6)
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_the_likeliest_weights_sum_to_one_and_pass_the_gradient_to_all(count):
-  weights = jax.nn.softmax(jnp.asarray(np.random.default_rng(0).normal(size=(3, 5)), jnp.float32))
-  kept = likeliest(weights, count)
-  np.testing.assert_allclose(kept.sum(-1), 1, rtol=1e-6)
-  assert (np.asarray(kept > 1e-6).sum(-1) == count).all()
-  np.testing.assert_allclose((kept / weights).max(-1), np.sort(weights, -1)[:, -count:].sum(-1) ** -1, rtol=1e-5)
-  factors = jnp.arange(15.0).reshape(3, 5)
-  np.testing.assert_allclose(jax.grad(lambda w: jnp.sum(factors * likeliest(w, count)))(weights), factors, rtol=1e-6)
-
-
 BOOKS = MemoryConfig(kind="hard", num_groups=3, slots_per_group=5, slot_dim=12)
 
 
@@ -128,18 +107,25 @@ def asked():
   return jnp.float32(query), jnp.float32(keys), cosines, slots, directions
 
 
-@pytest.mark.parametrize("chosen", [True, False])
-def test_books_are_read_by_the_nearest_slot_or_the_mean_by_weights(asked, chosen):
+@pytest.mark.parametrize("how", ["seen", "expected", "decided"])
+def test_books_are_read_by_the_nearest_slot_the_mean_by_weights_or_what_is_decided(asked, how):
   query, keys, cosines, slots, _ = asked
-  found = retrieve_from_books(query, keys, 0.2, chosen=chosen)
   weights = np.exp(5.0 * cosines) / np.exp(5.0 * cosines).sum(axis=-1, keepdims=True)
+  if how == "seen":
+    found, taken = choose_from_books(query, keys, 0.2), np.eye(5)[cosines.argmax(axis=-1)]
+  elif how == "expected":
+    found, taken = retrieve_from_books(query, keys, 0.2), weights
+  else:
+    rng = np.random.default_rng(4)
+    decided = Decided(jnp.asarray(rng.integers(0, 5, (2, 3, 7))), jnp.asarray(rng.random((2, 3, 7)) < 0.5))
+    found = retrieve_from_books(query, keys, 0.2, decided)
+    given = np.eye(5)[np.asarray(decided.slots)] * np.asarray(decided.flags)[..., None]
+    taken = np.where(np.asarray(decided.flags)[..., None], given, weights)
+    alone = np.concatenate([given[:, n] @ slots[n] for n in range(3)], axis=-1)
+    np.testing.assert_allclose(read_decided(keys, decided), 2.0 * alone, atol=1e-5)
   np.testing.assert_allclose(np.exp(found.log_weights), weights, rtol=1e-4)
-  taken = np.eye(5)[cosines.argmax(axis=-1)] if chosen else weights
   parts = [taken[:, n] @ slots[n] for n in range(3)]
-  np.testing.assert_allclose(
-    found.read, 2.0 * np.concatenate(parts, axis=-1), atol=1e-5
-  )  # sqrt(4), for a variance of 1
-  np.testing.assert_array_equal(np.exp(decided(found.log_weights)), np.eye(5)[cosines.argmax(axis=-1)])
+  np.testing.assert_allclose(found.read, 2.0 * np.concatenate(parts, axis=-1), atol=1e-5)  # the square root of 4
 
 
 def test_a_chosen_read_passes_its_gradient_to_the_direction_of_the_query(asked):
@@ -150,7 +136,7 @@ def test_a_chosen_read_passes_its_gradient_to_the_direction_of_the_query(asked):
     parts = query.reshape(2, 7, 3, 4)
     return (2.0 * parts / jnp.linalg.norm(parts, axis=-1, keepdims=True)).reshape(query.shape)
 
-  found = jax.grad(lambda q: jnp.sum(factors * retrieve_from_books(q, keys, 0.2, chosen=True).read))(query)
+  found = jax.grad(lambda q: jnp.sum(factors * choose_from_books(q, keys, 0.2).read))(query)
   np.testing.assert_allclose(found, jax.grad(lambda q: jnp.sum(factors * direction(q)))(query), atol=1e-4)
 
 

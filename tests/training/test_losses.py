@@ -70,6 +70,18 @@ def test_retrieval_kl_is_positive_and_zero_only_for_equal_weights():
   np.testing.assert_allclose(losses.retrieval_kl(teacher, one_place, hole.at[:, 2].set(0)), 0, atol=1e-7)
 
 
+def test_choice_is_the_surprise_at_the_teachers_likeliest_slots_that_count():
+  rng = np.random.default_rng(5)
+  teacher, student = (rng.normal(size=(2, 3, 4, 6)) for _ in range(2))
+  student = student - np.log(np.exp(student).sum(axis=-1, keepdims=True))
+  weight = rng.integers(0, 3, (2, 3, 4)).astype(np.float64)
+  total = np.zeros(2)
+  for place in np.ndindex(2, 3, 4):
+    total[place[0]] -= weight[place] * student[place][teacher[place].argmax()]
+  found = losses.choice(*(jnp.asarray(x, jnp.float32) for x in (teacher, student, weight)))
+  np.testing.assert_allclose(found, total / weight.sum(axis=(1, 2)), rtol=1e-5)
+
+
 def test_retrieval_kl_survives_slots_of_no_weight():
   teacher = jnp.log(jnp.array([1.0, 0.0, 0.0])).reshape(1, 1, 1, 3)
   student = jnp.log(jnp.array([0.5, 0.5, 0.0])).reshape(1, 1, 1, 3)

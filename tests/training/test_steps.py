@@ -122,6 +122,25 @@ def test_the_total_is_the_weighted_sum_of_the_logged_terms(trained):
   assert all(np.isfinite(value) for value in metrics[1].values())
 
 
+def test_slots_are_predicted_without_drawing_and_then_a_fill_is_drawn_from_them(batch):
+  hard = ("memory.kind=hard", "memory.reasoning_blocks=1", "memory.reasoning_share=0.5", "variation.enabled=false")
+  config = small_config(*BARE, *hard)
+  half = config.stage2.steps // 2
+  assert [steps.phase_at(config, "inpaint", step).drawn for step in (0, half - 1, half)] == [False, False, True]
+  assert steps.phase_at(config, "memory", 0).drawn
+  begin = initial(config, "inpaint")
+  drawn = {}
+  for phase in (False, True):
+    step = make_step(config, "inpaint", adversarial=False, varied=False, drawn=phase)
+    after, metrics = step(*step(begin, batch, {})[:1], batch, {})
+    assert all(np.isfinite(value) for value in metrics.values()) and int(after.step) == 2
+    idle = {name.split("'")[1] for name in unchanged(begin.params, after.params)}
+    drawn[phase] = ("hole" in metrics, idle)
+    # The surprise at first: the slots of a fresh network are about equally likely.
+    assert 0 < metrics["retrieval"] < 3 * np.log(config.memory.slots_per_group)
+  assert drawn == {False: (False, {"decoder"}), True: (True, set())}
+
+
 def test_one_batch_is_learned_by_heart(trained, batch):
   stage, _, step, states, metrics = trained
   now, logged = states[0], metrics[0]
