@@ -98,7 +98,7 @@ class InpaintingNetwork(nn.Module):
     if not reasons(self.config):
       return self.memory.recall(self.query(bottom))
     if decided is None:
-      decided = none_decided(len(bottom), self.config.memory.num_groups, bottom.shape[1] * bottom.shape[2])
+      decided = none_decided(bottom.shape[0], self.config.memory.num_groups, bottom.shape[1] * bottom.shape[2])
     keys: Any = self.memory.codebook()
     read = read_decided(keys, decided)
     return self.memory.recall(self.query(bottom, share, read, decided.flags), decided=decided)

@@ -61,7 +61,7 @@ def reveal(key: Key[Array, ""], slots: Int[Array, "b g q"], hole: Bool[Array, "b
   The share is the square of a uniform number: a fill begins without any.
   """
   which_key, share_key, slot_key = jax.random.split(key, 3)
-  batch = (len(slots), 1, 1)
+  batch = (slots.shape[0], 1, 1)
   share = jnp.where(jax.random.bernoulli(which_key, 0.5, batch), jax.random.uniform(share_key, batch) ** 2, 0.0)
   return Decided(slots, (jax.random.uniform(slot_key, slots.shape) < share) & hole[:, None])
 
@@ -87,7 +87,7 @@ def decide(
   sureness = jnp.take_along_axis(log_weights, drawn[..., None], axis=-1)[..., 0]
   inside = jnp.broadcast_to(hole[:, None], drawn.shape)
   sureness = jnp.where(decided.flags, jnp.inf, jnp.where(inside, sureness, -jnp.inf))
-  ranked = -jnp.sort(-sureness.reshape(len(sureness), -1), axis=-1)
+  ranked = -jnp.sort(-sureness.reshape(sureness.shape[0], -1), axis=-1)
   # Few at first, when little is known to go by: MaskGIT's cosine schedule.
   share = 1.0 - jnp.cos(0.5 * jnp.pi * (step + 1) / ROUNDS)
   count = jnp.ceil(jnp.sum(inside, axis=(1, 2)) * share - 1e-3).astype(jnp.int32)

@@ -124,3 +124,17 @@ def test_what_is_decided_changes_what_is_predicted_elsewhere(model):
   )
   difference = np.abs(np.asarray(without.log_weights - given.log_weights)).max(axis=(0, 1, 3))
   assert difference[5] > 1e-4 and np.delete(difference, 5).min() > 1e-6
+
+
+def test_a_program_for_any_batch_draws_the_same_samples(model):
+  config, network, params = model
+
+  def sample(image, mask):
+    return inpaint(network, params, image, mask, draw_noise(jax.random.key(5), config.model, image.shape[0])).prediction
+
+  (batch,) = jax.export.symbolic_shape("b")
+  shapes = [jax.ShapeDtypeStruct((batch, 32, 32, channels), jnp.float32) for channels in (3, 1)]
+  program = jax.export.export(jax.jit(sample))(*shapes)
+  image = jax.random.uniform(jax.random.key(6), (2, 32, 32, 3), minval=-1.0)
+  mask = jnp.zeros((2, 32, 32, 1)).at[:, 8:24, 8:24].set(1.0)
+  np.testing.assert_allclose(program.call(image, mask), sample(image, mask), atol=1e-4)
