@@ -158,6 +158,11 @@ class Inpainter:
         add_detail(filled, mask, patch.hole, patch.place, patch.windows[0].scale, detail)
       yield filled
 
+  @property
+  def full_side(self) -> int:
+    """The side of the largest square picture that 'full' takes, in pixels."""
+    return math.isqrt(tiling.MAX_POSITIONS) * self.config.model.stride
+
   def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str, detail: float) -> None:
     """Raises ConfigError for what cannot be done, before anything is computed."""
     one_of("strategy", strategy, STRATEGIES)
@@ -170,7 +175,7 @@ class Inpainter:
     )
     stride = self.config.model.stride
     positions = -(-height // stride) * -(-width // stride)
-    side = math.isqrt(tiling.MAX_POSITIONS) * stride
+    side = self.full_side
     require(
       strategy != "full" or positions <= tiling.MAX_POSITIONS,
       f"strategy='full' shows the model all {width}x{height} pixels at once, which takes too much memory: use 'auto', "

@@ -213,6 +213,23 @@ def test_refusals_are_told_in_plain_words(page):
     expect(page.locator("#words")).to_be_hidden()
     page.click("#said summary")
     expect(page.locator("#words")).to_contain_text("not filled within 0.5 s")
+
+    # A way that takes small pictures only says up to which size, and is not offered for larger ones.
+    full = page.locator("#strategy option[value=full]")
+    expect(full).to_have_text("Full size, up to 256 × 256")
+    expect(full).to_be_disabled()
+    choose(page, "#file", IMAGE[:200], "small.png")
+    expect(full).to_be_enabled()
+    page.select_option("#strategy", "full")
+    choose(page, "#file", IMAGE, "large.png")
+    expect(page.locator("#cost")).to_contain_text(
+      "Full size takes pictures up to 256 × 256, and this one has 320 × 240"
+    )
+    expect(full).to_be_disabled()
+    page.click("#invert")
+    page.click("#run")
+    expect(page.locator("#strategy:invalid")).to_be_focused()
+    page.select_option("#strategy", "auto")
     page.route("**/inpaint", lambda route: route.abort())
     page.click("#run")
     expect(page.locator("#status.bad")).to_contain_text("cannot be reached")

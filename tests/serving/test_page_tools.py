@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import expect
 
-from tests.serving.browser import choose, drag, mask, place, saved, show
-from tests.serving.client import Negative, running
+from tests.serving.browser import IMAGE, choose, drag, give, mask, place, saved, show
+from tests.serving.client import Negative, png, running
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,6 @@ def test_the_wheel_and_brackets_set_the_brush_which_is_remembered_with_the_theme
   assert abs((mask(page)[120] > 127).sum() - larger) <= 2
 
   page.click("#theme")
-  page.click("#theme")
   dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
   page.click("#lasso")
   show(page, server.url)
@@ -80,6 +79,18 @@ def test_the_wheel_and_brackets_set_the_brush_which_is_remembered_with_the_theme
     pixels() == larger and page.evaluate("getComputedStyle(document.body).backgroundColor") == dark == "rgb(23, 24, 26)"
   )
   expect(page.locator("#lasso")).to_have_attribute("aria-pressed", "true")
+
+  # Each click gives the other theme than is seen, whatever the system has; every second one follows the system.
+  for system in ("dark", "light"):
+    page.emulate_media(color_scheme=system)
+    seen = [page.evaluate("getComputedStyle(document.body).backgroundColor")]
+    for _ in range(3):
+      page.click("#theme")
+      seen.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert seen[0] == seen[2] != seen[1] == seen[3]
+    if "like the system" not in page.locator("#theme").get_attribute("title"):
+      page.click("#theme")
+    expect(page.locator("#theme")).to_have_attribute("title", "Theme: like the system")
 
 
 def test_the_view_is_zoomed_and_moved_and_the_brush_follows(page, server):
@@ -109,6 +120,43 @@ def test_the_view_is_zoomed_and_moved_and_the_brush_follows(page, server):
   assert page.locator("#board").bounding_box() == whole
 
 
+EMPTY = "async () => (await import('/hole.js')).extent() === null"
+
+
+def test_whatever_ends_a_stroke_keeps_it(page, server):
+  show(page, server.url)
+  hole = np.zeros((240, 320), np.uint8)
+  ends = {  # what ends a stroke whose brush is down, and the keys that then lead back to it
+    "tool": (lambda: page.keyboard.press("r"), "b"),
+    "erase": (lambda: page.keyboard.press("e"), "e ArrowRight"),
+    "invert": (lambda: page.keyboard.press("i"), "Control+z"),
+    "clear": (lambda: page.keyboard.press("x"), "Control+z"),
+    "undo": (lambda: page.keyboard.press("Control+z"), "Control+y"),
+    "redo": (lambda: page.keyboard.press("Control+y"), ""),
+    "Escape": (lambda: page.keyboard.press("Escape"), "Control+y"),
+    "focus": (lambda: page.keyboard.press("Tab"), "Shift+Tab ArrowRight"),
+    "zoom": (lambda: page.click("#in"), "0"),
+    "save": (lambda: saved(page, "#keep"), ""),
+    "load": (lambda: (choose(page, "#mask", hole, "no.png"), page.wait_for_function(EMPTY)), "Control+z"),
+    "mouse": (lambda: drag(page, (0.1, 0.1), (0.2, 0.1)), "Control+z"),
+    "picture": (lambda: (give(page, "drop", png(IMAGE[:100]), "b.png"), page.wait_for_function(EMPTY)), "Control+z"),
+  }
+  for name, (end, keys) in ends.items():
+    page.focus("#stage")
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#clear")).to_be_enabled()
+    expect(page.locator("#undo")).to_be_enabled()
+    stroke = mask(page) > 127
+    end()
+    for key in [*keys.split(), "", "Control+z", "Control+y", "", "Control+z"]:
+      if key:
+        page.keyboard.press(key)
+      else:  # a line that is drawn at once has another rim
+        assert ((mask(page) > 127) != stroke).sum() < 20 < stroke.sum(), name
+    assert mask(page).max() == 0, name
+
+
 @pytest.mark.parametrize("page", ["phone"], indirect=True)
 def test_one_finger_paints_and_two_zoom_but_never_paint(page, server):
   show(page, server.url)
@@ -134,6 +182,12 @@ def test_one_finger_paints_and_two_zoom_but_never_paint(page, server):
   touch("touchMove", (x + 30, y))
   touch("touchEnd")
   assert mask(page)[120, 160] == 255
+  below, beside = place(page, 0.5, 0.8), place(page, 0.6, 0.8)
+  touch("touchStart", below)
+  touch("touchMove", beside)
+  touch("touchCancel")  # by the system
+  page.click("#invert")
+  assert mask(page).max() == 255 and mask(page)[192, 176] == 0
 
 
 def test_a_hole_is_saved_and_loaded(page, server):
@@ -168,6 +222,14 @@ def test_all_is_done_with_the_keyboard_alone(page, server):
   page.keyboard.press("ArrowDown")
   line = mask(page) > 127
   assert line[240, 276:330].all() and 0 < line.mean() < 0.1
+  # In a field letters are the field's, but what is pressed with Ctrl works as everywhere.
+  for field in ("#strategy", "#num_samples"):
+    page.focus(field)
+    page.keyboard.press("x")
+    page.keyboard.press("Control+z")
+    assert mask(page).max() == 0
+    page.keyboard.press("Control+y")
+    np.testing.assert_array_equal(mask(page) > 127, line)
   page.keyboard.press("Control+Enter")
   expect(page.locator("#after")).to_be_visible()
   page.keyboard.press("g")

@@ -5,7 +5,7 @@
  */
 
 import { $, busy, pngOf, press, pressed, remember, remembered, say } from "./dom.js";
-import { change, state, watch } from "./history.js";
+import { canRedo, canUndo, change, finishWith, state, undo, watch } from "./history.js";
 import { overlay, toPicture, toStage, use, watchView, zoom } from "./view.js";
 
 const COLOUR = "#ff2d6f";
@@ -18,7 +18,7 @@ let cursor = null; // where the brush is, in pixels of the picture
 let { tool = "brush", share = 0.07 } = remembered(); // of the brush: its size as a share of the picture's shorter side
 
 const ops = () => state().ops;
-const commit = (op) => change({ ops: [...ops(), op] });
+const commit = (op) => change(({ ops }) => ({ ops: [...ops, op] }));
 const size = () => Math.max(1, share * Math.min(canvas.width, canvas.height));
 
 // ---- drawing
@@ -51,14 +51,22 @@ function redraw() {
   for (const op of ops()) draw(op);
 }
 
-watch(({ picture, ops }, before) => {
-  drawn = null;
+/** Begins an operation, or ends it with null. What is begun can be cleared and undone already. */
+function setDrawn(op) {
+  drawn = op;
+  $("clear").disabled = !drawn && ops().length === 0;
+  $("undo").disabled = !drawn && !canUndo();
+  $("redo").disabled = drawn !== null || !canRedo();
+}
+
+watch(({ picture, result }, before) => {
+  setDrawn(null);
+  use(result ? null : hand);
   if (picture !== before?.picture) {
     [canvas.width, canvas.height] = [picture.width, picture.height];
     cursor = null;
   }
   redraw();
-  $("clear").disabled = ops.length === 0;
   show();
 });
 
@@ -95,11 +103,24 @@ watchView(show);
 
 const corners = ([left, top], [right, bottom]) => [[left, top], [right, top], [right, bottom], [left, bottom]];
 
+/** Keeps what is being drawn, such as a line whose brush was put down and not lifted; returns whether there was any. */
+export function finish() {
+  const done = drawn;
+  if (!done) return false;
+  setDrawn(null);
+  const kept = done.kind === "stroke" || done.points.length > 2;
+  if (kept) commit(done);
+  else show();
+  return kept;
+}
+finishWith(finish);
+
 const hand = {
   begin(point) {
+    finish(); // a line that the keyboard began
     cursor = point;
     const kind = tool === "brush" ? "stroke" : "area";
-    drawn = { kind, size: size(), erase: pressed("erase"), points: [point] };
+    setDrawn({ kind, size: size(), erase: pressed("erase"), points: [point] });
     if (tool === "brush") draw(drawn);
     show();
   },
@@ -112,15 +133,9 @@ const hand = {
     if (tool === "brush") draw(drawn, first);
     show();
   },
-  end() {
-    const done = drawn;
-    drawn = null;
-    if (!done) return;
-    if (done.kind === "stroke" || done.points.length > 2) commit(done);
-    else show();
-  },
+  end: finish,
   cancel() {
-    drawn = null;
+    setDrawn(null);
     redraw();
     show();
   },
@@ -131,19 +146,9 @@ const hand = {
   wheel: (steps) => resize(1.15 ** steps),
 };
 
-/** Lets pointers draw, or not. */
-export function setEditing(on) {
-  if (!on && drawn) hand.cancel();
-  use(on ? hand : null);
-  show();
-}
-
-/** Keeps what is being drawn, such as a line whose brush was put down with Enter and not lifted. */
-export const finish = () => hand.end();
-
 export function choose(name) {
+  finish();
   tool = TOOLS.includes(name) ? name : "brush";
-  if (drawn) hand.cancel();
   for (const each of TOOLS) press(each, each === tool);
   remember({ tool });
   show();
@@ -162,13 +167,17 @@ export const resize = (factor) => setShare(share * factor);
 $("size").addEventListener("input", () => setShare(toShare($("size").value)));
 
 for (const name of TOOLS) $(name).addEventListener("click", () => choose(name));
-$("erase").addEventListener("click", () => press("erase"));
+$("erase").addEventListener("click", () => {
+  finish();
+  press("erase");
+});
 $("invert").addEventListener("click", () => commit({ kind: "invert" }));
 $("clear").addEventListener("click", () => change({ ops: [] }));
 
 // With the keyboard alone: arrows move the brush, Enter puts it down and lifts it.
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
+$("stage").addEventListener("blur", finish);
 $("stage").addEventListener("keydown", (event) => {
   if (document.body.dataset.view !== "edit" || busy() || event.target !== $("stage")) return;
   const arrow = ARROWS[event.key];
@@ -178,8 +187,8 @@ $("stage").addEventListener("keydown", (event) => {
   const step = event.shiftKey ? 1 / zoom() : Math.max(1 / zoom(), size() / 3);
   cursor ??= toPicture([$("stage").clientWidth / 2, $("stage").clientHeight / 2]);
   const inside = (value, limit) => Math.min(limit, Math.max(0, value));
-  if (event.key === "Escape") return hand.cancel();
-  if (event.key === "Enter") return drawn ? hand.end() : hand.begin(cursor);
+  if (event.key === "Escape") return finish() && undo(); // so that it can be redone
+  if (event.key === "Enter") return drawn ? finish() : hand.begin(cursor);
   const [x, y] = [cursor[0] + arrow[0] * step, cursor[1] + arrow[1] * step];
   hand.move([[inside(x, canvas.width), inside(y, canvas.height)]]);
 });

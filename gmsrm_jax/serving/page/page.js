@@ -1,7 +1,7 @@
 /** The page: pictures come in, buttons and keys do what the parts offer, and it says what runs here. */
 
 import { $, busy, press, remember, remembered, say } from "./dom.js";
-import { canRedo, canUndo, change, redo, state, undo, watch } from "./history.js";
+import { change, redo, state, undo, watch } from "./history.js";
 import * as hole from "./hole.js";
 import * as request from "./request.js";
 import * as result from "./result.js";
@@ -122,13 +122,21 @@ $("options").addEventListener("submit", async (event) => {
 $("options").addEventListener("invalid", () => ($("more").open = true), true);
 $("another").addEventListener("click", () => ($("seed").value = crypto.getRandomValues(new Uint32Array(1))[0]));
 $("strategy").addEventListener("change", showCost);
+
+/** Says what the chosen way costs, or that this picture is too large for it. */
 function showCost() {
-  $("cost").textContent = $("strategy").selectedOptions[0].dataset.cost;
+  const { picture } = state() ?? {};
+  const whole = $("strategy").querySelector("[value=full]");
+  const [chosen] = $("strategy").selectedOptions;
+  whole.disabled = picture && picture.width * picture.height > limits.full_pixels;
+  const refusal = chosen === whole && whole.disabled ? request.tooLargeForFull(picture) : "";
+  $("strategy").setCustomValidity(refusal);
+  $("cost").textContent = refusal || chosen.dataset.cost;
+  $("cost").classList.toggle("bad", Boolean(refusal));
 }
 
-watch((now) => {
-  hole.setEditing(!now.result);
-  [$("undo").disabled, $("redo").disabled] = [!canUndo(), !canRedo()];
+watch(() => {
+  showCost();
   $("refused").textContent = "";
   say("");
 });
@@ -148,7 +156,7 @@ const KEYS = [
   [["x"], "clear", "Clear the hole"],
   [["Ctrl+z"], undo, "Undo"],
   [["Ctrl+Shift+z", "Ctrl+y"], redo, "Redo"],
-  [["Ctrl+Enter"], () => $("run").click(), "Fill the hole"],
+  [["Ctrl+Enter"], "run", "Fill the hole"],
   [["Escape"], () => request.cancel(), "Cancel"],
   [["c"], () => result.showBefore(true), "Hold: see the picture as it was"],
   [["s"], "slider", "Compare with a slider"],
@@ -171,10 +179,11 @@ const within = (id) => $(id).closest(".editing") ? "edit" : $(id).closest(".fini
 
 addEventListener("keydown", (event) => {
   const { view } = document.body.dataset;
-  const typed = event.target.closest("input[type=number], select, dialog");
   const third = event.getModifierState("AltGraph"); // by which many keyboards reach [ and ]
-  if (typed || (event.altKey && !third) || (view === "start" && event.key !== "?")) return;
   const control = !third && (event.ctrlKey || event.metaKey) ? "Ctrl+" : "";
+  // What is typed into a field is the field's, but for what is pressed with Ctrl.
+  if (event.target.closest(control ? "dialog" : "input[type=number], select, dialog")) return;
+  if ((event.altKey && !third) || (view === "start" && event.key !== "?")) return;
   const key = event.key.length === 1 ? event.key.toLowerCase() : event.key;
   const pressedKey = `${control}${control && event.shiftKey ? "Shift+" : ""}${key}`;
   const [, action] = KEYS.find(([keys]) => keys.includes(pressedKey)) ?? [];
@@ -213,9 +222,11 @@ function setTheme(theme) {
   $("theme").setAttribute("aria-label", $("theme").title);
   remember({ theme });
 }
+// To the other one than is seen: what the system has is not chosen but followed.
 $("theme").addEventListener("click", () => {
-  const names = Object.keys(THEMES);
-  setTheme(names[(names.indexOf(document.documentElement.dataset.theme) + 1) % names.length]);
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  const other = (document.documentElement.dataset.theme || system) === "dark" ? "light" : "dark";
+  setTheme(other === system ? "" : other);
 });
 
 // ---- at the start
@@ -227,6 +238,8 @@ async function describe() {
   const { model, image_size: size, device, version, samples } = health;
   ({ limits } = health);
   request.setLimits(limits);
+  $("strategy").querySelector("[value=full]").append(`, ${request.fullSize()}`);
+  showCost();
   $("model").textContent = `${model}, trained at ${size} × ${size}, on ${device}, version ${version}`;
   $("num_samples").max = samples;
   $("num_samples").disabled = samples === 1;

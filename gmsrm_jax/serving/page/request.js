@@ -13,6 +13,14 @@ export const setLimits = (given) => (limits = given);
 export const cancel = () => running?.abort();
 $("cancel").addEventListener("click", cancel);
 
+/** Up to which size a picture is looked at in full size, in words. */
+export function fullSize() {
+  const side = Math.floor(Math.sqrt(limits.full_pixels));
+  return `up to ${side} × ${side}`;
+}
+export const tooLargeForFull = ({ width, height }) =>
+  `Full size takes pictures ${fullSize()}, and this one has ${width} × ${height} pixels. Choose “Automatic”.`;
+
 /** An answer that is no result: {status, error}, in the server's words. */
 class Refusal extends Error {
   constructor({ status, error }) {
@@ -33,7 +41,7 @@ function inWords({ status, message }, strategy) {
     504: `This took more than ${limits.seconds} seconds. Choose “Automatic”, fewer versions, or a smaller picture.`,
   };
   if (status === 503 && message.includes("memory")) return "There is not enough memory for this picture. Choose “Automatic”.";
-  if (status === 422 && strategy === "full") return "This picture is too large to be looked at in full size. Choose “Automatic”.";
+  if (status === 422 && strategy === "full") return tooLargeForFull(state().picture);
   return words[status] ?? (status >= 500 ? "The server made a mistake." : "The server does not take this picture.");
 }
 

@@ -145,15 +145,15 @@ stage.addEventListener("pointermove", (event) => {
   pointers.set(event.pointerId, here);
 });
 
-function lift(event, done) {
+function lift(event) {
   if (!pointers.delete(event.pointerId)) return;
-  if (gesture === "tool") done ? tool?.end() : tool?.cancel();
+  if (gesture === "tool") tool?.end();
   if (event.pointerType === "touch") tool?.hover(null);
   stage.classList.remove("moving");
   gesture = null; // the finger that is left of two does nothing
 }
-stage.addEventListener("pointerup", (event) => lift(event, true));
-stage.addEventListener("pointercancel", (event) => lift(event, false));
+stage.addEventListener("pointerup", lift);
+stage.addEventListener("pointercancel", lift); // by the system, which is no reason to lose a line
 stage.addEventListener("pointerleave", () => tool?.hover(null));
 
 stage.addEventListener(
