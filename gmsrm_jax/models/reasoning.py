@@ -31,8 +31,8 @@ class Decided(NamedTuple):
   flags: Bool[Array, "b g q"]
 
 
-def none_decided(batch: int, books: int, positions: int) -> Decided:
-  """No slot anywhere."""
+def none_decided(batch: Any, books: int, positions: int) -> Decided:
+  """No slot anywhere. `batch` is a number, or a symbolic size while a program is exported."""
   return Decided(jnp.zeros((batch, books, positions), jnp.int32), jnp.zeros((batch, books, positions), bool))
 
 
