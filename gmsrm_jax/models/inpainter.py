@@ -115,7 +115,9 @@ class InpaintingNetwork(nn.Module):
       return jax.vmap(lambda seed: jax.random.gumbel(jax.random.fold_in(jax.random.key(seed), step), shape))(seeds)
 
     def round_of(network: InpaintingNetwork, decided: Decided, step: Array) -> tuple[Decided, None]:
-      predict = lambda decided: network._recall(bottom, share, decided)[1].log_weights  # noqa: E731
+      def predict(decided: Decided) -> Array:
+        return network._recall(bottom, share, decided)[1].log_weights
+
       return decide(predict, decided, hole, gumbel, step), None
 
     def rounds(network: InpaintingNetwork, decided: Decided) -> Decided:
