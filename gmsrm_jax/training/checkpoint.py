@@ -31,6 +31,12 @@ class _Manager(ocp.CheckpointManager):
     del step
     return False
 
+  def close(self) -> None:
+    # Orbax waits for its removal of remains before a save alone: a program that ended earlier printed a traceback.
+    if (removal := getattr(self, "_cleanup_tmp_directory_future", None)) is not None:
+      removal.result()
+    super().close()
+
 
 class _Damaged(Exception):
   """A checkpoint cannot be read."""

@@ -120,7 +120,11 @@ def _prepare(config: Config, root: pathlib.Path, stop: Stop, claim: contextlib.E
     if first and not finished(config, root):
       claim.enter_context(files.claimed(root))
   with processes.together():
-    saved = {stage: Checkpointer(root, stage, config.run, owner=True) for stage in planned_stages(config)}
+    saved = {}
+    for stage in planned_stages(config):
+      saved[stage] = Checkpointer(root, stage, config.run, owner=True)
+      # Also where the run is refused below: Orbax's threads must not outlive the interpreter's.
+      claim.callback(saved[stage].close)
     begun = saved["inpaint"].latest() is not None
     if begun and (root / "config.json").exists():
       config = lengthened(config, root)

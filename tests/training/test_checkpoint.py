@@ -205,3 +205,14 @@ def test_the_remains_of_a_save_that_was_cut_off_go_when_the_run_goes_on(tmp_path
   # Removed in the background; the next save waits for that.
   save(open_checkpointer(owner=True), 6)
   assert steps(tmp_path) == [2, 6]
+
+
+def test_the_remains_of_a_save_are_gone_before_the_folder_is_closed(tmp_path):
+  Checkpointer(tmp_path, "inpaint", RunConfig(), owner=True).close()
+  remains = tmp_path / "checkpoints" / "inpaint" / "3.orbax-checkpoint-tmp-1"
+  remains.mkdir()
+  for number in range(3000):
+    (remains / str(number)).write_bytes(b"x")
+  # What is closed at once, as by a refusal, leaves no thread behind that would be at it while Python ends.
+  Checkpointer(tmp_path, "inpaint", RunConfig(), owner=True).close()
+  assert not remains.exists()
