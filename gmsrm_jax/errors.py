@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,20 +50,36 @@ def one_line(error: Exception) -> str:
   return " ".join(str(error).split())
 
 
-def one_of(name: str, value: str, choices: Sequence[str]) -> None:
+def one_of(name: str, value: Any, choices: Sequence[str]) -> None:
   """Raises ConfigError, with the closest choice, unless the value is one of them."""
-  require(value in choices, f"{name}={value!r} is unknown: {suggest(value, choices)}choose from {', '.join(choices)}")
+  hint = suggest(value, choices) if isinstance(value, str) else ""
+  require(value in choices, f"{name}={value!r} is unknown: {hint}choose from {', '.join(choices)}")
 
 
-def check_seed(name: str, seed: int) -> None:
+def check_number(given: str, value: Any, kind: type, least: int, most: int | None = None) -> None:
+  """Raises ConfigError, which opens with NAME=VALUE as it was given, unless the value is an int or float in range."""
+  is_number = isinstance(value, numbers.Integral if kind is int else numbers.Real)
+  what = "a whole number" if kind is int else "a number"
+  rule = f"of {least} or more" if most is None else f"from {least} to {most}"
+  fits = is_number and bool(least <= value and (most is None or value <= most))  # pyright: ignore
+  require(fits, f"{given} is {'out of range' if is_number else f'not {what}'}: give {what} {rule}")
+
+
+def check_seed(name: str, seed: Any) -> None:
   """Raises ConfigError for a seed that would give the numbers of another one."""
-  require(0 <= seed <= MAX_SEED, f"{name}={seed} is out of range: give a whole number from 0 to {MAX_SEED}")
+  check_number(f"{name}={seed!r}", seed, int, 0, MAX_SEED)
 
 
 def suggest(name: str, choices: Sequence[str]) -> str:
-  """`did you mean 'x'? ` for the closest choice, or nothing when none is close."""
-  close = difflib.get_close_matches(name, choices, n=1)
-  return f"did you mean {close[0]!r}? " if close else ""
+  """`did you mean 'x'? ` for the closest choices, or nothing when none is close.
+
+  The right setting in the wrong section, or in none, is likelier than a similar spelling.
+  """
+  leaf = name.rpartition(".")[2]
+  close = [choice for choice in choices if choice.rpartition(".")[2] == leaf] or difflib.get_close_matches(
+    name, choices, n=1
+  )
+  return f"did you mean {' or '.join(map(repr, close))}? " if close else ""
 
 
 def check_ranges(settings: Any, prefix: str, *, positive: str = "", not_negative: str = "", share: str = "") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import math
 import typing
@@ -11,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gmsrm_jax.config import SIZES, Config, StageConfig
-from gmsrm_jax.errors import ConfigError, one_of, require
+from gmsrm_jax.errors import ConfigError, one_of, require, suggest
 
 ANYTHING: Any = object()
 RETIRED: dict[str, Any] = {
@@ -143,13 +142,11 @@ def _build(flat: Mapping[str, Any]) -> Config:
 def _unknown_setting(key: str) -> str:
   """The message for a key that names no setting."""
   keys = list(settings())
-  section, _, leaf = key.rpartition(".")
+  section = key.rpartition(".")[0]
   inside = [other for other in keys if other.startswith(f"{section or key}.")]
   if inside and not section:
     return f"{key!r} is a section, not a setting: set one of {', '.join(inside)}"
-  # The right setting in the wrong section, or in none, is likelier than a similar spelling.
-  close = [other for other in keys if other.rpartition(".")[2] == leaf] or difflib.get_close_matches(key, keys, n=1)
-  hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+  hint = suggest(key, keys)
   names = [other.rpartition(".")[2] for other in inside] or ["name", *_sections()]
   return f"unknown setting {key!r}: {hint}{f'settings of {section}' if inside else 'sections'}: {', '.join(names)}"
 

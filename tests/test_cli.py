@@ -82,7 +82,39 @@ def test_help_names_every_mode_and_that_of_a_mode_its_flags_alone_without_import
       ["inpaint", "data.train=x", "--images=x", "--output=y"],
       ["the setting data.train=x is not read by --mode=inpaint"],
     ),
-    (["--data.train=x"], ["data.train is a setting", "without the dashes"]),
+    *(
+      (words.split(), ["data.train is a setting", "write data.train=VALUE, without dashes and without spaces"])
+      for words in (
+        "--data.train=x",
+        "--data.train x",
+        "--workdir=X data.train",
+        "data.train = x",
+        "check data.train x",
+      )
+    ),
+    (["stage1.steps=", "20"], ["'20' belongs to no flag", "SETTING=VALUE without spaces"]),
+    (["--steps=20"], ["'--steps'", "'stage1.steps' or 'stage2.steps'?", "no dashes", "train --help"]),
+    (["--stage1.step=20"], ["'stage1.steps'?", "no dashes"]),
+    (["--batch-size=2"], ["'run.batch_size'?"]),
+    (["--topolgy=x"], ["'--topolgy': see train --help"]),  # not --topology, which is of another mode
+    (["inpaint", "--steps=20"], ["'--steps'", "inpaint --help"]),
+    (["--set"], ["--set needs a value: --set KEY=VALUE"]),
+    (["--platform"], ["--platform needs a value: --platform=auto|cpu"]),
+    (["inpaint", "--mask_invert=yes"], ["--mask_invert takes no value"]),
+    (
+      ["inpaint", "--images=x"],
+      ["needs --output (folder for the fills", "inpaint --images=photo.jpg --masks=hole.png"],
+    ),
+    *(
+      (["inpaint", "--images=x", "--output=z", f"--{flag}"], [f"--{flag} is {what}", rule])
+      for flag, what, rule in (
+        ("num_samples=abc", "not a whole number", "1 or more"),
+        ("detail=3", "out of range", "a number from 0 to 1"),
+        ("detail=nan", "out of range", "from 0 to 1"),
+        ("mask_dilate=1.5", "not a whole number", "0 or more"),
+      )
+    ),
+    (["benchmark", "--batches", "2", "0"], ["--batches=0 is out of range", "1 or more"]),
     (["inpaint", "--num-samples=3"], ["'--num-samples'", "'--num_samples'?"]),
     (["--mode=inpaint", "--images", "a", "b", "--output", "x", "c.png"], ["'c.png'", "one value", "quote"]),
     (["--mode=inpaint", "--images=x", "--output="], ["--output=''", "names nothing"]),
@@ -96,7 +128,7 @@ def test_help_names_every_mode_and_that_of_a_mode_its_flags_alone_without_import
     (["--mode=prepare"], ["--mode=prepare", "--output"]),
     (["--mode=inpaint", "--images=x", "--output=z", "--num_samples=0"], ["--num_samples=0", "1 or more"]),
     (["--mode=serve", "--port=65536"], ["--port=65536", "0 to 65535"]),
-    (["--mode=inpaint", "--images=x", "--output=z", "--seed=x"], ["--seed", "'x'"]),
+    (["--mode=inpaint", "--images=x", "--output=z", "--seed=x"], ["--seed=x", "not a whole number"]),
     *(
       (["--mode=inpaint", "--images=x", "--output=z", f"--seed={seed}"], [f"--seed={seed}", "0 to 4294967295"])
       for seed in (-1, 2**32, 10**20)
@@ -109,6 +141,30 @@ def test_flags_are_refused_with_the_way_out(flags, parts):
     parse(flags)
   for part in parts:
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("mode", "said", "unsaid"),
+  [
+    ("train", ["default: runs/EXPERIMENT"], ["those that come along"]),
+    *((mode, ["those that come along"], ["runs/EXPERIMENT"]) for mode in ("inpaint", "memory", "serve", "export")),
+    ("inpaint", ["photographs to fill", "filled.png", "--seed S", "(default: 0)"], ["truth", "evaluate"]),
+    ("evaluate", ["true pictures", "default: that of the run", "whole pictures"], ["to fill", "transparent"]),
+    ("benchmark", ["runs/benchmark_PLATFORM.json"], ["of the run)"]),
+  ],
+)
+def test_the_help_of_a_mode_says_what_is_true_of_it(mode, said, unsaid, capsys):
+  with pytest.raises(SystemExit):
+    parse([mode, "--help"])
+  text = " ".join(capsys.readouterr().out.split())
+  assert [part for part in said if part not in text] == [] and [part for part in unsaid if part in text] == []
+
+
+def test_an_evaluation_of_nothing_says_what_it_needs(capsys, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert run.main(["evaluate"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "needs the run" in line and "--workdir=runs/mine" in line and "--inpainted" in line
 
 
 def test_a_flag_gets_the_default_of_its_mode_and_none_in_the_others():
@@ -256,3 +312,4 @@ def test_each_mode_can_be_run_and_each_flag_names_modes_that_exist():
     assert callable(importlib.import_module(f"gmsrm_jax.commands.{mode}").run)
   for flag in FLAGS:
     assert set(flag.needed_by.split()) <= set(flag.modes.split()) <= set(MODES), flag.name
+    assert all(flag.help_of(mode) for mode in flag.modes.split()), flag.name

@@ -8,7 +8,10 @@ from __future__ import annotations
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
+import logging
+import logging.handlers
 import math
 import os
 import statistics
@@ -34,6 +37,7 @@ from gmsrm_jax.parallel import backend
 _DRAWS = 200  # training holes whose areas are told
 _MASKED_IMAGES = 32  # held-out images whose holes are told
 _SHOWN = 5  # names of one kind that are listed
+_FEW = 50  # training images: fewer are learned by heart
 _ENLARGED = 0.25  # share of the training windows that may be enlarged without a word
 _ALIKE = 32  # bits of 256 that differ between two pictures that are one; other photographs differ in 69 at least
 _CHUNK = 4096  # files handed to the threads at once, because a queue of millions takes gigabytes
@@ -55,11 +59,24 @@ def run(flags: argparse.Namespace) -> None:
   """Looks through both splits of the experiment."""
   config = configuration(flags)
   backend.check(flags.platform)
-  check(config)
+  with _logged_warnings() as logged:
+    warnings = check(config) + len(logged)
+  print(f"\nnothing to mend, {warnings} warning{'s' * (warnings > 1)}" if warnings else "\nall is well")
 
 
-def check(config: Config) -> None:
-  """Prints devices, versions, both splits and the holes.
+@contextlib.contextmanager
+def _logged_warnings() -> Iterator[list[logging.LogRecord]]:
+  """Yields the warnings that the package logs meanwhile, such as of files that are left out."""
+  logger, handler = logging.getLogger("gmsrm_jax"), logging.handlers.BufferingHandler(capacity=10**6)
+  logger.addHandler(handler)
+  try:
+    yield handler.buffer
+  finally:
+    logger.removeHandler(handler)
+
+
+def check(config: Config) -> int:
+  """Prints devices, versions, both splits and the holes; returns the number of warnings printed.
 
   Raises:
     ConfigError: something must be mended before training; names all of it.
@@ -68,6 +85,7 @@ def check(config: Config) -> None:
   print(f"{jax.device_count()} x {jax.devices()[0].device_kind} ({jax.default_backend()})")
   print(", ".join(f"{name} {version}" for name, version in versions().items()))
   problems: list[str] = []
+  warnings: list[str] = []
   scans: dict[str, list[Scan]] = {}
   for split in ("train", "val"):
     try:
@@ -76,8 +94,7 @@ def check(config: Config) -> None:
       print(f"\n{describe_split(config, split, source, scans[split])}")
       bad = [file.name for file in scans[split] if file.reason]
       sources.check_bad(f"data.{split}", bad, len(source))
-      for doubt in sources.doubts(None, source) if split == "val" else ():
-        print(f"warning: {doubt}")
+      warnings += sources.doubts(None, source) if split == "val" else []
     except ConfigError as error:
       problems.append(str(error))
   if len(scans) == 2:
@@ -89,15 +106,17 @@ def check(config: Config) -> None:
         f"{len(shared)} held-out pictures are training pictures too ({', '.join(val for _, val in shared[:_SHOWN])}"
         f"{', …' if len(shared) > _SHOWN else ''}), so data.val={config.data.val!r} would flatter: remove them from one"
       )
-    for doubt in doubts(config, scans["train"], scans["val"]):
-      print(f"warning: {printable(doubt)}")
+    warnings += doubts(config, scans["train"], scans["val"])
   if "val" in scans:
     try:
       print(f"\n{describe_masks(config)}")
     except ConfigError as error:
       problems.append(str(error))
+  if warnings:
+    print("\n" + "\n".join(f"warning: {printable(doubt)}" for doubt in warnings))
+  problems = list(dict.fromkeys(problems))  # what both splits lack is said once
   require(not problems, f"--mode=check has {len(problems)} to mend: {'; '.join(problems)}")
-  print("\nall is well")
+  return len(warnings)
 
 
 def _listed(lines: Sequence[str]) -> list[str]:
@@ -179,6 +198,12 @@ def doubts(config: Config, train: Sequence[Scan], val: Sequence[Scan]) -> Iterat
       f"{len(alike)} held-out pictures look like training pictures ({pairs}), so scores may flatter: look at both, and "
       "remove one"
     )
+  if len(train) < _FEW:
+    count = f"{len(train)} image{'s' * (len(train) > 1)}"
+    yield (
+      f"data.train has {count}, and fewer than {_FEW} are learned by heart: give more, or tune trained weights by "
+      "run.init_from"
+    )
   if 1 < len(val) < KERNEL_LEAST:
     yield (
       f"data.val has {len(val)} images: of fewer than {KERNEL_LEAST} there are no kernel distances, and intervals are "
@@ -227,7 +252,7 @@ def describe_split(config: Config, split: str, source: sources.ImageSource, file
       small = sum(config.data.crop_min * side < config.model.image_size for side in shorter)
       lines.append(("enlarged", f"the smallest windows of {small} images (data.crop_min={config.data.crop_min})"))
   lines += [
-    ("damaged", f"{len(bad)} ({sources.BAD_SHARE:.0%} are tolerated)"),
+    ("damaged", f"{len(bad)} (tolerated: {sources.BAD_RULE})"),
     ("copies", f"{sum(len(names) - 1 for names in copies)} of pictures that are there already"),
   ]
   table = tabulate(lines, headers=(f"data.{split}", ""), disable_numparse=True)

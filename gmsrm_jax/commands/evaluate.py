@@ -43,7 +43,11 @@ def run(flags: argparse.Namespace) -> None:
     _evaluate_folders(flags, folders[0])
     return
   output = flags.output or (workdir(flags) if flags.workdir or flags.experiment else "")
-  require(output != "", "--mode=evaluate without --workdir scores weights that are no run: give --output, too")
+  require(
+    output != "",
+    "--mode=evaluate needs the run that is scored: give --workdir=runs/mine; or --output=DIR, to score other weights "
+    "(--checkpoint, or those that come along); or --images, --inpainted, --masks and --output, to score pictures",
+  )
   # Where a run is named its settings count, whichever weights are scored.
   described = workdir(flags) if flags.workdir or flags.experiment else trained(flags)
   config = overrides.override(read_config(described, flags.experiment), flags.set or [])

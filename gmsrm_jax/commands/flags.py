@@ -6,13 +6,13 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.config import STRATEGIES, Config
-from gmsrm_jax.errors import MAX_SEED, ConfigError, one_of, require, suggest
+from gmsrm_jax.errors import MAX_SEED, ConfigError, check_number, one_of, require, suggest
 from gmsrm_jax.files import SHIPPED, check_output, local_path
 from gmsrm_jax.parallel import backend
 
@@ -64,7 +64,9 @@ _GROUPS = {
 
 _ALL = " ".join(MODES)
 _FILLED_FOLDER = ("train", "evaluate", "memory", "masks", "export", "prepare")  # modes whose output cannot be a file
-_OF_A_RUN = "train evaluate inpaint memory masks export serve"
+_MASKS = "masks with the same stems, or STEM_mask*, white in the hole"
+_WEIGHTED = "evaluate inpaint memory export serve"  # modes that read trained weights
+_OF_A_RUN = f"train masks {_WEIGHTED}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,22 +75,48 @@ class Flag:
 
   name: str
   modes: str  # that read it
-  help: str
+  help: str | Mapping[str, str]  # where it differs, by modes
   metavar: str = ""  # that of the choices where there are any
   needed_by: str = ""  # modes that do not start without it
   type: Callable[..., Any] = str  # bool: it takes no value; local_path: a path, kept as text
   default: Any = None
   choices: Sequence[str] = ()
-  least: int | None = None  # smallest number
+  least: int = 0  # smallest number
   most: int | None = None  # largest number
   several: bool = False  # takes several values, and may be repeated
 
+  def help_of(self, mode: str | None) -> str:
+    """What it does in a mode; None: in general."""
+    texts = {self.modes: self.help} if isinstance(self.help, str) else self.help
+    return next(text for modes, text in texts.items() if mode is None or mode in modes.split())
+
 
 FLAGS = (
-  Flag("experiment", _ALL, f"{', '.join(experiments.names())} (default: demo)", "NAME", choices=experiments.names()),
+  Flag(
+    "experiment",
+    _ALL,
+    {
+      "train check prepare masks compile benchmark": f"{', '.join(experiments.names())} (default: demo)",
+      "evaluate": "instead of --workdir: the run runs/NAME; with --inpainted: its settings for scores",
+      "inpaint memory export serve": "instead of --workdir: the weights of runs/NAME",
+    },
+    "NAME",
+    choices=experiments.names(),
+  ),
   Flag("platform", _ALL, "back end of JAX", default="auto", choices=backend.PLATFORMS),
   Flag("mode", _ALL, "what to do; the word alone will do, too", default="train", choices=tuple(MODES)),
-  Flag("workdir", _OF_A_RUN, "folder of the run (default: runs/EXPERIMENT)", "DIR", type=local_path),
+  Flag(
+    "workdir",
+    _OF_A_RUN,
+    {
+      "train": "folder of the run (default: runs/EXPERIMENT)",
+      "evaluate": "folder of the run that is scored, needed where no other flag says what is",
+      "masks": "folder of the run whose masks are drawn (default: those of the experiment)",
+      "inpaint memory export serve": "folder of the run with the weights (default: those that come along)",
+    },
+    "DIR",
+    type=local_path,
+  ),
   Flag(
     "set",
     "train evaluate masks check prepare compile benchmark",
@@ -97,76 +125,65 @@ FLAGS = (
     several=True,
   ),
   Flag("coordinator", "train", "process 0 of several; auto: as Slurm, Open MPI or Kubernetes tell", "HOST:PORT|auto"),
-  Flag("num_processes", "train", "how many processes there are; a TPU slice needs no such flag", "N", type=int),
+  Flag("num_processes", "train", "how many processes; a TPU slice needs no such flag", "N", type=int, least=1),
   Flag("process_id", "train", "which of them this is, from 0", "I", type=int),
-  Flag(
-    "checkpoint",
-    "evaluate inpaint memory export serve",
-    "folder of other weights: of a run, or exported",
-    "DIR",
-    type=local_path,
-  ),
+  Flag("checkpoint", _WEIGHTED, "other weights than the run's: of a run, or exported", "DIR", type=local_path),
   Flag(
     "images",
     "evaluate inpaint memory",
-    "photographs to fill (evaluate: the truth)",
+    {
+      "inpaint": "photographs to fill",
+      "memory": "photographs, to draw what is read for their holes",
+      "evaluate": "true pictures, where --inpainted are scored",
+    },
     "FILE|DIR",
     needed_by="inpaint",
     type=local_path,
     several=True,
   ),
-  Flag(
-    "inpainted",
-    "evaluate",
-    "filled pictures with the same stems as --images",
-    "FILE|DIR",
-    type=local_path,
-    several=True,
-  ),
+  Flag("inpainted", "evaluate", "filled pictures with the same stems", "FILE|DIR", type=local_path, several=True),
   Flag(
     "masks",
     "evaluate inpaint memory",
-    "masks with the same stems, or STEM_mask*, white in the hole (default: what is transparent)",
+    {
+      "inpaint memory": f"{_MASKS} (default: what is transparent)",
+      "evaluate": f"{_MASKS} (default: whole pictures are compared)",
+    },
     "FILE|DIR",
     type=local_path,
     several=True,
   ),
   Flag("mask_invert", "evaluate inpaint memory", "black is hole instead", type=bool, default=False),
-  Flag("mask_dilate", "inpaint", "widen the hole by N pixels", "N", type=int, default=0, least=0),
+  Flag("mask_dilate", "inpaint", "widen the hole by N pixels", "N", type=int, default=0),
   Flag(
     "output",
     "evaluate inpaint memory masks export prepare compile benchmark",
-    "where the results go (default of evaluate: the workdir)",
+    {
+      "inpaint": "folder for the fills; of one photograph also their file, such as filled.png",
+      "evaluate": "folder for the report (default: that of the run)",
+      "memory masks export prepare": "folder for the files",
+      "compile": "JSON file for the numbers, or its folder (default: they are only printed)",
+      "benchmark": "JSON file for the numbers (default: runs/benchmark_PLATFORM.json)",
+    },
     "PATH",
     needed_by="inpaint memory masks export prepare",
     type=local_path,
   ),
   Flag("format", "inpaint", "keep: each file's own", default="keep", choices=("keep", "png")),
   Flag("strategy", "inpaint", "how a large photo is seen", default="auto", choices=STRATEGIES),
-  Flag("detail", "inpaint", "detail of the known part that is added: 0, none, to 1", "X", type=float, default=1.0),
+  Flag("detail", "inpaint", "added detail of the known part: 0, none, to 1", "X", type=float, default=1.0, most=1),
   Flag("num_samples", "inpaint", "fills per photograph", "N", type=int, default=1, least=1),
-  Flag("seed", "inpaint", "another one draws other samples 1, 2 ...", "S", type=int, default=0, least=0, most=MAX_SEED),
-  Flag(
-    "contact_sheet",
-    "inpaint",
-    "write STEM_sheet.png, the hole before and after, for one fill, too",
-    type=bool,
-    default=False,
-  ),
+  Flag("seed", "inpaint", "another one draws other samples 1, 2 ...", "S", type=int, default=0, most=MAX_SEED),
+  Flag("contact_sheet", "inpaint", "write STEM_sheet.png also where there is one fill", type=bool, default=False),
   Flag("weights", "export", "type in the file", default="float32", choices=("float32", "float16")),
   Flag("host", "serve", "address to listen on; 0.0.0.0 lets other machines in", "NAME", default="127.0.0.1"),
-  Flag("port", "serve", "port to listen on; 0 takes a free one", "N", type=int, default=7860, least=0, most=65535),
+  Flag("port", "serve", "port to listen on; 0 takes a free one", "N", type=int, default=7860, most=65535),
   Flag("topology", "compile", "TPU slices, such as v5e:4x4 v6e:2x4", "NAME", needed_by="compile", several=True),
   Flag("batch_per_chip", "compile", "instead of run.batch_size, which is for all chips", "N", type=int, least=1),
   Flag("sizes", "benchmark", "of the model (default: what the back end is fit for)", "NAME", several=True),
-  Flag("batches", "benchmark", "images at once (default: likewise)", "N", type=int, several=True),
+  Flag("batches", "benchmark", "images at once (default: likewise)", "N", type=int, several=True, least=1),
   Flag("compare", "benchmark", "only print what these files say, side by side", "FILE", type=local_path, several=True),
 )
-
-
-class _Parser(argparse.ArgumentParser):
-  def error(self, message: str) -> NoReturn:
-    raise ConfigError(message)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -176,21 +193,29 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     ConfigError: a flag is unknown, missing, of a wrong value, or not read by the mode.
     SystemExit: help was asked for, and printed.
   """
-  flags, unknown = _parser(FLAGS).parse_known_args(arguments)
+  try:
+    flags, unknown = _parser(FLAGS).parse_known_args(arguments)
+  except argparse.ArgumentError as error:  # a value is missing, or is one too many
+    (flag,) = (flag for flag in FLAGS if f"--{flag.name}" == error.argument_name)
+    rule = "takes no value: write it alone" if flag.type is bool else f"needs a value: {_written(flag)}"
+    raise ConfigError(f"--{flag.name} {rule}") from None
   wants_help = {"-h", "--help"} & {*unknown}
+  strange = []
   for word in unknown:
     if word in MODES and flags.mode is None:
       flags.mode = word
     elif "=" in word and not word.startswith("-"):
       flags.set = [*(flags.set or []), word]
-    elif not wants_help:
-      _refuse(word, first=word == arguments[0])
+    else:
+      strange.append(word)
   if flags.mode is not None:
     one_of("--mode", flags.mode, tuple(MODES))
   if wants_help:
     print(_help(flags.mode), end="")
     raise SystemExit(0)
   mode = flags.mode = flags.mode or "train"
+  if strange:
+    _refuse(strange[0], mode, first=strange[0] == arguments[0])
   for flag in FLAGS:
     value = getattr(flags, flag.name)
     if mode not in flag.modes.split():
@@ -198,31 +223,38 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
       named = f"the setting {value[0]}" if value and flag.name == "set" else f"--{flag.name}"
       require(value is None, f"{named} is not read by --mode={mode}: remove it, or use --mode={readers}")
     elif value is None:
-      require(mode not in flag.needed_by.split(), f"--mode={mode} needs --{flag.name}: {flag.help}")
+      needed = f"--mode={mode} needs --{flag.name} ({flag.help_of(mode)}), as in: {_program()} {_EXAMPLES[mode][0]}"
+      require(mode not in flag.needed_by.split(), needed)
       setattr(flags, flag.name, flag.default)
     elif flag.type is local_path:
       paths = [str(local_path(text, f"--{flag.name}")) for text in (value if flag.several else [value])]
       setattr(flags, flag.name, paths if flag.several else paths[0])
     else:
-      _check(flag, value)
+      read = [_read(flag, text) for text in (value if flag.several else [value])]
+      setattr(flags, flag.name, read if flag.several else read[0])
   name, output = ("workdir", workdir(flags)) if mode == "train" else ("output", flags.output)
   if output is not None:
     _check_output(mode, f"--{name}", Path(output))
   return flags
 
 
-def _refuse(word: str, *, first: bool) -> NoReturn:
+def _refuse(word: str, mode: str, *, first: bool) -> NoReturn:
   """Raises ConfigError for a word that is neither a flag, nor its value, nor a mode, nor a setting."""
-  name = word.partition("=")[0]
-  if name.removeprefix("--") in overrides.settings():
-    raise ConfigError(f"{name} is a setting, no flag: write {word.removeprefix('--')} without the dashes")
+  name, settings = word.partition("=")[0], tuple(overrides.settings())
+  bare = name.lstrip("-")
+  if bare in settings:
+    raise ConfigError(f"{bare} is a setting, no flag: write {bare}=VALUE, without dashes and without spaces")
   if word.startswith("-"):
-    known = [f"--{flag.name}" for flag in FLAGS]
-    raise ConfigError(f"unknown flag {name!r}: {suggest(name, known)}see --help")
+    readable = [flag for flag in FLAGS if mode in flag.modes.split()]
+    alike = [key for key in settings if "." in bare or key.rpartition(".")[2] == bare.replace("-", "_")]
+    hint = suggest(bare.replace("-", "_"), alike) if any(flag.name == "set" for flag in readable) else ""
+    hint = f"{hint}settings have no dashes; " if hint else suggest(name, [f"--{flag.name}" for flag in readable])
+    raise ConfigError(f"unknown flag {name!r}: {hint}see {mode} --help")
   if first:
     one_of("the mode", word, tuple(MODES))
   raise ConfigError(
-    f"{word!r} belongs to no flag: most take one value, so quote what has spaces or a * in it; see --help"
+    f"{word!r} belongs to no flag: most take one value, so quote what has spaces or a * in it, and write "
+    "SETTING=VALUE without spaces; see --help"
   )
 
 
@@ -235,44 +267,60 @@ def _check_output(mode: str, name: str, output: Path) -> None:
     check_output(output, name)
 
 
-def _check(flag: Flag, value: Any) -> None:
+def _read(flag: Flag, text: Any) -> Any:
+  """The value that a text stands for. Raises ConfigError where the flag does not take it."""
   if flag.choices:
-    one_of(f"--{flag.name}", value, flag.choices)
-  if flag.least is not None:
-    rule = f"{flag.least} or more" if flag.most is None else f"{flag.least} to {flag.most}"
-    fits = flag.least <= value and (flag.most is None or value <= flag.most)
-    require(fits, f"--{flag.name}={value} is out of range: give {rule}")
+    one_of(f"--{flag.name}", text, flag.choices)
+  if flag.type not in (int, float):
+    return text
+  try:
+    value = flag.type(text)
+  except ValueError:
+    value = None
+  check_number(f"--{flag.name}={text}", value, flag.type, flag.least, flag.most)
+  return value
 
 
-def _parser(flags: Sequence[Flag], **texts: Any) -> _Parser:
-  """The parser of these flags, in their groups. Every default is None, which means: not given."""
-  parser = _Parser(allow_abbrev=False, add_help=False, formatter_class=argparse.RawDescriptionHelpFormatter, **texts)
+def _written(flag: Flag) -> str:
+  """How it is written, with what stands for its value."""
+  return f"--{flag.name}{' ' if flag.several else '='}{flag.metavar or '|'.join(flag.choices)}"
+
+
+def _parser(flags: Sequence[Flag], mode: str | None = None, **texts: Any) -> argparse.ArgumentParser:
+  """The parser of these flags, in their groups. Every value is a text, and None where the flag was not given."""
+  layout = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser(
+    allow_abbrev=False, add_help=False, exit_on_error=False, formatter_class=layout, **texts
+  )
   for title, names in _GROUPS.items():
     members = [flag for flag in flags if flag.name in names.split()]
     if not members:
       continue
     group = parser.add_argument_group(title)
     for flag in members:
-      default = "" if flag.default in (None, False) else f" (default: {flag.default})"
+      default = "" if flag.default is None or flag.type is bool else f" (default: {flag.default})"
       options: dict[str, Any] = {"action": "store_true", "default": None}
       if flag.type is not bool:
         options = {"metavar": flag.metavar or "|".join(flag.choices)}
-        options["type"] = str if flag.type is local_path else flag.type
         options |= {"nargs": "+", "action": "extend"} if flag.several else {}
-      group.add_argument(f"--{flag.name}", help=flag.help + default, **options)
+      group.add_argument(f"--{flag.name}", help=flag.help_of(mode) + default, **options)
   return parser
+
+
+def _program() -> str:
+  return "gmsrm" if Path(sys.argv[0]).stem == "gmsrm" else "python run.py"
 
 
 def _help(mode: str | None) -> str:
   """Returns what the program can do; or what a mode does, with its flags."""
-  program = "gmsrm" if Path(sys.argv[0]).stem == "gmsrm" else "python run.py"
+  program = _program()
   shown = _EXAMPLES[mode] if mode else [_EXAMPLES[name][-1] for name in ("train", "inpaint", "serve")]
   examples = "\n".join(["examples:", *(f"  {program} {example}" for example in shown)])
   if mode:
     flags = [flag for flag in FLAGS if mode in flag.modes.split() and flag.name != "mode"]
     settings = " [SETTING=VALUE ...]" if any(flag.name == "set" for flag in flags) else ""
     texts = {"description": f"{mode}: {MODES[mode]}.", "usage": f"{program} {mode} [--FLAG=VALUE ...]{settings}"}
-    return _parser(flags, epilog=examples, **texts).format_help()
+    return _parser(flags, mode, epilog=examples, **texts).format_help()
   modes = "\n".join(f"  {name:10} {does}" for name, does in MODES.items())
   description = f"GM-SRM fills holes in photographs with a generative memory. Modes:\n\n{modes}\n\n{examples}"
   epilog = f"{program} MODE --help lists the flags of a mode, docs/settings.md all settings."

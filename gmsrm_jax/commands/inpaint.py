@@ -66,10 +66,12 @@ def run(flags: argparse.Namespace) -> None:
       f"written ({', '.join(lossy[:3])}): --format=png keeps every bit"
     )
   require(len(jobs) > 1 or not failed, "; ".join(failed))
-  count, where = (len(jobs) - len(failed)) * flags.num_samples, flags.output
+  done, where = len(jobs) - len(failed), flags.output
+  what = f"{done} picture{'s' * (done != 1)}"
   if flags.num_samples > 1:
+    what = f"{done * flags.num_samples} fills of {what}"
     where = f"{jobs[0].folder / jobs[0].stem}_0 to _{flags.num_samples - 1}" if len(jobs) == 1 else jobs[0].folder
-  print(f"{count} picture{'s' * (count != 1)} in {where}")
+  print(f"{what} in {where}")
   if has_sheet:
     print(f"side by side: {jobs[0].sheet if len(jobs) == 1 else jobs[0].folder / '*_sheet.png'}")
   require(

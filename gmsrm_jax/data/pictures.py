@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps
 
-from gmsrm_jax.errors import ConfigError
+from gmsrm_jax.errors import ConfigError, is_of_a_file, one_line
 
 MAX_PIXELS = 89_000_000
 """Larger pictures are refused by their header, for a small file can expand to gigabytes; Pillow warns from here on."""
@@ -63,7 +64,7 @@ def open_picture(source: Path | bytes, name: str = "", most_pixels: int = MAX_PI
   """
   try:
     if isinstance(source, Path) and source.exists() and not source.is_file():
-      raise ValueError("no regular file")  # a pipe might never send anything
+      raise OSError(errno.EINVAL, "no regular file", str(source))  # a pipe might never send anything
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as file:
       width, height = file.size
       if width * height > most_pixels:
@@ -77,6 +78,8 @@ def open_picture(source: Path | bytes, name: str = "", most_pixels: int = MAX_PI
   except (ConfigError, MemoryError):
     raise
   except Exception as error:  # noqa: BLE001 - damaged files make decoders raise nearly anything
+    if isinstance(error, OSError) and is_of_a_file(error):
+      raise PictureError(one_line(error), str(error.strerror)) from error
     why = _why(error, most_pixels)
     name = name or (str(source) if isinstance(source, Path) else "picture")
     way_out = "shrink it" if "million pixels" in why else "save it anew, or replace it"

@@ -22,7 +22,8 @@ from gmsrm_jax.data.datasets import Files
 from gmsrm_jax.data.records import Records
 from gmsrm_jax.errors import require
 
-BAD_SHARE = 0.01  # of a split's files: more that cannot be decoded are an error
+BAD_SHARE = 0.01  # of a split's files: more that cannot be decoded, and more than one, are an error
+BAD_RULE = f"one, or {BAD_SHARE:.0%} where that is more"
 
 _LOOKED_AT = 256  # held-out images that are compared with training images before a run
 _COMPARED = 16  # training images of its size that one is compared with at most, those of its name first
@@ -95,7 +96,7 @@ def check_bad(where: str, bad: Sequence[str], files: int) -> None:
   require(
     len(bad) <= max(1, BAD_SHARE * files),
     f"{where}: {len(bad)} of {files} image files cannot be decoded ({', '.join(bad[:10])}"
-    f"{', …' if len(bad) > 10 else ''}), more than {BAD_SHARE:.0%}: replace or remove them",
+    f"{', …' if len(bad) > 10 else ''}), more than {BAD_RULE}: replace or remove them",
   )
 
 

@@ -181,7 +181,8 @@ def summary(report: Mapping[str, Any]) -> str:
       scale = 1000.0 if name.startswith("kid") else 1.0
       numbers = [[among[bucket][name] * scale] if name in among[bucket] else [] for bucket in report["images"]]
       if name in _SUMMARY and any(numbers):
-        lines.append([f"{title.partition(' (')[0]} {method}", *(_number(digits, *number) for number in numbers)])
+        unit = " (dB)" * ("(dB" in title)
+        lines.append([f"{title.partition(' (')[0]}{unit} {method}", *(_number(digits, *number) for number in numbers)])
   return tabulate(lines, headers=["", *report["images"]], tablefmt="simple", disable_numparse=True, stralign="right")
 
 

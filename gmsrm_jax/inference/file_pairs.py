@@ -55,10 +55,15 @@ def find_files(images: Sequence[str], masks: Sequence[str] | None, others: Seque
   Of files that both flags name, those called STEM_mask* are masks.
 
   Raises:
-    ConfigError: a path is missing or holds no image, two files share a stem, or a file would be its own mask.
+    ConfigError: a path is missing or holds no image, two files share a stem, a file would be its own mask, or masks lie
+      there and no flag says so.
   """
   if masks is None:
-    return by_stem("--images", list_files("--images", images, others)), None
+    found = by_stem("--images", list_files("--images", images, others))
+    masking = ", ".join([path.name for path in found.values() if _of_mask(path.stem) in found][:3])
+    way_out = f"give --masks={shown(images)}, too, or rename them"
+    require(not masking, f"--images={shown(images)} holds {masking}, called like masks of others: {way_out}")
+    return found, None
   pictured = list_files("--images", images, [*filter(os.path.isdir, others), *masks])
   masking = list_files("--masks", masks, filter(os.path.isdir, [*others, *images]))
   identities = {identity(mask) for mask in masking}

@@ -21,7 +21,7 @@ from gmsrm_jax.arrays import Image, Mask8, Rgb8
 from gmsrm_jax.config import STRATEGIES, Config
 from gmsrm_jax.data import pictures
 from gmsrm_jax.data.masks.hole_files import read_hole
-from gmsrm_jax.errors import ConfigError, check_seed, one_of, require
+from gmsrm_jax.errors import ConfigError, check_number, check_seed, one_of, require
 from gmsrm_jax.files import SHIPPED, local_path
 from gmsrm_jax.inference import tiling
 from gmsrm_jax.inference.detail import add_detail
@@ -110,11 +110,11 @@ class Inpainter:
       ConfigError: image and mask do not fit each other, or a value is out of range.
     """
     images, masks = _members(image, "image"), _members(mask, "mask")
-    masks = masks * len(images) if len(masks) == 1 else masks
     require(
-      len(masks) == len(images) > 0,
+      len(masks) in (1, len(images)),
       f"{len(masks)} masks do not fit {len(images)} images: give one mask for each image, or one for all",
     )
+    masks = masks * len(images) if len(masks) == 1 else masks
     # All are read, and so checked, before the first is filled.
     pairs = [_read_pair(*one, *hole) for one, hole in zip(images, masks, strict=True)]
     options = {"num_samples": num_samples, "seed": seed, "strategy": strategy, "detail": detail}
@@ -163,11 +163,11 @@ class Inpainter:
     """The side of the largest square picture that 'full' takes, in pixels."""
     return math.isqrt(tiling.MAX_POSITIONS) * self.config.model.stride
 
-  def check(self, height: int, width: int, num_samples: int, seed: int, strategy: str, detail: float) -> None:
+  def check(self, height: int, width: int, num_samples: Any, seed: Any, strategy: Any, detail: Any) -> None:
     """Raises ConfigError for what cannot be done, before anything is computed."""
     one_of("strategy", strategy, STRATEGIES)
-    require(0 <= detail <= 1, f"detail={detail} is no share: give a number from 0, none, to 1")
-    require(num_samples > 0, f"num_samples={num_samples} must be greater than 0")
+    check_number(f"detail={detail!r}", detail, float, 0, 1)
+    check_number(f"num_samples={num_samples!r}", num_samples, int, 1)
     check_seed("seed", seed)
     require(
       num_samples == 1 or varies(self.config),
@@ -234,6 +234,7 @@ def _members(given: Any, name: str) -> list[tuple[str, Any]]:
   shape = getattr(given, "shape", ())
   several = isinstance(given, (list, tuple)) or len(shape) == 4
   if several or (name == "mask" and len(shape) == 3 and shape[-1] > 4):
+    require(len(given) > 0, f"{name} holds no picture: give one, or several")
     return [(f"{name}[{number}]", one) for number, one in enumerate(given)]
   return [(name, given)]
 

@@ -122,7 +122,7 @@ def sheet_of_slots(drawn: UInt8[np.ndarray, "g k s s 3"]) -> Image.Image:
 
 def sheet_of_reads(reads: Reads, drawn: UInt8[np.ndarray, "g k s s 3"], stride: int) -> Image.Image:
   """Shows the picture with numbered cells, and for each the slots that count most, with their weights."""
-  font = ImageFont.load_default()
+  font = ImageFont.load_default(12)  # in a smaller one a space is not seen
   height = max(len(reads.cells) * (TILE + 20), 2 * TILE)
   scale = height / reads.seen.shape[0]
   picture = Image.fromarray(reads.seen).resize((round(reads.seen.shape[1] * scale), height))

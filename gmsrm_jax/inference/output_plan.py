@@ -71,7 +71,8 @@ def plan(pairs: Sequence[Pair], output: str, wanted: str, *, num_samples: int, h
   where = pathlib.Path(output)
   suffix = where.suffix.lower()
   named = None
-  if where.is_dir() or suffix not in {*Image.registered_extensions(), ".heic", ".heif"}:
+  of_pictures = suffix in {*Image.registered_extensions(), ".heic", ".heif"}
+  if where.is_dir() or not (of_pictures or (len(pairs) == 1 and suffix[1:].isalpha())):  # results.v2 is a folder
     require(where.is_dir() or not os.path.lexists(where), f"--output={output} is a file: name a folder, or FILE.png")
     ends = [(".png",) if wanted == "png" else (pair.image.suffix, ".png") for pair in pairs]
     jobs = [
@@ -79,7 +80,8 @@ def plan(pairs: Sequence[Pair], output: str, wanted: str, *, num_samples: int, h
     ]
   else:
     require(len(pairs) == 1, f"--output={output} names one file, but {len(pairs)} pictures are filled: name a folder")
-    require(suffix in photos.WRITTEN, f"--output={output}: no {suffix} files are written: name a .png, or a folder")
+    formats, way_out = ", ".join(sorted({*photos.WRITTEN.values()} - {"MPO"})), "name a .png, or a folder that is there"
+    require(suffix in photos.WRITTEN, f"--output={output}: no {suffix} files are written, but {formats}: {way_out}")
     require(wanted == "keep" or suffix == ".png", f"--output={output} is no PNG: leave out --format={wanted}")
     named, wanted = where, photos.WRITTEN[suffix]
     jobs = [Job(pairs[0], where.parent, where.stem, num_samples, has_sheet, wanted, (where.suffix,))]

@@ -68,7 +68,10 @@ def test_every_fault_is_named_in_the_one_line_with_exit_code_2(folders, capsys):
   assert checked(folders) == 2
   out, err = capsys.readouterr()
   (line,) = err.splitlines()
-  assert "2 of 8 image files cannot be decoded (cut.jpg, text.png)" in line and "more than 1%" in line
+  assert (
+    "2 of 8 image files cannot be decoded (cut.jpg, text.png)" in line
+    and "more than one, or 1% where that is more" in line
+  )
   assert "1 held-out pictures are training pictures too (leak.png)" in line and "remove them" in line
   assert "cut.jpg: OSError: image file is truncated" in out and "text.png: no known picture format" in out
   assert "1.jpg = copy.jpg" in out and "data.val leak.png is data.train 2.jpg" in out
@@ -80,7 +83,8 @@ def test_one_damaged_file_and_copies_within_a_split_are_told_but_allowed(folders
   shutil.copy(folders[0] / "1.jpg", folders[0] / "copy.jpg")
   assert checked(folders) == 0
   out = capsys.readouterr().out
-  assert "cut.jpg: OSError" in out and "1.jpg = copy.jpg" in out and "all is well" in out
+  assert "cut.jpg: OSError" in out and "1.jpg = copy.jpg" in out
+  assert "1 (tolerated: one, or 1% where that is more)" in out
 
 
 def smooth(seed, size):
@@ -90,7 +94,11 @@ def smooth(seed, size):
 
 def warned(folders, capsys, *changes):
   assert checked(folders, *changes) == 0
-  return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+  *lines, last = capsys.readouterr().out.splitlines()
+  warnings = [line for line in lines if line.startswith("warning: ")]
+  count = len(warnings) + (folders[0] / "notes.txt").exists()
+  assert last == (f"nothing to mend, {count} warning{'s' * (count > 1)}" if count else "all is well")
+  return warnings
 
 
 def test_what_its_owner_would_rather_know_is_a_line_that_names_the_way_out(tmp_path, capsys):
@@ -103,21 +111,30 @@ def test_what_its_owner_would_rather_know_is_a_line_that_names_the_way_out(tmp_p
   Image.fromarray(smooth(9, (70, 66))).save(folders[1] / "other.png")
   Image.new("RGB", (50, 50), "white").save(folders[1] / "empty.png")
   Image.new("RGB", (70, 66)).save(folders[0] / "blank.png")  # in which there is nothing to compare
-  alike, few, enlarged, one_size = warned(folders, capsys, "model.image_size=64")
+  (folders[0] / "notes.txt").write_text("left out, which is a warning, too")
+  alike, heart, few, enlarged, one_size = warned(folders, capsys, "model.image_size=64")
   assert "1 held-out" in alike and "(again.jpg and t2.png)" in alike and "other" not in alike and "empty" not in alike
-  assert "has 3 images" in few and "data.val_share" in few
+  assert "data.train has 5 images" in heart and "give more" in heart
+  assert "data.val has 3 images" in few and "data.val_share" in few
   assert "94%" in enlarged and "raise data.crop_min to 0.97" in enlarged
   assert "66 pixels" in one_size and "originals" in one_size
-  assert "model.image_size=64" in warned(folders, capsys, "model.image_size=128")[2]
+  (folders[0] / "notes.txt").unlink()
+  assert "model.image_size=64" in warned(folders, capsys, "model.image_size=128")[3]
 
 
 def test_of_good_data_nothing_is_doubted(tmp_path, capsys):
   folders = (tmp_path / "train", tmp_path / "val")
-  for folder, count, first in zip(folders, (6, 50), (0, 100), strict=True):
+  for folder, count, first in zip(folders, (50, 50), (0, 100), strict=True):
     folder.mkdir()
     for index in range(first, first + count):
       Image.fromarray(smooth(index, (130 + index % 7, 140))).save(folder / f"{index}.png")
   assert warned(folders, capsys, "model.image_size=64") == []
+
+
+def test_what_both_splits_lack_is_said_once(tmp_path, capsys):
+  assert run.main(["check", f"data.train={tmp_path / 'none'}"]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "has 1 to mend" in line and line.count("does not exist") == 1
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -147,11 +147,11 @@ def test_without_masks_what_is_transparent_is_filled_and_a_picture_that_has_none
   np.testing.assert_array_equal(filled[HOLE == 0], np.asarray(image)[HOLE == 0])
 
 
-def test_a_jpeg_stays_a_jpeg_with_a_word_and_the_sheet_shows_all_samples(folder, caplog):
+def test_a_jpeg_stays_a_jpeg_with_a_word_and_the_sheet_shows_all_samples(folder, caplog, capsys):
   (folder / "images" / "a.png").unlink()
   Image.fromarray(PHOTO).save(folder / "images" / "a.jpg", quality=92)
   assert fill(folder, "--num_samples=2") == 0
-  assert "--format=png keeps every bit" in caplog.text
+  assert "--format=png keeps every bit" in caplog.text and "2 fills of 1 picture in" in capsys.readouterr().out
   assert sorted(path.name for path in (folder / "out").iterdir()) == ["a_0.jpg", "a_1.jpg", "a_sheet.png"]
   assert read(folder / "out" / "a_sheet.png").shape[1] >= 4 * inpaint.SHEET_SIDE
   caplog.clear()

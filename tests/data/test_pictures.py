@@ -140,10 +140,12 @@ def test_a_picture_with_too_many_pixels_is_refused_by_its_header(photo, tmp_path
     pass
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_not_waited_for_and_what_is_not_there_is_said_to_be_missing(tmp_path):
   os.mkfifo(tmp_path / "pipe.png")
-  with pytest.raises(pictures.PictureError, match=r"pipe\.png cannot be decoded .*no regular file"):
+  with pytest.raises(pictures.PictureError, match=r"pipe\.png: no regular file: choose another"):
     pictures.decode(tmp_path / "pipe.png")
+  with pytest.raises(pictures.PictureError, match=r"none\.png: No such file or directory: choose another"):
+    pictures.decode(tmp_path / "none.png")
 
 
 def test_the_error_travels_between_processes(tmp_path):

@@ -106,7 +106,7 @@ def test_too_many_bad_files_are_an_error_that_counts_and_names_them(tmp_path):
     (tmp_path / f"{i:02}.png").write_bytes(b"no image at all")
   source = opened(str(tmp_path), "val")
   with pytest.raises(
-    ConfigError, match=r"data\.val=.*: 2 of 12 .* \(02\.png, 03\.png\), more than 1%: replace"
+    ConfigError, match=r"data\.val=.*: 2 of 12 .* \(02\.png, 03\.png\), more than one, or 1% .*: replace"
   ) as error:
     source[2]
   assert "\n" not in str(error.value)

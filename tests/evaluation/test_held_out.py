@@ -80,7 +80,7 @@ def test_evaluating_again_repeats_the_report_elsewhere(trained, report, tmp_path
   flags = ["--mode=evaluate", f"--workdir={trained.workdir}", f"--output={tmp_path / 'out'}"]
   out, _ = finish(flags, trained.cache)
   assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
-  assert str(tmp_path / "out" / "report.md") in out and "PSNR GM-SRM" in out
+  assert str(tmp_path / "out" / "report.md") in out and "PSNR (dB) GM-SRM" in out
   assert (tmp_path / "out" / "report.csv").read_bytes() == (trained.workdir / "report.csv").read_bytes()
 
 

@@ -39,6 +39,7 @@ def test_the_console_shows_what_counts_beside_telea_alone():
   lines = report.summary({**given, "images": {BUCKET: 60}}).splitlines()
   assert lines[0].split() == [BUCKET] and len(lines) == 10
   rows = [line.split() for line in lines[2:]]
+  assert [row[0] for row in rows if "(dB)" in row] == ["PSNR", "PSNR", "Detail", "Detail"]
   assert [(row[0], row[-2], row[-1]) for row in rows] == [
     (title, method, number)
     for title, number in (("PSNR", "20.00"), ("LPIPS", "0.2500"), ("Detail", "-3.00"), ("Kernel", "10.00"))

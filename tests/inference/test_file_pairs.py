@@ -74,6 +74,7 @@ def test_names_that_look_alike_belong_together_and_a_clash_shows_where_they_diff
     ("i/notes.gif m/a.png", "m/none*.png", "m", ["--images", "does not exist"]),
     ("i/a.png i/a.jpg m/a.png", "i", "m", ["--images", "share the name 'a'", "rename"]),
     ("d/a.png d/b.png", "d", "d", ["--masks", "names the files of --images", "STEM_mask.png"]),
+    ("d/a.png d/a_mask1.png d/b.png", "d", "", ["holds a_mask1.png, called like masks", "--masks=", "/d, too"]),
     ("d/a.png", "d/a.png", "d/a.png", ["--masks", "names the files of --images"]),
   ],
 )

@@ -156,8 +156,11 @@ def test_many_sizes_compile_few_programs(model):
     ([PHOTO[:8, :8]] * 2, [np.ones((8, 8)), np.ones((9, 8))], {}, ["mask[1] is 8x9", "image[1] is 8x8"]),
     (np.stack([PHOTO[:8, :8]] * 2), np.ones((3, 8, 8)), {}, ["3 masks", "2 images", "one for all"]),
     (PHOTO[:8, :8], [np.ones((8, 8))] * 2, {}, ["2 masks", "1 images"]),
-    ([], np.ones((8, 8)), {}, ["0 images"]),
-    ("no such.png", np.ones((8, 8)), {}, ["no such.png"]),
+    ([], np.ones((8, 8)), {}, ["image holds no picture", "give one"]),
+    (PHOTO[:8, :8], [], {}, ["mask holds no picture"]),
+    ([PHOTO[:8, :8]] * 3, [np.ones((8, 8))] * 2, {}, ["2 masks", "3 images"]),
+    ("no such.png", np.ones((8, 8)), {}, ["no such.png: No such file"]),
+    (PHOTO[:8, :8], "no such.png", {}, ["no such.png: No such file"]),
     (Image.new("F", (8, 8)), np.ones((8, 8)), {}, ["image", "floating-point"]),
     (PHOTO[:8, :8] / 255.0, np.ones((8, 8)), {}, ["image", "float64 8x8x3", "uint8"]),
     (PHOTO[None, :8, :8, :2], np.ones((8, 8)), {}, ["image[0]", "uint8 8x8x2", "[h w 3]"]),
@@ -165,6 +168,7 @@ def test_many_sizes_compile_few_programs(model):
     (PHOTO[:8, :8], np.full((8, 8), "x"), {}, ["mask", "<U1 8x8"]),
     *((PHOTO[:8, :8], np.ones((8, 8)), {"seed": seed}, [f"seed={seed}", "4294967295"]) for seed in (-1, 2**32, 10**20)),
     (PHOTO[:8, :8], np.ones((8, 8)), {"strategy": "corp"}, ["corp", "'crop'"]),
+    (PHOTO[:8, :8], np.ones((8, 8)), {"detail": 1.5}, ["detail=1.5 is out of range", "a number from 0 to 1"]),
     (np.zeros((900, 900, 3), np.uint8), np.ones((900, 900)), {"strategy": "full"}, ["'full'", "900x900", "'auto'"]),
   ],
 )
@@ -172,6 +176,26 @@ def test_what_does_not_fit_is_named(model, image, mask, options, parts):
   with pytest.raises(ConfigError) as error:
     model(image, mask, **options)
   assert [part for part in parts if part not in str(error.value)] == []
+
+
+@pytest.mark.parametrize(
+  ("options", "part"),
+  [
+    ({"detail": "x"}, "detail='x' is not a number: give a number from 0 to 1"),
+    ({"detail": None}, "detail=None is not a number"),
+    ({"num_samples": "2"}, "num_samples='2' is not a whole number: give a whole number of 1 or more"),
+    ({"num_samples": 0}, "num_samples=0 is out of range"),
+    ({"seed": 1.5}, "seed=1.5 is not a whole number: give a whole number from 0 to 4294967295"),
+    ({"strategy": 3}, "strategy=3 is unknown: choose from auto"),
+  ],
+)
+def test_a_value_of_another_type_is_named(model, options, part):
+  # Not by a call, whose types are checked in tests alone.
+  good = {"num_samples": 1, "seed": 0, "strategy": "auto", "detail": np.float32(0.5)}
+  model.check(8, 8, **good)
+  with pytest.raises(ConfigError) as error:
+    model.check(8, 8, **good | options)
+  assert part in str(error.value)
 
 
 def test_what_is_no_picture_is_named():

@@ -24,12 +24,15 @@ def planned(root, images, output, wanted="keep", samples=1, sheet=False):
     ("x1.png", 1, ["x1.png"]),
     ("new/x1.JPG", 2, ["new/x1_0.JPG", "new/x1_1.JPG", "new/x1_sheet.png"]),
     ("there.png", 1, ["there.png/a.jpg", "there.png/a.png"]),  # a folder of this name
+    ("there.xyz", 1, ["there.xyz/a.jpg", "there.xyz/a.png"]),
+    ("out.v2", 1, ["out.v2/a.jpg", "out.v2/a.png"]),
     ("out", 1, ["out/a.jpg", "out/a.png"]),
   ],
 )
 def test_one_picture_goes_to_the_file_or_folder_that_is_named(output, samples, files, tmp_path):
   save(tmp_path, "i/a.jpg", "m.png", "x1.png")
-  (tmp_path / "there.png").mkdir()
+  for name in ("there.png", "there.xyz"):
+    (tmp_path / name).mkdir()
   (job,) = planned(tmp_path, "i/a.jpg", output, samples=samples, sheet=samples > 1)
   assert [str(path.relative_to(tmp_path)) for path in job.paths()] == files
 
@@ -46,6 +49,7 @@ def test_one_picture_goes_to_the_file_or_folder_that_is_named(output, samples, f
     ("i/a.png i/a.jpg", "x.png", {}, ["names one file", "2 pictures", "folder"]),
     ("i/a.png", "x.gif", {}, [".gif", ".png"]),
     ("i/a.png", "x.heic", {}, [".heic"]),
+    ("i/a.png", "x.xyz", {}, ["no .xyz files are written, but BMP, JPEG, ", "folder that is there"]),
     ("i/a.png", "x.jpg", {"wanted": "png"}, ["no PNG", "--format"]),
     ("i/a.png i/a.jpg", "text", {}, ["text is a file", "folder"]),
     (f"i/{'n' * 247}.png", "out", {"sheet": True}, ["255 bytes", "shorten"]),

@@ -87,7 +87,7 @@ def test_samples_and_report_are_written(trained):
   assert report["step"] == STEPS and report["protocol"]["images"] == 3
   said = trained.out.splitlines()
   ends = said[said.index("all scored: self-check, distances of sets, report") + 1 :]
-  assert len(ends) < 17 and {"PSNR GM-SRM", "LPIPS Telea", "Detail in"} <= {" ".join(line.split()[:2]) for line in ends}
+  assert len(ends) < 17 and {"PSNR (dB)", "LPIPS Telea", "Detail in"} <= {" ".join(line.split()[:2]) for line in ends}
   assert all(any(name in line for line in ends) for name in ("report.md", "samples", f"--workdir={trained.workdir}"))
   assert "photo\\udcff.png" in (trained.workdir / "report.csv").read_text(encoding="utf-8")
   with Image.open(trained.workdir / "report.png") as page:
