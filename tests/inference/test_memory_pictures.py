@@ -54,6 +54,9 @@ def test_the_slots_that_count_most_come_first_for_cells_inside_the_hole():
     assert white[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride].all()
   sheet = sheet_of_reads(reads, draw_slots(model), stride)
   assert sheet.height == 3 * (TILE + 20)
+  label = np.asarray(sheet.convert("L"))[TILE + 2 : TILE + 20, -(TILE + 4) :]
+  letters = np.flatnonzero(np.any(label < 160, axis=0))
+  assert np.diff(letters[letters < 40]).max() > 4  # a space is seen between slot and number
 
 
 def test_the_command_writes_both_sheets_and_refuses_what_has_none(tmp_path, monkeypatch, capsys):
