@@ -13,8 +13,10 @@ from gmsrm_jax import Inpainter
 from gmsrm_jax.commands import memory
 from gmsrm_jax.errors import ConfigError
 from gmsrm_jax.inference.memory_pictures import TILE, draw_slots, find_reads, sheet_of_reads, sheet_of_slots
+from gmsrm_jax.training.state import release_params
 from tests.inference.test_inpainter import hole_of, noisy_model
 from tests.trained import one_line
+from tests.training.test_steps import initial, small_config
 
 
 def with_codebook(**changes):
@@ -91,11 +93,16 @@ def test_a_hole_that_is_lost_when_the_picture_is_reduced_is_refused():
     find_reads(noisy_model(), image, mask, cells=3, top=4)
 
 
-def test_where_a_head_reads_few_slots_no_others_count():
-  model = noisy_model()
-  config = dataclasses.replace(model.config, memory=dataclasses.replace(model.config.memory, top=1))
-  reads = find_reads(Inpainter(config, model.params), *picture(), cells=4, top=8)
-  assert np.all(reads.perplexity <= config.memory.heads + 1e-4)
+def test_a_hard_memory_is_read_in_equal_parts_from_its_books():
+  config = small_config("memory.kind=hard", "memory.slot_temperature=0.1")
+  model = Inpainter(config, release_params(initial(config, "inpaint")))
+  books, slots = config.memory.num_groups, config.memory.slots_per_group
+  assert draw_slots(model).shape[:2] == (books, slots)
+  reads = find_reads(model, *picture(), cells=4, top=books * slots)
+  shares = np.stack([np.where(reads.slots // slots == book, reads.weights, 0).sum(axis=1) for book in range(books)])
+  np.testing.assert_allclose(shares, 1 / books, rtol=1e-5)
+  # Within a book the weights differ.
+  assert reads.perplexity.max() < books * slots
 
 
 def test_a_model_without_a_memory_has_nothing_to_show():
