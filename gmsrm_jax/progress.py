@@ -1,4 +1,4 @@
-"""What a progress bar says of work whose share that is done nobody knows: for how long it has been going on."""
+"""Seconds on a progress bar: for how long work has been going on whose end nobody knows."""
 
 from __future__ import annotations
 

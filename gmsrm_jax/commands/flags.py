@@ -86,7 +86,7 @@ class Flag:
   several: bool = False  # takes several values, and may be repeated
 
   def help_of(self, mode: str | None) -> str:
-    """What it does in a mode; None: in general."""
+    """Returns what it does in a mode; None: in general."""
     texts = {self.modes: self.help} if isinstance(self.help, str) else self.help
     return next(text for modes, text in texts.items() if mode is None or mode in modes.split())
 
@@ -282,7 +282,7 @@ def _read(flag: Flag, text: Any) -> Any:
 
 
 def _written(flag: Flag) -> str:
-  """How it is written, with what stands for its value."""
+  """Returns the flag as it is written, with what stands for its value."""
   return f"--{flag.name}{' ' if flag.several else '='}{flag.metavar or '|'.join(flag.choices)}"
 
 

@@ -86,7 +86,7 @@ class InpaintingNetwork(nn.Module):
     return Inpainted(rows(filled) + residual, memory_image, retrieval, strengths, shares)
 
   def retrieve(self, image: Image, mask: Mask, decided: Decided | None = None) -> tuple[Retrieval, Shares]:
-    """What is read from the memory, and the hole's shares; needs no parameters of generator and decoder."""
+    """Returns what is read from the memory, and the hole's shares; needs no parameters of generator and decoder."""
     _, features, shares = self._encode(image, mask)
     return self._recall(features[-1], shares[-1], decided)[1], shares
 

@@ -93,7 +93,7 @@ def _choose(query: Float[Array, "b q d"], keys: BookKeys) -> Choice:
 def retrieve_from_books(
   query: Float[Array, "b q d"], keys: BookKeys, temperature: float, decided: Decided | None = None
 ) -> Retrieval:
-  """Attention over the books of a hard memory, in float32 throughout.
+  """Retrieves from the books of a hard memory by attention, in float32 throughout.
 
   Reads the slots' mean by their weights, what is expected where it is not known, or the slot that is decided there.
   """
@@ -107,7 +107,7 @@ def retrieve_from_books(
 
 
 def choose_from_books(query: Float[Array, "b q d"], keys: BookKeys, temperature: float) -> Retrieval:
-  """The same for what is seen: reads the nearest slot of each book.
+  """Does the same for what is seen: reads the nearest slot of each book.
 
   The gradient is that of the query's direction (straight-through, van den Oord et al. 2017; codes of length 1, Yu et
   al. 2022).
@@ -126,7 +126,7 @@ def _retrieval(
 
 
 def read_decided(keys: BookKeys, decided: Decided) -> Float[Array, "b q d"]:
-  """What is read for decided slots, 0 elsewhere."""
+  """Returns what is read for decided slots, 0 elsewhere."""
   slots = unit(keys.astype(jnp.float32)) * math.sqrt(keys.shape[-1])
   chosen = jax.nn.one_hot(decided.slots, keys.shape[1]) * decided.flags[..., None]
   return einops.rearrange(jnp.einsum("bgqk,gke->bgqe", chosen, slots), "b g q e -> b q (g e)")
@@ -145,7 +145,7 @@ def quantisation(query: Float[Array, "b q d"], keys: BookKeys) -> Float[Array, "
 
 
 def slot_values(config: MemoryConfig, codebook: Mapping[str, Array]) -> Float[Array, "s d"]:
-  """What is read where a slot has all the weight; of the other books of a hard memory their mean."""
+  """Returns what is read where a slot has all the weight; of the other books of a hard memory their mean."""
   if not config.hard:
     return codebook["values"].reshape(-1, config.slot_dim)
   slots = unit(codebook["keys"]) * math.sqrt(codebook["keys"].shape[-1])
