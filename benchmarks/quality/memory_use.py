@@ -33,7 +33,6 @@ from gmsrm_jax.arrays import Image, Mask, composite, image_from_uint8, image_to_
 from gmsrm_jax.data.masks.fixed import BUCKETS, bucket_name
 from gmsrm_jax.evaluation import metrics
 from gmsrm_jax.evaluation.distribution import interval
-from gmsrm_jax.models.blocks import hole_shares, push_pull_fill
 from gmsrm_jax.models.memory import teach
 from gmsrm_jax.pretrained import lpips
 from gmsrm_jax.training.run_folder import read_config
@@ -45,10 +44,8 @@ READS = ("own", "teacher", "other", "mean")
 
 def fills(module: Any, image: Image, mask: Mask, taught: Float[Array, "b q d"]) -> dict[str, Image]:
   """The deterministic fill with each kind of read; `taught` is the teacher's."""
-  filled = push_pull_fill(image, mask)
-  shares = hole_shares(mask, len(module.config.model.widths))
-  encoded = module.encoder(filled, mask, shares)
-  own, _ = module.memory.recall(module.query(encoded[-1]))
+  filled, encoded, shares = module.encode(image, mask)
+  own, _ = module.recall(encoded[-1], shares[-1])
   reads = {
     "own": own,
     "teacher": taught.reshape(own.shape),

@@ -72,7 +72,7 @@ class InpaintingNetwork(nn.Module):
         memory image have these rows, all else those of the batch.
       decided: slots of a hard memory that is reasoned with; those that noise decides come instead.
     """
-    filled, features, shares = self._encode(image, mask)
+    filled, features, shares = self.encode(image, mask)
     strengths, scaled = (), None
     if self.config.variation.enabled:
       strengths = tuple(nn.softplus(head(f)) for head, f in zip(self.strength, features, strict=True))
@@ -80,21 +80,23 @@ class InpaintingNetwork(nn.Module):
         scaled = tuple(n.astype(s.dtype) * rows(s) for n, s in zip(noise, strengths, strict=True))
     if reasons(self.config) and noise is not None:
       decided = self._decide(features[-1], shares[-1], noise)
-    read, retrieval = self._recall(features[-1], shares[-1], decided)
+    read, retrieval = self.recall(features[-1], shares[-1], decided)
     priors, memory_image = self.memory.generator(rows(read), scaled)
     residual = self.decoder(tuple(map(rows, features)), priors, tuple(map(rows, shares)))
     return Inpainted(rows(filled) + residual, memory_image, retrieval, strengths, shares)
 
   def retrieve(self, image: Image, mask: Mask, decided: Decided | None = None) -> tuple[Retrieval, Shares]:
     """Returns what is read from the memory, and the hole's shares; needs no parameters of generator and decoder."""
-    _, features, shares = self._encode(image, mask)
-    return self._recall(features[-1], shares[-1], decided)[1], shares
+    _, features, shares = self.encode(image, mask)
+    return self.recall(features[-1], shares[-1], decided)[1], shares
 
-  def _encode(self, image: Image, mask: Mask) -> tuple[Image, Pyramid, Shares]:
+  def encode(self, image: Image, mask: Mask) -> tuple[Image, Pyramid, Shares]:
+    """The initial fill, the encoder's features and the hole's shares."""
     filled, shares = push_pull_fill(image, mask), hole_shares(mask, len(self.config.model.widths))
     return filled, self.encoder(filled, mask, shares), shares
 
-  def _recall(self, bottom: Map, share: Share, decided: Decided | None) -> tuple[Map, Any]:
+  def recall(self, bottom: Map, share: Share, decided: Decided | None = None) -> tuple[Map, Any]:
+    """What is read for bottleneck features, and its Retrieval: see `Memory.recall`."""
     if not reasons(self.config):
       return self.memory.recall(self.query(bottom))
     if decided is None:
@@ -116,7 +118,7 @@ class InpaintingNetwork(nn.Module):
 
     def round_of(network: InpaintingNetwork, decided: Decided, step: Array) -> tuple[Decided, None]:
       def predict(decided: Decided) -> Array:
-        return network._recall(bottom, share, decided)[1].log_weights
+        return network.recall(bottom, share, decided)[1].log_weights
 
       return decide(predict, decided, hole, gumbel, step), None
 

@@ -200,7 +200,6 @@ def inpaint_step(
   image, mask = decode_batch(batch, half=phase.half)
   root = step_key(config, "inpaint", state.step)
   window_key, noise_key = jax.random.split(root)
-  frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
   extractor = feature_params if config.loss.features == "vgg16" else state.frozen["teacher"]
 
   teacher = None
@@ -219,7 +218,7 @@ def inpaint_step(
 
   def objective(params: Any, image: Image, mask: Mask, teacher: Any, noise: Any, decided: Any):
     images, masks = fills.rows(image), fills.rows(mask)  # one for every fill
-    out = inpaint(networks.inpaint, {**frozen_memory, **params}, image, mask, noise, fills.rows, decided)
+    out = inpaint(networks.inpaint, {**_frozen_memory(state), **params}, image, mask, noise, fills.rows, decided)
     inpainted = composite(out.prediction, images, masks)
     with jax.named_scope("losses"):
       terms = {
@@ -249,6 +248,10 @@ def inpaint_step(
   return dataclasses.replace(state, step=state.step + 1), metrics
 
 
+def _frozen_memory(state: TrainState) -> dict[str, Any]:
+  return {name: value for name, value in state.frozen.items() if name == "memory"}
+
+
 def _retrieval_terms(
   config: Config, teacher: Retrieval, found: Retrieval, shares: Shares, decided: Decided | None
 ) -> dict[str, PerImage]:
@@ -270,11 +273,10 @@ def _predict_slots(
 ) -> tuple[TrainState, Metrics]:
   """Learns to predict the slots of a hard memory and no more: no fill is drawn, which costs most of a step."""
   network = make_networks(config).inpaint
-  frozen_memory = {name: value for name, value in state.frozen.items() if name == "memory"}
 
   def objective(params: Any, image: Image, mask: Mask, teacher: Retrieval, decided: Decided | None):
     retrieve = type(network).retrieve
-    found, shares = apply(network, {**frozen_memory, **params}, image, mask, decided, method=retrieve)
+    found, shares = apply(network, {**_frozen_memory(state), **params}, image, mask, decided, method=retrieve)
     terms = _retrieval_terms(config, teacher, found, shares, decided)
     total, means = losses.weigh(terms, config.loss)
     return total, (means, found.log_weights)

@@ -14,6 +14,8 @@ import skimage.data
 from gmsrm_jax import config as config_lib
 from gmsrm_jax import experiments, overrides
 from gmsrm_jax.models import codebook
+from gmsrm_jax.models.reasoning import Decided
+from gmsrm_jax.models.retrieval import Retrieval
 from gmsrm_jax.training import stages, state, steps
 from tests.small import shrink
 
@@ -139,6 +141,23 @@ def test_slots_are_predicted_without_drawing_and_then_a_fill_is_drawn_from_them(
     # The surprise at first: the slots of a fresh network are about equally likely.
     assert 0 < metrics["retrieval"] < 3 * np.log(config.memory.slots_per_group)
   assert drawn == {False: (False, {"decoder"}), True: (True, set())}
+
+
+def test_a_slot_that_is_decided_counts_for_nothing_and_its_neighbours_do():
+  config = small_config(*BARE, "memory.kind=hard", "variation.enabled=false")
+  books, slots = config.memory.num_groups, config.memory.slots_per_group
+  rng = np.random.default_rng(0)
+  logits = [jnp.asarray(rng.normal(size=(2, books, 4, slots)), jnp.float32) for _ in range(2)]
+  teacher, student = (Retrieval(jnp.zeros((2, 4, config.memory.slot_dim)), jax.nn.log_softmax(x)) for x in logits)
+  decided = Decided(jnp.zeros((2, books, 4), jnp.int32), jnp.zeros((2, books, 4), bool).at[0, 1, 2].set(True))
+  shares = (jnp.ones((2, 2, 2, 1)),)
+
+  def term(log_weights):
+    found = student._replace(log_weights=log_weights)
+    return jnp.sum(steps._retrieval_terms(config, teacher, found, shares, decided)["retrieval"])
+
+  moved = np.abs(jax.grad(term)(student.log_weights)).max(axis=-1) > 0
+  np.testing.assert_array_equal(moved, ~np.asarray(decided.flags))
 
 
 def test_one_batch_is_learned_by_heart(trained, batch):
