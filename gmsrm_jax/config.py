@@ -40,12 +40,14 @@ class ModelConfig:
   heads: int  # attention heads of a context block
   discriminator_width: int  # channels of the discriminator's first layer, doubled by each later one
   discriminator_layers: int  # strided layers of the discriminator
+  discriminator: str = "pixels"  # what it sees: pixels, or features (of VGG16; discriminator_* then count for nothing)
   oblique: bool = False  # heads of the context blocks see places along axes of their own, not rows and columns
   smooth_upsampling: bool = False  # cells overlap where the decoder doubles the size, pixels at last: no weave
 
   def __post_init__(self):
     positive = "image_size blocks discriminator_width discriminator_layers"
     check_ranges(self, "model.", positive=positive, not_negative="context_blocks")
+    one_of("model.discriminator", self.discriminator, ("pixels", "features"))
     require(len(self.widths) >= 2, f"model.widths={self.widths} needs at least two scales")
     for width in self.widths:
       require(width > 0 and width % 8 == 0, f"model.widths={self.widths}: make {width} a positive multiple of 8")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -14,10 +15,12 @@ from jaxtyping import Array, Float
 from gmsrm_jax.arrays import Image, Mask, PerImage, composite
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.blocks import Shares, hole_shares
+from gmsrm_jax.models.discriminator import FEATURE_LAYERS
+from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import losses
 from gmsrm_jax.training.microbatch import in_parts, recomputed
 from gmsrm_jax.training.optimiser import discriminator_optimiser
-from gmsrm_jax.training.state import TrainState, make_networks
+from gmsrm_jax.training.state import TrainState, compute_dtype, make_networks
 
 
 @jax.custom_vjp
@@ -50,24 +53,36 @@ def hole_l1_gradient_norm(mask: Mask) -> PerImage:
   return 1.0 / (mask.shape[0] * jnp.sqrt(3.0 * pixels))
 
 
+def see(config: Config, image: Image, mask: Mask, feature_params: Any) -> tuple[Any, Any]:
+  """Returns what the discriminator sees: pixels and mask, or features of VGG16 and the hole's share of their places."""
+  if config.model.discriminator == "pixels":
+    return image, mask
+  features = vgg16.vgg16_features(feature_params, image, layers=FEATURE_LAYERS, dtype=compute_dtype(config))
+  return features, hole_shares(mask, len(FEATURE_LAYERS))
+
+
 @jax.named_scope("adversary")
-def generator_term(config: Config, state: TrainState, prediction: Image, image: Image, mask: Mask) -> PerImage:
+def generator_term(
+  config: Config, state: TrainState, prediction: Image, image: Image, mask: Mask, feature_params: Any
+) -> PerImage:
   """Returns the generator's hinge loss, which pulls as hard as an L1 term of weight `loss.adversarial` would.
 
-  The discriminator's power iterations are left alone.
+  A mean over the maps of logits. The discriminator's power iterations are left alone.
   """
   norm = config.loss.adversarial * hole_l1_gradient_norm(mask)
   fake = composite(fix_gradient_norm(prediction, norm), image, mask)
   discriminator = make_networks(config).discriminator
   judge = recomputed(config, "discriminator")(functools.partial(discriminator.apply, update_stats=False))
   variables = {"params": state.disc_params, "batch_stats": state.disc_stats}
-  return losses.hinge_generator(cast(Array, judge(variables, fake, mask)))
+  logits = cast(tuple, judge(variables, *see(config, fake, mask, feature_params)))
+  return jnp.mean(jnp.stack([losses.hinge_generator(of_scale) for of_scale in logits]), axis=0)
 
 
-def patch_shares(config: Config, shares: Shares) -> Float[Array, "b _h _w 1"]:
-  """Returns the hole's share of each of the discriminator's patches, which may be coarser than the bottleneck."""
-  level = config.model.discriminator_layers + 1
-  return (shares + hole_shares(shares[-1], max(level - len(shares), 0)))[level - 1]
+def patch_shares(config: Config, mask: Mask) -> Shares:
+  """Returns the hole's share of each of the discriminator's patches, for every map of logits."""
+  if config.model.discriminator == "features":
+    return hole_shares(mask, len(FEATURE_LAYERS))
+  return hole_shares(mask, config.model.discriminator_layers + 1)[-1:]
 
 
 def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array, "_2b ..."]:
@@ -77,27 +92,30 @@ def _in_turn(a: Float[Array, "b ..."], b: Float[Array, "b ..."]) -> Float[Array,
 
 @jax.named_scope("adversary")
 def update_discriminator(
-  config: Config, stage: str, state: TrainState, *, real: Image, fake: Image, mask: Mask, share: Any, group: int
+  config: Config, stage: str, state: TrainState, *, real: Any, fake: Any, shares: Sequence[Any] | None, group: int
 ) -> tuple[TrainState, dict[str, jax.Array]]:
   """Makes one step of the discriminator on the fakes that the generator's step has just drawn.
 
-  `share` is the hole's of each patch; without it all of a fake is fake. `group` rows belong together (see
-  `variation.Fills`): a batch that goes through in parts is cut between groups.
+  `real` and `fake` are what it sees of both (`see`). `shares` are the hole's of each patch; without them all of a fake
+  is fake. `group` rows belong together (see `variation.Fills`): a batch that goes through in parts is cut between
+  groups. The loss is a mean over the maps of logits.
   """
   discriminator, fake = make_networks(config).discriminator, jax.lax.stop_gradient(fake)
+  rows = len(jax.tree.leaves(real)[0])
 
-  def objective(params: Any, real: Image, fake: Image, mask: Mask, share: Any):
+  def objective(params: Any, real: Any, fake: Any, shares: Any):
     variables = {"params": params, "batch_stats": state.disc_stats}
     apply = functools.partial(discriminator.apply, update_stats=True, mutable=["batch_stats"])
-    logits, new = recomputed(config, "discriminator")(apply)(variables, _in_turn(real, fake), _in_turn(mask, mask))
-    pairs = logits.reshape(len(real), 2, *logits.shape[1:])
-    real_logits, fake_logits = pairs[:, 0], pairs[:, 1]
-    loss = jnp.mean(losses.hinge_discriminator(real_logits, fake_logits, hole=share))
+    logits, new = recomputed(config, "discriminator")(apply)(variables, *jax.tree.map(_in_turn, real, fake))
+    pairs = [of_scale.reshape(-1, 2, *of_scale.shape[1:]) for of_scale in cast(tuple, logits)]
+    holes = shares or [None] * len(pairs)
+    scores = [losses.hinge_discriminator(p[:, 0], p[:, 1], hole=h) for p, h in zip(pairs, holes, strict=True)]
+    means = [jnp.mean(jnp.stack([jnp.mean(p[:, side]) for p in pairs])) for side in (0, 1)]
     # The power iterations look at the parameters alone: those of all parts are equal.
-    return loss, ((new["batch_stats"], jnp.mean(real_logits), jnp.mean(fake_logits)), ())
+    return jnp.mean(jnp.stack(scores)), ((new.get("batch_stats", {}), *means), ())
 
-  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, len(real) // group)(
-    state.disc_params, real, fake, mask, share
+  (loss, ((stats, real_mean, fake_mean), _)), grads = in_parts(objective, config.run.accumulate, rows // group)(
+    state.disc_params, real, fake, shares
   )
   optimiser = discriminator_optimiser(config, stage)
   updates, opt_state = optimiser.update(grads, state.disc_opt_state, state.disc_params)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from gmsrm_jax.config import Config
 from gmsrm_jax.models.codebook import fresh_usage
-from gmsrm_jax.models.discriminator import Discriminator
+from gmsrm_jax.models.discriminator import FEATURE_CHANNELS, Discriminator, FeatureDiscriminator
 from gmsrm_jax.models.inpainter import InpaintingNetwork
 from gmsrm_jax.models.memory import MemoryNetwork
 from gmsrm_jax.parallel.sharding import tree_sharding
@@ -40,7 +40,7 @@ class Networks(NamedTuple):
 
   memory: MemoryNetwork
   inpaint: InpaintingNetwork
-  discriminator: Discriminator
+  discriminator: Discriminator | FeatureDiscriminator
 
 
 def compute_dtype(config: Config) -> Any:
@@ -53,7 +53,20 @@ def compute_dtype(config: Config) -> Any:
 def make_networks(config: Config) -> Networks:
   """Returns the modules in the compute dtype of this run."""
   dtype = compute_dtype(config)
-  return Networks(MemoryNetwork(config, dtype), InpaintingNetwork(config, dtype), Discriminator(config.model, dtype))
+  of_features = config.model.discriminator == "features"
+  discriminator = FeatureDiscriminator(dtype) if of_features else Discriminator(config.model, dtype)
+  return Networks(MemoryNetwork(config, dtype), InpaintingNetwork(config, dtype), discriminator)
+
+
+def _begin_discriminator(config: Config, key: jax.Array) -> Any:
+  """Returns the variables of a fresh discriminator."""
+  size = config.model.image_size
+  seen: Any = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
+  if config.model.discriminator == "features":
+    sides = [size // 2**level for level in range(1, len(FEATURE_CHANNELS) + 1)]
+    features = [jnp.zeros((1, side, side, channels)) for side, channels in zip(sides, FEATURE_CHANNELS, strict=True)]
+    seen = features, [jnp.ones((1, side, side, 1)) for side in sides]
+  return make_networks(config).discriminator.init(key, *seen, update_stats=False)
 
 
 def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | None = None) -> TrainState:
@@ -62,7 +75,7 @@ def init_state(config: Config, stage: str, key: jax.Array, memory_params: Any | 
   size = config.model.image_size
   image, mask = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
   generator_key, discriminator_key = jax.random.split(key)
-  discriminator = networks.discriminator.init(discriminator_key, image, mask, update_stats=False)
+  discriminator = _begin_discriminator(config, discriminator_key)
   if stage == "memory":
     return first_state(config, stage, networks.memory.init(generator_key, image)["params"], {}, discriminator)
   params, frozen = networks.inpaint.init(generator_key, image, mask)["params"], {}
@@ -90,7 +103,7 @@ def first_state(config: Config, stage: str, params: Any, frozen: dict[str, Any],
     frozen=jax.tree.map(jnp.copy, frozen),
     opt_state=generator_optimiser(config, stage).init(params),
     disc_params=discriminator["params"],
-    disc_stats=discriminator["batch_stats"],
+    disc_stats=discriminator.get("batch_stats", {}),
     disc_opt_state=discriminator_optimiser(config, stage).init(discriminator["params"]),
     # Typed: a weak type would make the second step compile again.
     usage=fresh_usage(config.memory),

@@ -142,7 +142,7 @@ def memory_step(
       else:
         terms["balance"] = losses.balance(codebook.mean_weights(recognised.retrieval.log_weights))
       if phase.adversarial:
-        terms["adversarial"] = adversary.generator_term(config, state, drawn, image, whole)
+        terms["adversarial"] = adversary.generator_term(config, state, drawn, image, whole, feature_params)
       total, means = losses.weigh(terms, config.loss)
     return total, (means, recognised)
 
@@ -152,7 +152,8 @@ def memory_step(
   state, metrics = _update(config, "memory", state, grads)
   metrics.update({"loss": total, **means})
   if phase.adversarial:
-    given = {"real": image, "fake": recognised.image, "mask": whole, "share": None, "group": 1}
+    real, fake = (adversary.see(config, x, whole, feature_params) for x in (image, recognised.image))
+    given = {"real": real, "fake": fake, "shares": None, "group": 1}
     state, more = adversary.update_discriminator(config, "memory", state, **given)
     metrics.update(more)
 
@@ -231,7 +232,8 @@ def inpaint_step(
       if teacher is not None and out.retrieval is not None:
         terms |= _retrieval_terms(config, teacher, out.retrieval, out.shares, decided)
       if phase.adversarial:
-        terms["adversarial"] = adversary.generator_term(config, state, out.prediction, images, masks)
+        prediction = out.prediction
+        terms["adversarial"] = adversary.generator_term(config, state, prediction, images, masks, feature_params)
       total, means = losses.weigh(terms, config.loss)
     return total, (means, (out, inpainted))
 
@@ -241,8 +243,10 @@ def inpaint_step(
   state, metrics = _update(config, "inpaint", state, grads)
   metrics.update({"loss": total, **means, **_observed(config, out, inpainted, mask, masks, varied=varied)})
   if phase.adversarial:
-    share = fills.rows(adversary.patch_shares(config, out.shares))
-    given = {"real": images, "fake": inpainted, "mask": masks, "share": share, "group": fills.rows_of_images}
+    shares = jax.tree.map(fills.rows, adversary.patch_shares(config, mask))
+    real = jax.tree.map(fills.rows, adversary.see(config, image, mask, feature_params))
+    fake = adversary.see(config, inpainted, masks, feature_params)
+    given = {"real": real, "fake": fake, "shares": shares, "group": fills.rows_of_images}
     state, more = adversary.update_discriminator(config, "inpaint", state, **given)
     metrics.update(more)
   return dataclasses.replace(state, step=state.step + 1), metrics
