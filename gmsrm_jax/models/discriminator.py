@@ -49,7 +49,7 @@ HEAD_WIDTH = 64
 
 
 class FeatureDiscriminator(nn.Module):
-  """One logit per place of each feature map; larger means more real. A head of three convolutions per map.
+  """One logit per place of each feature map; larger means more real. A head of 1x1, 3x3 and 1x1 per map.
 
   The features come from a network trained before and left as it is (Projected GAN, Sauer et al. 2021, which mixes them
   at random first; a learned projection is ours, as is the hole's share beside them). What a discriminator of pixels
@@ -68,6 +68,5 @@ class FeatureDiscriminator(nn.Module):
       h = jnp.concatenate([x, share], axis=-1).astype(self.dtype)
       h = nn.leaky_relu(nn.Dense(HEAD_WIDTH, dtype=self.dtype, name=f"project{level}")(h), 0.2)
       h = nn.leaky_relu(nn.Conv(HEAD_WIDTH, (3, 3), padding="SAME", dtype=self.dtype, name=f"conv{level}")(h), 0.2)
-      out = nn.Conv(1, (3, 3), padding="SAME", dtype=self.dtype, name=f"to_logits{level}")(h)
-      logits.append(out.astype(jnp.float32))
+      logits.append(nn.Dense(1, dtype=self.dtype, name=f"to_logits{level}")(h).astype(jnp.float32))
     return tuple(logits)
