@@ -1,7 +1,6 @@
 """Every setting of the project: one home each, with its meaning, unit and check.
 
-`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it (see `overrides.py`). Checks run when a
-dataclass is built, so a bad value stops the program before anything compiles.
+`experiments/*.py` build a `Config`; `--set KEY=VALUE` changes one field of it. Checks run when a dataclass is built.
 """
 
 from __future__ import annotations
@@ -346,7 +345,5 @@ class Config:
       self.model.stride % self.loss.hole_cell == 0,
       f"loss.hole_cell={self.loss.hole_cell} is no divisor of the model's stride: choose one of {self.model.stride}",
     )
-    require(
-      self.loss.feature_crop <= self.model.image_size,
-      f"loss.feature_crop={self.loss.feature_crop} exceeds model.image_size={self.model.image_size}: lower it or use 0",
-    )
+    crop = self.loss.feature_crop
+    require(crop <= size, f"loss.feature_crop={crop} exceeds model.image_size={size}: lower it or use 0")

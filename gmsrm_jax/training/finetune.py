@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from gmsrm_jax import overrides
 from gmsrm_jax.config import Config
@@ -28,7 +29,7 @@ def check_source(config: Config) -> None:
   )
   source = read_config(folder)
   ours, theirs = abstract_state(config, "inpaint"), abstract_state(source, "inpaint")
-  fits = release_params(ours) == release_params(theirs) and (exported or ours.disc_params == theirs.disc_params)
+  fits = release_params(ours) == release_params(theirs)
   different = overrides.differences(source, config)
   of_model = [line for line in different if line.startswith(("model.", "memory.", "variation."))]
   require(fits, f"{named} is another model ({'; '.join(of_model)}): give the same settings")
@@ -42,8 +43,9 @@ def check_source(config: Config) -> None:
 def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
   """Returns stage 2 at step 0 with the weights of `run.init_from`, laid out as `where` says; optimisers start anew.
 
-  A run's checkpoint brings its discriminator and, where the losses need it, its teacher; an export brings neither: the
-  discriminator starts anew, from the key. The new run may freeze the memory where the trained one did not.
+  A run's checkpoint brings its discriminator, if that of this run is alike, and, where the losses need it, its teacher;
+  an export brings neither: the discriminator starts anew, from the key. The new run may freeze the memory where the
+  trained one did not.
   """
   folder = local_path(config.run.init_from, "run.init_from")
   if is_export(folder):
@@ -54,10 +56,19 @@ def begin_with(config: Config, key: jax.Array, where: Any) -> TrainState:
     trained = load_state(dataclasses.replace(source, run=dataclasses.replace(source.run, fsdp=config.run.fsdp)), folder)
     weights = release_params(trained)
 
+  another_judge = trained and jax.tree.map(jnp.shape, trained.disc_params) != _judge_shapes(config)
+  if another_judge and jax.process_index() == 0:
+    print(f"{config.run.init_from} has another discriminator: this run's starts anew")
+
   def begin(trained: TrainState | None, weights: Any) -> TrainState:
-    own = init_state(config, "inpaint", key) if trained is None else trained
-    frozen = {"teacher": own.frozen["teacher"]} if has_teacher(config) else {}
+    fresh = init_state(config, "inpaint", key)
+    frozen = {"teacher": trained.frozen["teacher"]} if trained and has_teacher(config) else {}
+    own = trained if trained and not another_judge else fresh
     discriminator = {"params": own.disc_params, "batch_stats": own.disc_stats}
     return first_state(config, "inpaint", weights, frozen, discriminator)
 
   return jax.jit(begin, out_shardings=where)(trained, weights)
+
+
+def _judge_shapes(config: Config) -> Any:
+  return jax.tree.map(jnp.shape, abstract_state(config, "inpaint").disc_params)

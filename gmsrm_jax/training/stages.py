@@ -66,6 +66,6 @@ def freezes_memory(config: Config) -> bool:
 
 
 def needs_vgg16(config: Config) -> bool:
-  """Returns True where a step takes the parameters of VGG16, for the perceptual and style terms or the discriminator."""
+  """Returns True where a step takes the parameters of VGG16, for the feature terms or the discriminator."""
   compared = config.loss.features == "vgg16" and (config.loss.perceptual > 0 or config.loss.style > 0)
   return compared or (config.model.discriminator == "features" and config.loss.adversarial > 0)

@@ -239,7 +239,7 @@ def inpaint_step(
 
   run = in_parts(objective, config.run.accumulate, len(image) // fills.images)
   (total, (means, (out, inpainted))), grads = run(state.params, image, mask, teacher, noise, decided)
-  images, masks = fills.rows(image), fills.rows(mask)
+  masks = fills.rows(mask)
   state, metrics = _update(config, "inpaint", state, grads)
   metrics.update({"loss": total, **means, **_observed(config, out, inpainted, mask, masks, varied=varied)})
   if phase.adversarial:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gmsrm_jax.experiments import demo
-from gmsrm_jax.models.discriminator import Discriminator
+from gmsrm_jax.models.discriminator import Discriminator, FeatureDiscriminator
 from tests.small import shrink
 
 MODULE = Discriminator(shrink(demo.get_config()).model)
@@ -28,7 +28,7 @@ def judge():
       return lambda v: MODULE.apply(v, image, mask, update_stats=update_stats, mutable=["batch_stats"])
 
     logits, new = jax.lax.cond(update, branch(True), branch(False), variables)
-    return logits, {**variables, **new}
+    return logits[0], {**variables, **new}
 
   return apply
 
@@ -67,3 +67,25 @@ def test_a_logit_judges_its_own_surroundings_and_sees_the_mask(judge, settled, s
   # Eight pixels to a logit: the last columns of the image touch the right half and nothing else.
   assert changed[-1] and not changed[: changed.size // 2].any()
   assert np.all(judge(False, settled, image, 1 - mask)[0] != logits)
+
+
+def test_a_head_judges_directions_of_features_near_its_place_and_the_share_of_the_hole():
+  heads = FeatureDiscriminator()
+  features = [jax.random.normal(jax.random.key(level), (1, 12, 12, 8)) for level in (0, 1)]
+  shares = [jnp.zeros((1, 12, 12, 1))] * 2
+  variables = heads.init(jax.random.key(2), features, shares, update_stats=False)
+
+  def logits(features, shares):
+    return [np.asarray(x) for x in heads.apply(variables, features, shares, update_stats=False)]
+
+  before = logits(features, shares)
+  assert [x.shape for x in before] == [(1, 12, 12, 1)] * 2
+  # What counts is which channels are active, not how much: VGG16's maps differ in scale by a hundred.
+  louder = logits([100 * features[0], features[1]], shares)
+  np.testing.assert_allclose(louder[0], before[0], rtol=0.01, atol=0.01)
+  moved = logits([features[0].at[:, 5, 5].multiply(-1.0), features[1]], shares)
+  changed = (moved[0] != before[0])[0, ..., 0]
+  assert changed[4:7, 4:7].all() and changed.sum() == 9
+  np.testing.assert_array_equal(moved[1], before[1])
+  holed = logits(features, [shares[0].at[:, 2, 2].set(1.0), shares[1]])
+  assert ((holed[0] != before[0])[0, ..., 0]).sum() == 9

@@ -11,6 +11,7 @@ import pytest
 from gmsrm_jax import overrides
 from gmsrm_jax.files import SHIPPED
 from gmsrm_jax.parallel.sharding import make_mesh
+from gmsrm_jax.training.finetune import begin_with, check_source
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import abstract_state, release_params, with_shardings
 from gmsrm_jax.training.weights import load_weights
@@ -76,6 +77,18 @@ def test_exported_weights_get_a_new_discriminator_train_their_memory_on_and_leav
   assert "no teacher (its losses needed none)" in again
 
 
+def test_a_run_whose_discriminator_is_of_another_kind_takes_the_rest(trained, old, capsys):
+  given = [f"run.init_from={trained.workdir}", "model.discriminator=features"]
+  config = overrides.override(read_config(trained.workdir), given)
+  check_source(config)
+  where = jax.tree.map(lambda leaf: leaf.sharding, with_shardings(config, "inpaint", make_mesh(config)))
+  new = begin_with(config, jax.random.key(0), where)
+  assert capsys.readouterr().out.count("starts anew") == 1
+  assert "to_logits3" in new.disc_params and new.disc_stats == {}
+  assert_equal(new.params, old.ema)
+  assert_equal(new.frozen, old.frozen)
+
+
 def test_a_teacher_is_kept_after_a_stage_1_and_in_fine_tuning_only_if_a_term_asks(trained):
   config = read_config(trained.workdir)
   without = overrides.override(config, WITHOUT_TEACHER)
@@ -92,7 +105,7 @@ def test_what_cannot_begin_a_run_is_refused_before_anything_is_written(trained, 
     return refused(capsys, trained.flags(workdir, f"run.init_from={source}", *changes))
 
   assert all(name in line(SHIPPED) for name in ("another model", "model.image_size", "memory.num_groups"))
-  assert "another model (model.discriminator_width" in line(trained.workdir, "model.discriminator_width=4")
+  assert "another model (model.blocks" in line(trained.workdir, "model.blocks=2")
   assert "no checkpoint of stage 2" in line(tmp_path)
   shutil.copytree(trained.workdir / "checkpoints", tmp_path / "halved" / "checkpoints")
   assert "holds no config.json" in line(tmp_path / "halved")
