@@ -40,7 +40,7 @@ class Discriminator(nn.Module):
 
 
 FEATURE_LAYERS = ("relu2_2", "relu3_3", "relu4_3", "relu5_3")
-"""Layers of VGG16 with a head each, at 1/2 to 1/16 of the image's size; one more, at 1/1, would cost as much as these."""
+"""Layers of VGG16 with a head each, at 1/2 to 1/16 of the image's size; one at 1/1 would cost as much as these."""
 
 FEATURE_CHANNELS = (128, 256, 512, 512)
 
