@@ -286,6 +286,7 @@ class RunConfig:
   remat: str = ""  # what is computed again in the backward pass, for less memory: names of REMAT, commas between
   compile_cache: str = "auto"  # folder of compiled programs; auto: a part of the user's; off: none
   profile: str = ""  # START:STOP, steps of each stage that jax.profiler traces into profile/STAGE
+  convolution: str = "xla"  # of 3x3 in training: by xla, onednn or onednn_bfloat16 (on one CPU, once built)
   compute_dtype: str = "auto"  # auto (bfloat16 on gpu and tpu, float32 on cpu), float32 or bfloat16
 
   def __post_init__(self):
@@ -301,6 +302,7 @@ class RunConfig:
       f"run.profile={self.profile!r} is no range of steps: give START:STOP, such as 10:15",
     )
     one_of("run.compute_dtype", self.compute_dtype, ("auto", "float32", "bfloat16"))
+    one_of("run.convolution", self.convolution, ("xla", "onednn", "onednn_bfloat16"))
 
   @property
   def recomputed(self) -> tuple[str, ...]:
@@ -338,8 +340,7 @@ class Config:
     size, twice = self.model.image_size, 2 * self.model.stride
     require(
       size % twice == 0 or self.stage1.half_until == self.stage2.half_until == 0,
-      f"model.image_size={size} is no multiple of {twice}, so it cannot train at half the size: use "
-      f"{-(-size // twice) * twice}, or half_until=0",
+      f"model.image_size={size} cannot be halved to train: use {-(-size // twice) * twice}, or half_until=0",
     )
     require(
       self.model.stride % self.loss.hole_cell == 0,

@@ -27,6 +27,7 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 GROUND = "ground"
 FLOORS: tuple[dict[str, str], ...] = (
   {GROUND: "__init__ arrays config errors files overrides panels progress"},
+  {"kernels": "__init__ convolution"},
   {
     "models": "__init__ blocks codebook context decoder discriminator encoder generator inpainter memory reasoning "
     "retrieval",

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image, Mask
 from gmsrm_jax.config import ModelConfig
+from gmsrm_jax.kernels import convolution
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
 # A residual branch starts small, so that a deep stack starts near the identity.
@@ -65,7 +66,8 @@ def depth_to_space(x: Map) -> Map:
 
 def conv3x3(channels: int, dtype: Any, kernel_init: Any = KERNEL_INIT, name: str | None = None) -> nn.Conv:
   """A 3x3 convolution that keeps the size."""
-  return nn.Conv(channels, (3, 3), padding="SAME", dtype=dtype, kernel_init=kernel_init, name=name)
+  kind = {"kernel_init": kernel_init, "conv_general_dilated": convolution.general}
+  return nn.Conv(channels, (3, 3), padding="SAME", dtype=dtype, name=name, **kind)
 
 
 def conv1x1(channels: int, dtype: Any, kernel_init: Any = KERNEL_INIT, name: str | None = None) -> nn.Dense:

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image, Mask
 from gmsrm_jax.config import ModelConfig
-from gmsrm_jax.models.blocks import Map, Share, space_to_depth
+from gmsrm_jax.models.blocks import Map, Share, conv3x3, space_to_depth
 
 Logits = Float[Array, "b _h _w 1"]
+PLAIN_INIT = nn.initializers.lecun_normal()
 
 
 class Discriminator(nn.Module):
@@ -32,10 +33,10 @@ class Discriminator(nn.Module):
     h = jnp.concatenate([image, mask], axis=-1).astype(self.dtype)
     for layer in range(self.config.discriminator_layers + 1):
       channels = min(self.config.discriminator_width * 2**layer, 512)
-      conv = nn.Conv(channels, (3, 3), padding="SAME", dtype=self.dtype, name=f"conv{layer}")
+      conv = conv3x3(channels, self.dtype, PLAIN_INIT, name=f"conv{layer}")
       h = nn.SpectralNorm(conv, name=f"spectral{layer}")(space_to_depth(h), update_stats=update_stats)
       h = nn.leaky_relu(h, 0.2)
-    out = nn.Conv(1, (3, 3), padding="SAME", dtype=self.dtype, name="to_logits")
+    out = conv3x3(1, self.dtype, PLAIN_INIT, name="to_logits")
     return (nn.SpectralNorm(out, name="spectral_logits")(h, update_stats=update_stats).astype(jnp.float32),)
 
 
@@ -67,6 +68,6 @@ class FeatureDiscriminator(nn.Module):
       x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-3)
       h = jnp.concatenate([x, share], axis=-1).astype(self.dtype)
       h = nn.leaky_relu(nn.Dense(HEAD_WIDTH, dtype=self.dtype, name=f"project{level}")(h), 0.2)
-      h = nn.leaky_relu(nn.Conv(HEAD_WIDTH, (3, 3), padding="SAME", dtype=self.dtype, name=f"conv{level}")(h), 0.2)
+      h = nn.leaky_relu(conv3x3(HEAD_WIDTH, self.dtype, PLAIN_INIT, name=f"conv{level}")(h), 0.2)
       logits.append(nn.Dense(1, dtype=self.dtype, name=f"to_logits{level}")(h).astype(jnp.float32))
     return tuple(logits)

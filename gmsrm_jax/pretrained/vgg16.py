@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gmsrm_jax.arrays import Image
+from gmsrm_jax.kernels import convolution
 from gmsrm_jax.pretrained.canvas import Sizes, inside, mean_inside
 from gmsrm_jax.pretrained.weight_files import Params, load_lpips_weights
 
@@ -44,7 +45,7 @@ def relu_conv(
   params: Params, x: Float[Array, "b h w c"], stride: int, padding: int, precision: jax.lax.Precision | None
 ) -> Float[Array, "b _h _w _c"]:
   """ReLU of one convolution of a network, in the type of `x`."""
-  x = jax.lax.conv_general_dilated(
+  x = convolution.general(
     x,
     jnp.asarray(params["kernel"], x.dtype),
     window_strides=(stride, stride),
@@ -82,11 +83,11 @@ def vgg16_features(
   depth = max(names.index(layer) for layer in layers) + 1
   x = inside(normalise(image).astype(dtype), sizes)
   activations = {}
-  for name, convolution in zip(names[:depth], params["convolutions"], strict=False):
+  for name, layer in zip(names[:depth], params["convolutions"], strict=False):
     if name.endswith("_1") and name != "relu1_1":
       sizes = None if sizes is None else sizes // 2
       x = inside(_halved(x), sizes)
-    activations[name] = x = inside(relu_conv(convolution, x, 1, 1, precision), sizes)
+    activations[name] = x = inside(relu_conv(layer, x, 1, 1, precision), sizes)
   return tuple(activations[layer] for layer in layers)
 
 

@@ -23,6 +23,7 @@ from gmsrm_jax import files
 from gmsrm_jax.config import Config
 from gmsrm_jax.data import pipeline, sources
 from gmsrm_jax.errors import SharedError, require
+from gmsrm_jax.kernels import convolution
 from gmsrm_jax.parallel import backend, processes, sharding
 from gmsrm_jax.parallel.preemption import Stop
 from gmsrm_jax.pretrained import vgg16
@@ -46,10 +47,10 @@ from gmsrm_jax.training.weights import Weights, weights_of
 
 _FREE_ON_RESUME = (
   *("run.log_every", "run.save_every", "run.keep", "run.if_save_fails", "run.panel_every", "run.panel_images"),
-  *("run.fsdp", "run.remat", "run.compile_cache", "run.profile"),
+  *("run.fsdp", "run.remat", "run.compile_cache", "run.profile", "run.convolution"),
   *("data.threads", "data.workers", "data.prefetch", "data.stored_", "eval."),
 )
-"""Beginnings of settings that change what is written or how fast, but not what is learned."""
+"""Beginnings of settings that change what is written, how fast and, the last of `run.`, how it is rounded; no more."""
 
 
 class NonFiniteError(SharedError):
@@ -108,6 +109,7 @@ def _prepare(config: Config, root: pathlib.Path, stop: Stop, claim: contextlib.E
   first = jax.process_index() == 0
   with processes.together():
     check_settings(config)
+    convolution.use(config.run.convolution)
     mesh = sharding.make_mesh(config)
     sharding.check_batch(config, mesh)
     evaluation = pipeline.evaluation_set(config)
