@@ -19,6 +19,7 @@ from gmsrm_jax import files, overrides
 from gmsrm_jax.config import Config
 from gmsrm_jax.errors import ConfigError, require
 from gmsrm_jax.hardware import compare, machine, measure
+from gmsrm_jax.kernels import convolution
 from gmsrm_jax.parallel import backend, sharding
 from gmsrm_jax.training import loop
 from gmsrm_jax.training.stages import planned_stages
@@ -60,6 +61,7 @@ def benchmark(
   path.parent.mkdir(parents=True, exist_ok=True)
   base = configured(plan[0][1])
   loop.check_settings(base)
+  convolution.use(base.run.convolution)
   seconds = seconds or (3.0 if platform == "cpu" else 5.0)
   document = {
     "format": compare.FORMAT,
