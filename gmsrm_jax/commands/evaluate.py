@@ -11,7 +11,7 @@ import dataclasses
 import pathlib
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from gmsrm_jax import files, overrides
 from gmsrm_jax.commands.flags import configuration, trained, workdir
@@ -23,7 +23,7 @@ from gmsrm_jax.evaluation.from_files import FolderPictures
 from gmsrm_jax.evaluation.held_out import METHOD, HeldOutPictures, make_fill
 from gmsrm_jax.evaluation.protocols import PROTOCOLS
 from gmsrm_jax.evaluation.report import make_report, report_files, summary, write_report
-from gmsrm_jax.evaluation.scorer import make_feature_measure, make_measure, score, score_judged
+from gmsrm_jax.evaluation.scorer import Scores, make_feature_measure, make_measure, score, score_judged
 from gmsrm_jax.experiments import load
 from gmsrm_jax.parallel import backend
 from gmsrm_jax.training.curves import draw_curves
@@ -98,7 +98,7 @@ def _report(
   fills: Mapping[str, Fill],
   root: pathlib.Path,
 ) -> None:
-  began = time.perf_counter()
+  clock = [time.perf_counter()]
   held_out = isinstance(pictures, HeldOutPictures)
   protocol = PROTOCOLS[config.protocol] if held_out else pictures.protocol
   protocol.check(*pictures.least_size)
@@ -109,7 +109,9 @@ def _report(
     pictures.save_panels(root / "samples")
   else:
     measure = make_feature_measure(config, protocol, has_vgg16=pictures.is_whole)
+    clock.append(time.perf_counter())
     scores = score_judged(pictures, measure.program, protocol, config.batch_size)
+    clock.append(time.perf_counter())
   head = pictures.describe()
   head["notes"] = [*head["notes"], measure.note]
   head["protocol"] = {**protocol.describe(*pictures.least_size), **head["protocol"]}
@@ -118,8 +120,20 @@ def _report(
   write_report(root, report, pictures.read_again, fills, scores)
   print(summary(report))
   if scores.seconds:
-    spent = ", ".join(f"{what} {seconds:.0f} s" for what, seconds in collections.Counter(scores.seconds).most_common())
-    print(f"time: {time.perf_counter() - began:.0f} s, of all processes {spent}")
+    _print_time([*clock, time.perf_counter()], scores)
   print(f"report: {root / REPORT}.md")
   if not report["self_check"]["passed"]:
     print(f"warning: the self-check of these numbers failed: see {root / REPORT}.md", file=sys.stderr)
+
+
+def _print_time(clock: Sequence[float], scores: Scores) -> None:
+  """Prints what took the time, from the start, the first picture, the last and the end."""
+  began, first, last, end = clock
+  own = {"loading": first - began, **scores.seconds, "report": end - last}
+
+  def listed(seconds: Mapping[str, float]) -> str:
+    return ", ".join(f"{what} {spent:.0f} s" for what, spent in collections.Counter(seconds).most_common())
+
+  print(
+    f"time: {end - began:.0f} s: {listed(own)}; meanwhile, where pictures are judged: {listed(scores.seconds_of_others)}"
+  )

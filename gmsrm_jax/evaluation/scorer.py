@@ -89,7 +89,8 @@ class Scores:
   distances: dict[str, dict[str, dict[str, float]]]  # method and bucket to distances of sets
   outside: dict[str, dict[str, int]]  # method to `images`, `pixels` and `most` levels that differed outside the hole
   check: dict[str, Any]  # see `self_check`
-  seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of all processes, by what took them
+  seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # of this process, by what took them
+  seconds_of_others: dict[str, float] = dataclasses.field(default_factory=dict)  # of those that judge, meanwhile
 
   @property
   def buckets(self) -> dict[str, list[int]]:
@@ -203,29 +204,29 @@ def score(
 
 
 def score_judged(pictures: Iterable[Judged], measure: ByImage, protocol: Protocol, batch_size: int) -> Scores:
-  """Adds what networks say to what is known of pictures; `seconds` of the result tells what that and they took."""
+  """Adds what networks say to what is known of pictures; the result tells what that and they took."""
   keys: list[tuple[str, str]] = []
   measured: list[_Measured] = []
   checked: dict[str, Judged] = {}
   methods: tuple[str, ...] = ()
-  seconds: dict[str, float] = collections.defaultdict(float)
+  networks, of_others, began = 0.0, collections.Counter[str](), time.perf_counter()
   with tqdm(total=operator.length_hint(pictures), desc="evaluate", unit="image", disable=None) as progress:
     for batch in batches(pictures, batch_size):
       clock = time.perf_counter()
       fills, images, masks = (np.stack([getattr(one, name) for one in batch]) for name in ("fills", "image", "mask"))
       scores, of_fills, of_truth = measure(fills, images, masks, np.array([one.size for one in batch], np.int32))
-      seconds["networks"] += time.perf_counter() - clock
+      networks += time.perf_counter() - clock
       scores |= {name: np.stack([one.scores[name] for one in batch]) for name in batch[0].scores}
       scores = _of_bucket(scores, batch[0].bucket, np.array([one.share for one in batch]))
       apart = {name: np.stack([one.apart[name] for one in batch]) for name in batch[0].apart}
       measured.append((scores, of_fills, of_truth, apart))
       keys += [(one.bucket, one.name) for one in batch]
       methods = batch[0].methods
-      for what, spent in (item for one in batch for item in one.seconds.items()):
-        seconds[what] += spent
+      for one in batch:
+        of_others.update(one.seconds)
       _choose_checked(batch, checked)
       progress.update(len(batch))
-  sizes = np.array([one.size for one in checked.values()], np.int32)
+  sizes, judged = np.array([one.size for one in checked.values()], np.int32), time.perf_counter()
 
   def measure_whole(fills: np.ndarray, images: np.ndarray, masks: np.ndarray) -> Any:
     scores, of_fills, of_truth = measure(fills, images, masks, sizes)
@@ -233,7 +234,9 @@ def score_judged(pictures: Iterable[Judged], measure: ByImage, protocol: Protoco
     return scores | {name: values[:, None] for name, values in pixels.items()}, of_fills, of_truth
 
   scores = _scores(list(methods), keys, measured, list(checked.values()), measure_whole)
-  return dataclasses.replace(scores, seconds=dict(seconds))
+  seconds = {"networks": networks, "waiting for pictures": judged - began - networks}
+  seconds["self-check and distances of sets"] = time.perf_counter() - judged
+  return dataclasses.replace(scores, seconds=seconds, seconds_of_others=dict(of_others))
 
 
 def _choose_checked(batch: Sequence[Shown], checked: dict[str, Shown]) -> None:
