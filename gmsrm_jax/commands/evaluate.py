@@ -134,6 +134,5 @@ def _print_time(clock: Sequence[float], scores: Scores) -> None:
   def listed(seconds: Mapping[str, float]) -> str:
     return ", ".join(f"{what} {spent:.0f} s" for what, spent in collections.Counter(seconds).most_common())
 
-  print(
-    f"time: {end - began:.0f} s: {listed(own)}; meanwhile, where pictures are judged: {listed(scores.seconds_of_others)}"
-  )
+  others = listed(scores.seconds_of_others)
+  print(f"time: {end - began:.0f} s: {listed(own)}; meanwhile, where pictures are judged: {others}")
