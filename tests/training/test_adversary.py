@@ -12,7 +12,7 @@ from gmsrm_jax.experiments import street
 from gmsrm_jax.models.blocks import push_pull_fill
 from gmsrm_jax.pretrained import vgg16
 from gmsrm_jax.training import adversary, losses
-from gmsrm_jax.training.state import init_state
+from gmsrm_jax.training.state import init_state, make_networks
 from tests.small import shrink
 
 
@@ -59,7 +59,14 @@ def test_a_discriminator_of_features_learns_to_tell_smooth_fills_from_what_was_t
   def step(state):
     return adversary.update_discriminator(config, "inpaint", state, real=real, fake=fake, shares=shares, group=1)
 
+  apply = make_networks(config).discriminator.apply
+  of_real, of_fake = (apply({"params": state.disc_params}, *seen, update_stats=False) for seen in (real, fake))
   state, first = step(state)
+  scores = [
+    np.mean(jax.nn.relu(1 - r)) + np.mean(s * jax.nn.relu(1 + f) + (1 - s) * jax.nn.relu(1 - f))
+    for r, f, s in zip(of_real, of_fake, shares, strict=True)
+  ]
+  np.testing.assert_allclose(first["disc_loss"], np.mean(scores), rtol=1e-4)
   for _ in range(40):
     state, last = step(state)
   assert float(last["disc_loss"]) < 0.5 * chance < float(first["disc_loss"])
