@@ -40,13 +40,13 @@ class Discriminator(nn.Module):
     return (nn.SpectralNorm(out, name="spectral_logits")(h, update_stats=update_stats).astype(jnp.float32),)
 
 
-FEATURE_LAYERS = ("relu2_2", "relu3_3", "relu4_3", "relu5_3")
-"""Layers of VGG16 with a head each, at 1/2 to 1/16 of the image's size; one at 1/1 would cost as much as these."""
+FEATURE_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
+"""Layers of VGG16 with a head each, at 1/1 to 1/16 of the image's size."""
 
-FEATURE_CHANNELS = (128, 256, 512, 512)
+FEATURE_CHANNELS = (64, 128, 256, 512, 512)
 
-HEAD_WIDTH = 64
-"""Channels of a head."""
+HEAD_WIDTHS = (32, 64, 64, 64, 64)
+"""Channels of the heads; the first, at full size, would cost as much as all others with as many."""
 
 
 class FeatureDiscriminator(nn.Module):
@@ -67,7 +67,7 @@ class FeatureDiscriminator(nn.Module):
       x = x.astype(jnp.float32)
       x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-3)
       h = jnp.concatenate([x, share], axis=-1).astype(self.dtype)
-      h = nn.leaky_relu(nn.Dense(HEAD_WIDTH, dtype=self.dtype, name=f"project{level}")(h), 0.2)
-      h = nn.leaky_relu(conv3x3(HEAD_WIDTH, self.dtype, PLAIN_INIT, name=f"conv{level}")(h), 0.2)
+      h = nn.leaky_relu(nn.Dense(HEAD_WIDTHS[level], dtype=self.dtype, name=f"project{level}")(h), 0.2)
+      h = nn.leaky_relu(conv3x3(HEAD_WIDTHS[level], self.dtype, PLAIN_INIT, name=f"conv{level}")(h), 0.2)
       logits.append(nn.Dense(1, dtype=self.dtype, name=f"to_logits{level}")(h).astype(jnp.float32))
     return tuple(logits)

@@ -58,7 +58,7 @@ def see(config: Config, image: Image, mask: Mask, feature_params: Any) -> tuple[
   if config.model.discriminator == "pixels":
     return image, mask
   features = vgg16.vgg16_features(feature_params, image, layers=FEATURE_LAYERS, dtype=compute_dtype(config))
-  return features, hole_shares(mask, len(FEATURE_LAYERS))
+  return features, patch_shares(config, mask)
 
 
 @jax.named_scope("adversary")
@@ -81,7 +81,7 @@ def generator_term(
 def patch_shares(config: Config, mask: Mask) -> Shares:
   """Returns the hole's share of each of the discriminator's patches, for every map of logits."""
   if config.model.discriminator == "features":
-    return hole_shares(mask, len(FEATURE_LAYERS))
+    return (mask, *hole_shares(mask, len(FEATURE_LAYERS) - 1))
   return hole_shares(mask, config.model.discriminator_layers + 1)[-1:]
 
 

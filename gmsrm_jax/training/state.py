@@ -63,7 +63,7 @@ def _begin_discriminator(config: Config, key: jax.Array) -> Any:
   size = config.model.image_size
   seen: Any = jnp.zeros((1, size, size, 3)), jnp.ones((1, size, size, 1))
   if config.model.discriminator == "features":
-    sides = [size // 2**level for level in range(1, len(FEATURE_CHANNELS) + 1)]
+    sides = [size // 2**level for level in range(len(FEATURE_CHANNELS))]
     features = [jnp.zeros((1, side, side, channels)) for side, channels in zip(sides, FEATURE_CHANNELS, strict=True)]
     seen = features, [jnp.ones((1, side, side, 1)) for side in sides]
   return make_networks(config).discriminator.init(key, *seen, update_stats=False)
