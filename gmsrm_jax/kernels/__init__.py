@@ -1,1 +1,1 @@
-"""What a machine computes faster in its own way than in XLA's; never needed."""
+"""Computes in a machine's own way what is faster so than in XLA's; never needed."""
