@@ -30,7 +30,7 @@ _SOURCE = pathlib.Path(__file__).with_name("onednn.cc")
 _TARGET = "gmsrm_convolve"
 _FORWARD, _OF_PICTURE, _OF_KERNEL = range(3)
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# oneDNN computes the gradient of a kernel with fewer channels a hundred times slower in bfloat16.
+# With one channel oneDNN 2.6 takes long for the kernel's gradient in bfloat16 (docs/speed.md).
 _NARROWEST = 8
 
 Picture = Float[Array, "b h w _c"]

@@ -96,7 +96,7 @@ class InpaintingNetwork(nn.Module):
     return filled, self.encoder(filled, mask, shares), shares
 
   def recall(self, bottom: Map, share: Share, decided: Decided | None = None) -> tuple[Map, Any]:
-    """What is read for bottleneck features, and its Retrieval: see `Memory.recall`."""
+    """Returns what is read for bottleneck features, and its Retrieval: see `Memory.recall`."""
     if not reasons(self.config):
       return self.memory.recall(self.query(bottom))
     if decided is None:
