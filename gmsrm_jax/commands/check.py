@@ -106,7 +106,7 @@ def check(config: Config) -> int:
         f"{len(shared)} held-out pictures are training pictures too ({', '.join(val for _, val in shared[:_SHOWN])}"
         f"{', …' if len(shared) > _SHOWN else ''}), so data.val={config.data.val!r} would flatter: remove them from one"
       )
-    warnings += doubts(config, scans["train"], scans["val"])
+    warnings += training_doubts(config, scans["train"], scans["val"])
   if "val" in scans:
     try:
       print(f"\n{describe_masks(config)}")
@@ -188,7 +188,7 @@ def near_copies(train: Sequence[Scan], val: Sequence[Scan]) -> list[tuple[str, s
   return found
 
 
-def doubts(config: Config, train: Sequence[Scan], val: Sequence[Scan]) -> Iterator[str]:
+def training_doubts(config: Config, train: Sequence[Scan], val: Sequence[Scan]) -> Iterator[str]:
   """Yields what a training can do with, but its owner would rather know, a line each with the way out."""
   side, least = config.model.image_size, config.data.crop_min
   alike = near_copies(train, val)

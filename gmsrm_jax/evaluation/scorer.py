@@ -30,6 +30,7 @@ from gmsrm_jax.files import local_path
 from gmsrm_jax.parallel.fixed_batches import ByImage, in_fixed_batches
 from gmsrm_jax.pretrained import inception, lpips, vgg16, weight_files
 from gmsrm_jax.pretrained.canvas import Sizes
+from gmsrm_jax.progress import ticking
 
 ALL = "all"
 """The column over all buckets."""
@@ -256,9 +257,12 @@ def _scores(
     method: {"images": int((pixels > 0).sum()), "pixels": int(pixels.sum()), "most": int(most.max())}
     for method, pixels, most in zip(methods, apart["pixels"].T, apart["most"].T, strict=True)
   }
-  check = _check_truth(checked, measure, len(methods), values)
-  scores = Scores(methods, sorted(keys), values, {}, outside, check)
-  scores.distances = _distances(scores, of_fills, of_truth)
+  with tqdm(disable=None, leave=False, bar_format="{desc}") as line, ticking(line) as say:
+    say("self-check")
+    check = _check_truth(checked, measure, len(methods), values)
+    scores = Scores(methods, sorted(keys), values, {}, outside, check)
+    say("distances of sets")
+    scores.distances = _distances(scores, of_fills, of_truth)
   return scores
 
 

@@ -119,7 +119,8 @@ class Service:
       "device": " ".join(dict.fromkeys((device.platform, device.device_kind))),
       "samples": self.limits.samples if varies(config) else 1,
       "waiting": len(self._in_work),
-      "limits": dataclasses.asdict(self.limits) | {"full_pixels": self.inpainter.full_side**2},
+      "limits": dataclasses.asdict(self.limits)
+      | {"full_side": self.inpainter.full_side, "stride": config.model.stride},
     }
 
   async def inpaint(self, request: Request) -> Response:

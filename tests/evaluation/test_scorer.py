@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
+import sys
+import time
 
 import jax
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import skimage.data
 from jax.sharding import AxisType, Mesh
 
+from gmsrm_jax import progress
 from gmsrm_jax.config import EvalConfig
 from gmsrm_jax.evaluation import report, scorer
 from gmsrm_jax.evaluation.baselines import mean_fill, telea_fill
@@ -151,3 +155,17 @@ def test_the_self_check_passes_and_would_fail(scores):
 def test_the_self_check_notices_a_program_that_measures_wrongly(measure):
   check = scorer.score(Crops(range(2)), FILLS, lambda fills, *rest: measure(np.roll(fills, 1, axis=3), *rest), 64).check
   assert not check["passed"] and check["psnr"] < 60
+
+
+def test_a_terminal_is_told_what_is_waited_for_after_the_last_picture(measure, monkeypatch):
+  class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+      return True
+
+  shown = Terminal()
+  monkeypatch.setattr(sys, "stderr", shown)
+  monkeypatch.setattr(progress, "PATIENCE", 0.0)
+  monkeypatch.setattr(progress, "_PAUSE", 0.001)
+  monkeypatch.setattr(scorer, "_distances", lambda *_: time.sleep(0.5) or {})
+  scorer.score(Crops(range(1)), {}, measure, 64)
+  assert "self-check (0 s so far)" in shown.getvalue() and "distances of sets (0 s so far)" in shown.getvalue()

@@ -218,6 +218,9 @@ def test_refusals_are_told_in_plain_words(page):
     full = page.locator("#strategy option[value=full]")
     expect(full).to_have_text("Full size, up to 256 × 256")
     expect(full).to_be_disabled()
+    # A square of 4 x 4 pixels that the picture fills in part counts whole: 65 x 64 of them are too many.
+    choose(page, "#file", np.zeros((257, 254, 3), np.uint8), "odd.png")
+    expect(full).to_be_disabled()
     choose(page, "#file", IMAGE[:200], "small.png")
     expect(full).to_be_enabled()
     page.select_option("#strategy", "full")

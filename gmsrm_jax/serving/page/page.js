@@ -128,7 +128,7 @@ function showCost() {
   const { picture } = state() ?? {};
   const whole = $("strategy").querySelector("[value=full]");
   const [chosen] = $("strategy").selectedOptions;
-  whole.disabled = picture && picture.width * picture.height > limits.full_pixels;
+  whole.disabled = picture && request.isTooLargeForFull(picture);
   const refusal = chosen === whole && whole.disabled ? request.tooLargeForFull(picture) : "";
   $("strategy").setCustomValidity(refusal);
   $("cost").textContent = refusal || chosen.dataset.cost;

@@ -15,8 +15,12 @@ $("cancel").addEventListener("click", cancel);
 
 /** Up to which size a picture is looked at in full size, in words. */
 export function fullSize() {
-  const side = Math.floor(Math.sqrt(limits.full_pixels));
-  return `up to ${side} × ${side}`;
+  return `up to ${limits.full_side} × ${limits.full_side}`;
+}
+/** The model sees whole squares of `stride` pixels, so that a part of one counts as much. */
+export function isTooLargeForFull({ width, height }) {
+  const whole = (pixels) => Math.ceil(pixels / limits.stride) * limits.stride;
+  return whole(width) * whole(height) > limits.full_side ** 2;
 }
 export const tooLargeForFull = ({ width, height }) =>
   `Full size takes pictures ${fullSize()}, and this one has ${width} × ${height} pixels. Choose “Automatic”.`;
