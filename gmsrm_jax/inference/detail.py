@@ -1,8 +1,8 @@
 """Detail for a fill from the known part of the same picture: what is finer than a layout.
 
-The network decides layout and colours. Near the rim what its fill lacks of finer detail, and deep in the hole all of it,
-is copied from known places that look alike when both are blurred, by few offsets, each for a whole stretch of the hole,
-so that neighbours come from neighbours. One coarse choice for all fine detail is the idea of contextual residual
+The network decides layout and colours. Near the rim what its fill lacks of finer detail, and deep in the hole all of
+it, is copied from known places that look alike when both are blurred, by few offsets, each for a whole stretch of the
+hole, so that neighbours come from neighbours. One coarse choice for all fine detail is the idea of contextual residual
 aggregation (Yi et al. 2020); few offsets, of which those by which a picture repeats itself are likelier, are that of
 He & Sun 2012; the choice by mean field under a Potts model is that of Krähenbühl & Koltun 2011. That the network's
 layout is compared with its contrast raised, and that energy decides how much is copied, is ours.
@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 
 CELL = 4
 """Side of a cell of the grid on which offsets are chosen, pixels at the scale that the network saw."""
-BAND = 4.0
+BAND = 6.0
 """Detail is what a Gaussian of this sigma takes away, pixels at that scale."""
 BLOCK, MARGIN = 384, 128
 """Side of the parts of a hole that are worked on together, and the reach around them for sources, pixels there."""
@@ -28,15 +28,13 @@ THIN = 8.0
 """Parts of a hole that nowhere reach this depth are left alone, pixels there."""
 RIM = 12.0
 """Depth over which the network's fill, which knows best what goes on at the rim, goes over into what is copied."""
-DEEP = 24.0
-"""Depth from which on all is copied, pixels there; from `THIN` on ever less of the fill's own detail is kept."""
 
 _BLUR = 2.0  # sigma at which places are compared, pixels at that scale
 _REACH = 3  # cells to each side of a place that are compared, too
-_AROUND = 6.0  # sigma of the neighbourhood whose mean energy tells how much detail a fill has, pixels at that scale
 _TRUST = 0.25  # weight of a cell that was filled when places are compared
 # The fill is a mean of what could be there: its structure (finer than this sigma) is fainter than a photograph's.
 _LAYOUT, _CONTRAST = 8.0, 3.0
+_AROUND = 6.0  # sigma of the neighbourhood whose mean energy tells how much detail a fill has, pixels at that scale
 _REPEATS = 0.3  # weight of how common an offset is
 _APART = 6  # cells that lie nearer than this do not count as a repetition
 _SAMPLES = 1000  # at most about so many known cells tell how the picture repeats itself
@@ -135,7 +133,7 @@ def _with_detail(
   detail = image.astype(np.float32) - base
   # Where no offset leads to a known place, the one that was chosen lends nothing.
   lent, covered = _lend(detail, mask == 0, chosen, steps)
-  factors = np.dstack([inside, *_mixture(detail, lent, share, depth)])
+  factors = np.dstack([inside, *_mixture(detail, lent, share, inside[..., 0])])
   rim, of_lent, of_own = np.split(cv2.resize(factors, (width, height)), 3, axis=2)
   mixed = of_lent * lent + of_own * detail
   return np.clip(np.round(image + strength * covered * rim * (mixed - detail)), 0, 255).astype(np.uint8)
@@ -145,12 +143,12 @@ def _mixture(
   own: Float[np.ndarray, "h w 3"],
   lent: Float[np.ndarray, "h w 3"],
   share: Float[np.ndarray, "y x"],
-  depth: Float[np.ndarray, "y x"],
+  inside: Float[np.ndarray, "y x"],
 ) -> tuple[Float[np.ndarray, "y x"], Float[np.ndarray, "y x"]]:
-  """Returns the factors of lent and own detail.
+  """Returns the factors of lent and own detail; `inside` is 0 at the rim and 1 where all is to be copied.
 
-  Copied is what the fill lacks in energy, deep in the hole all of it; what it has too much of is taken away. The
-  squares of both add up to one at most, because what is independent adds in squares.
+  Copied is at least what the fill lacks in energy, and what it has too much of is taken away. The squares of both add
+  up to one at most, because what is independent adds in squares.
   """
 
   def energy(detail: Float[np.ndarray, "h w 3"]) -> Float[np.ndarray, "y x"]:
@@ -158,7 +156,7 @@ def _mixture(
     return cv2.GaussianBlur(squares * share, (0, 0), _AROUND) + 1e-3
 
   ratio = energy(own) / energy(lent)
-  copied = np.clip(np.maximum(1.0 - ratio, (depth - THIN) / (DEEP - THIN)), 0.0, 1.0)
+  copied = np.clip(np.maximum(1.0 - ratio, inside), 0.0, 1.0)
   return np.sqrt(copied), np.sqrt((1.0 - copied) / np.maximum(ratio, 1.0))
 
 

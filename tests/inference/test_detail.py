@@ -203,3 +203,18 @@ def test_a_moved_box_is_that_of_counting(step):
     if 0 <= y + step[0] < 7 and 0 <= x + step[1] < 8
   ]
   assert list(zip(grid[here].ravel(), grid[there].ravel(), strict=True)) == expected
+
+
+@pytest.mark.parametrize(
+  ("roughness", "inside", "energy"),
+  [(0.0, 0.0, 1.0), (0.5, 0.0, 0.8125), (1.0, 0.0, 1.0), (3.0, 0.0, 1.0), (0.5, 1.0, 1.0), (3.0, 1.0, 1.0)],
+)
+def test_lent_and_own_detail_have_no_more_energy_together_than_what_is_lent(roughness, inside, energy):
+  """For a share r^2 of the energy 1 - r^2 is copied and r^2 kept: 1 - r^2 + r^4, by hand."""
+  rng = np.random.default_rng(0)
+  lent, own = rng.normal(0, (10.0, 10.0 * roughness), (256, 256, 3, 2)).astype(np.float32).transpose(3, 0, 1, 2)
+  everywhere = np.ones((256, 256), np.float32)
+  of_lent, of_own = detail._mixture(own, lent, everywhere, inside * everywhere)
+  mixed = of_lent[..., None] * lent + of_own[..., None] * own
+  assert np.square(mixed).mean() == pytest.approx(100.0 * energy, rel=0.03)
+  assert inside == 0.0 or not of_own.any()

@@ -47,7 +47,7 @@ def test_they_fit_into_a_repository_and_name_no_place_on_the_machine_that_traine
 def test_they_are_what_the_command_in_their_description_trains():
   described, card = read_run(SHIPPED), (SHIPPED / "README.md").read_text(encoding="utf-8")
   command = card.rpartition("python run.py --experiment=street ")[2].partition("\npython")[0]  # the last run's
-  changes = [word for word in command.replace("\\", " ").split() if not word.startswith(("--", "data."))]
+  changes = [word for word in command.replace("\\", " ").split() if not word.startswith(("--", "data.train", "data.val"))]
   trained = overrides.override(experiments.load("street"), changes)
   differ = overrides.differences(overrides.from_dict(described["config"]), trained)
   # Where the images lay, and how the run was watched and scored.
@@ -104,7 +104,7 @@ def test_in_large_holes_they_beat_telea_on_photographs_they_have_not_seen(model)
   psnr, distance = measure(alexnet, model(truth, masks, detail=0.0), truth)
   telea_psnr, telea_lpips = measure(alexnet, telea_fill(truth, masks), truth)
   assert psnr > telea_psnr + 1.0
-  assert distance < 0.8 * telea_lpips
+  assert distance < 0.65 * telea_lpips
   detailed_psnr, detailed_lpips = measure(alexnet, model(truth, masks), truth)
   assert detailed_psnr > telea_psnr + 0.5
-  assert detailed_lpips < 0.92 * distance
+  assert detailed_lpips < 0.98 * distance
