@@ -1,4 +1,4 @@
-"""Street photographs at 128x128 on two CPU cores: the recipe of the shipped weights.
+"""Street photographs at 128x128 on two CPU cores: the recipe that the shipped weights began with.
 
 A stand-in for Paris StreetView, for everybody who has a folder of photographs and no accelerator. Any folder will do,
 read recursively:
@@ -10,7 +10,7 @@ and how they score.
 
 The schedule is ours. Stage 2 learns the layout of large holes at half the size first, where a step costs a third; L1
 alone leads until the last fifth, which adds VGG16 features and second fills. The discriminator takes part in stage 1
-alone: in stage 2 on few photographs it costs more PSNR than it gains LPIPS. Four context blocks instead of two: on the
+alone; "For looks" in docs/train.md is the round after this one, in which it leads stage 2. Four context blocks instead of two: on the
 bottleneck grid they cost next to nothing, and what belongs into a large hole is decided there.
 """
 
