@@ -10,8 +10,8 @@ and how they score.
 
 The schedule is ours. Stage 2 learns the layout of large holes at half the size first, where a step costs a third; L1
 alone leads until the last fifth, which adds VGG16 features and second fills. The discriminator takes part in stage 1
-alone; "For looks" in docs/train.md is the round after this one, in which it leads stage 2. Four context blocks instead of two: on the
-bottleneck grid they cost next to nothing, and what belongs into a large hole is decided there.
+alone; "For looks" in docs/train.md is the round after this one, in which it leads stage 2. Four context blocks instead
+of two: on the bottleneck grid they cost next to nothing, and what belongs into a large hole is decided there.
 """
 
 from __future__ import annotations
