@@ -18,8 +18,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+FINER = 3.0
+"""A picture is looked at this many times as fine as the network saw it, at most at its own size."""
 CELL = 4
-"""Side of a cell of the grid on which offsets are chosen, pixels at the scale that the network saw."""
+"""Side of a cell of the grid on which offsets are chosen, pixels at that scale."""
 BAND = 6.0
 """Detail is what a Gaussian of this sigma takes away, pixels at that scale."""
 BLOCK, MARGIN = 384, 128
@@ -72,7 +74,7 @@ def add_detail(
     mask: 1 in all holes of the picture; none of them lends anything.
     hole: what gets detail, of the pixels at `place`.
     place: the rectangle of the picture that `hole` is about.
-    scale: pixels of the picture per pixel that the network saw, at least 1.
+    scale: pixels of the picture per pixel that is looked at, at least 1.
     strength: 1 replaces all, 0 nothing.
   """
   top, left = (span.start for span in place)
@@ -111,7 +113,7 @@ def _with_detail(
 ) -> UInt8[np.ndarray, "h w 3"]:
   height, width = mask.shape
   grid = max(1, round(height / scale / CELL)), max(1, round(width / scale / CELL))
-  seen = (grid[1] * CELL, grid[0] * CELL)  # as the network saw it, in whole cells; OpenCV wants the width first
+  seen = (grid[1] * CELL, grid[0] * CELL)  # at that scale, in whole cells; OpenCV wants the width first
   small = cv2.resize(image, seen, interpolation=cv2.INTER_AREA).astype(np.float32)
   share = cv2.resize((mask > 0).astype(np.float32), seen, interpolation=cv2.INTER_AREA)
   depth = cv2.distanceTransform((share > 0).astype(np.uint8), cv2.DIST_L2, 3)

@@ -24,7 +24,7 @@ from gmsrm_jax.data.masks.hole_files import read_hole
 from gmsrm_jax.errors import ConfigError, check_number, check_seed, one_of, require
 from gmsrm_jax.files import SHIPPED, local_path
 from gmsrm_jax.inference import tiling
-from gmsrm_jax.inference.detail import add_detail
+from gmsrm_jax.inference.detail import FINER, add_detail
 from gmsrm_jax.models.inpainter import draw_noise, predict_pixels, varies
 from gmsrm_jax.training.run_folder import read_config
 from gmsrm_jax.training.state import make_networks
@@ -155,7 +155,8 @@ class Inpainter:
       # After all of them: until then what the other holes hide could be seen.
       for patch in patches if detail > 0 else ():
         before("detail", windows)
-        add_detail(filled, mask, patch.hole, patch.place, patch.windows[0].scale, detail)
+        scale = max(1.0, patch.windows[0].scale / FINER)
+        add_detail(filled, mask, patch.hole, patch.place, scale, detail)
       yield filled
 
   @property

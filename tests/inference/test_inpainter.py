@@ -140,6 +140,17 @@ def test_each_step_is_told_and_what_compiles_is_told_once(model):
   assert firsts == [(0, 0), (0, windows // inpainter.BATCH * inpainter.BATCH)]
 
 
+def test_detail_is_looked_for_three_times_as_fine_as_the_network_saw_at_most_in_the_photos_pixels(model, monkeypatch):
+  scales = []
+  monkeypatch.setattr(inpainter, "add_detail", lambda *arguments: scales.append(arguments[4]))
+  size = model.config.model.image_size
+  for side in (size // 4, size, 3 * size):  # a window is twice as wide: 1, 2 and 6 pixels for one that is seen
+    mask = np.zeros((8 * size, 8 * size), np.uint8)
+    mask[2 * size : 2 * size + side, size : size + side] = 1
+    model(np.zeros((*mask.shape, 3), np.uint8), mask)
+  assert scales == [1.0, 1.0, pytest.approx(2.0, rel=0.05)]
+
+
 def test_many_sizes_compile_few_programs(model):
   inpainter.predict.clear_cache()
   rng = np.random.default_rng(0)
